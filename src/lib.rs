@@ -1,0 +1,71 @@
+//! skep: a swarm manager in one small binary.
+//!
+//! skep is Docker Swarm mode's manager plane rebuilt without Go, gRPC or an async runtime: a Raft node, a replicated
+//! object store with tables, transactions and watch, membership over a length-prefixed mutual-TLS protocol, and a
+//! certificate authority with join tokens. It runs as a daemon (`skep run`), and embeds as a library.
+//!
+//! # Map
+//!
+//! Dedicated OS threads share nothing but bounded queues and the store's read snapshots:
+//!
+//! ```text
+//!  CLI, peers, agents
+//!      | TLS 1.3 frames (peers, agents) / plain frames on a unix socket (local CLI)
+//!  +---v---+  requests   +--------------------------------------+
+//!  |  net  |------------>| services: control, ca                |
+//!  | (mio) |<-- replies -+--------+-----------------^-----------+
+//!  +-^---+-+                      | Change          | snapshot + events
+//!    |   | peer messages          v                 |
+//!    | +-v------------------------------+   +-------+---------+
+//!    | |  raft: tick / ready loop       |   |  store + watch  |
+//!    | +-+-----------^----------+-------+   +-------^---------+
+//!    |   | persist   | done     | committed         | the only writer
+//!    |   v           |          v                   |
+//!    | +-+-----------+-+   +----+-------------------+--+
+//!    | |  wal (mmap)   |   |  apply                    |
+//!    | +---------------+   +---------------------------+
+//!    +--- outgoing peer messages ---
+//! ```
+//!
+//! A write goes one way round: `net` decodes a frame, `control` turns the request and the store's state into a change or
+//! a refusal, `raft` proposes, `wal` makes it durable here while peers make it durable there, `apply` checks and applies
+//! it, the outcome goes back to `net`, events go to watchers.
+//!
+//! Actors are two files: `machine.rs` decides (no clock, no I/O, no threads, no randomness), `run.rs` does (thread,
+//! queues, clock). A whole cluster of machines runs in one thread under one seed in `tests/sim`.
+//!
+//! # Layers
+//!
+//! A folder may name only folders above it in this table; `tests/layers.rs` reads it and fails on an upward import.
+//!
+//! | folder | charter |
+//! |---|---|
+//! | `sys` | the only door to time, randomness, threads, queues, files, metrics |
+//! | `types` | the nouns: ids, revisions, the ten object kinds, changes, requests, limits; plain serde data |
+//! | `codec` | bytes: frames, versioned envelopes with size limits, Raft messages |
+//! | `pki` | keys, certificates, tokens, sealing: pure functions of bytes, time and entropy |
+//! | `wal` | the log and snapshot files; knows index and term, not contents |
+//! | `store` | tables, indexes, read snapshots, transactions, watch |
+//! | `apply` | committed entries to store; deterministic, exactly once, the one writer |
+//! | `raft` | agreement: tikv/raft-rs wrapped in a machine; membership, proposals, reads, snapshots |
+//! | `net` | sockets, TLS, frames, peers, routing by call and role; knows no service |
+//! | `client` | a blocking caller for the command line, for joining, and for embedders |
+//! | `control` | the service behind the command line: validation, changes, queries, redaction |
+//! | `ca` | the service that hands out the root certificate and signs nodes' requests |
+//! | `node` | wires all of it: start, leader term, shutdown order |
+//! | `cli` | what a person types and reads |
+
+pub mod apply;
+pub mod ca;
+pub mod cli;
+pub mod client;
+pub mod codec;
+pub mod control;
+pub mod net;
+pub mod node;
+pub mod pki;
+pub mod raft;
+pub mod store;
+pub mod sys;
+pub mod types;
+pub mod wal;

@@ -1,0 +1,1 @@
+//! Requests and answers (placeholder until the contract lands).

@@ -1,0 +1,80 @@
+//! Who takes part: roles, members of the Raft group, callers.
+
+use serde::{Deserialize, Serialize};
+
+use super::{NodeId, RaftId};
+
+/// A node's role: the OU of its certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Runs tasks.
+    Worker,
+    /// Takes part in the Raft group.
+    Manager,
+}
+
+impl Role {
+    /// The certificate's OU.
+    pub const fn organizational_unit(self) -> &'static str {
+        match self {
+            Self::Worker => "swarm-worker",
+            Self::Manager => "swarm-manager",
+        }
+    }
+
+    /// What a person types: `worker` or `manager`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Manager => "manager",
+        }
+    }
+}
+
+/// Whether a member votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// Counts towards quorum.
+    Voter,
+    /// Receives the log until it has caught up; never votes.
+    Learner,
+}
+
+/// A member of the Raft group. Part of the replicated state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its Raft id.
+    pub raft_id: RaftId,
+    /// Its identity.
+    pub node_id: NodeId,
+    /// Where it listens, `host:port`.
+    pub addr: String,
+    /// Whether it votes.
+    pub role: MemberRole,
+}
+
+/// The context of a membership entry in the Raft log. Apply decides; a refused one changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberChange {
+    /// Adds a learner. `raft_id` must be the next of the counter.
+    AddLearner {
+        /// The id reserved for it.
+        raft_id: RaftId,
+        /// Its identity.
+        node_id: NodeId,
+        /// Where it listens.
+        addr: String,
+    },
+    /// Makes a learner a voter.
+    Promote {
+        /// Which.
+        raft_id: RaftId,
+    },
+    /// Removes a member; its raft id is never used again.
+    Remove {
+        /// Which.
+        raft_id: RaftId,
+    },
+}

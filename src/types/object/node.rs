@@ -1,0 +1,162 @@
+//! Nodes: machines and their certificates.
+
+use super::*;
+
+/// A machine. Its id is the CN of its certificate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Identity.
+    pub id: NodeId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What was asked for.
+    pub spec: NodeSpec,
+    /// What the node said of itself.
+    pub description: NodeDescription,
+    /// What the swarm observed.
+    pub status: NodeStatus,
+    /// The last certificate issued.
+    pub certificate: Certificate,
+    /// The role the node acts in now; follows `spec.desired_role`.
+    pub role: Role,
+}
+
+/// What is asked of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Labels set by people; the name is unused, the hostname stands in the description.
+    pub annotations: Annotations,
+    /// The role it should have.
+    pub desired_role: Role,
+    /// Whether it may take part.
+    pub membership: MembershipState,
+    /// Whether it takes tasks.
+    pub availability: Availability,
+}
+
+/// Whether a node may take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MembershipState {
+    /// Waits for approval.
+    Pending,
+    /// Takes part.
+    Accepted,
+}
+
+/// Whether a node takes tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// Takes tasks.
+    Active,
+    /// Keeps its tasks, takes no new ones.
+    Pause,
+    /// Gives its tasks away.
+    Drain,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDescription {
+    /// Its host name; also what `skep run --name` sets.
+    pub hostname: String,
+    /// CPU architecture, as `uname -m` prints it.
+    pub architecture: String,
+    /// Operating system.
+    pub os: String,
+    /// Processor time, in billionths of a core.
+    pub nano_cpus: i64,
+    /// Memory in bytes.
+    pub memory_bytes: i64,
+    /// Countable and named resources besides.
+    pub generic_resources: Vec<GenericResource>,
+    /// Version of what runs tasks there.
+    pub engine_version: String,
+    /// Labels set on the engine.
+    pub engine_labels: BTreeMap<String, String>,
+    /// Plugins: (type, name).
+    pub plugins: Vec<(String, String)>,
+    /// SHA-256 of the root certificates it trusts, base36, empty if unknown.
+    pub trust_root_digest: String,
+    /// DER subject of the issuer of its certificate.
+    #[serde(with = "serde_bytes")]
+    pub certificate_issuer: Vec<u8>,
+}
+
+/// A countable or named resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GenericResource {
+    /// So many of a kind.
+    Discrete {
+        /// The kind.
+        kind: String,
+        /// How many.
+        value: i64,
+    },
+    /// One of a kind, by name.
+    Named {
+        /// The kind.
+        kind: String,
+        /// Its name.
+        value: String,
+    },
+}
+
+/// What the swarm observed of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its state.
+    pub state: NodeState,
+    /// Why.
+    pub message: String,
+    /// The address it was last seen at.
+    pub addr: String,
+}
+
+/// A node's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Not heard of since the leader changed.
+    Unknown,
+    /// Lost.
+    Down,
+    /// Heard of.
+    Ready,
+    /// On its way to another manager.
+    Disconnected,
+}
+
+/// A node's certificate and how far its issue is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The role it names.
+    pub role: Role,
+    /// The signing request, PEM.
+    pub csr: String,
+    /// How far.
+    pub state: IssuanceState,
+    /// Why it failed.
+    pub error: String,
+    /// The chain, PEM.
+    pub certificate: String,
+}
+
+/// How far the issue of a certificate is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IssuanceState {
+    /// Nothing asked.
+    Unknown,
+    /// A known node asked for a new one.
+    Renew,
+    /// A new node asked.
+    Pending,
+    /// Signed.
+    Issued,
+    /// Refused.
+    Failed,
+    /// The node is told to ask for a new one.
+    Rotate,
+}
