@@ -1,1 +1,327 @@
-//! Not written yet.
+//! The certificate authority: hands out the root certificate and signs newcomers' requests.
+//!
+//! Three calls, served by the leader, for anybody who can connect: [`get_root`], [`issue`] and [`status`]. A newcomer
+//! without a certificate asks for the root and checks it against its join token, sends a signing request with the
+//! token, and then asks for its certificate until it is there. [`found`] does all of that at once for the first manager,
+//! who has nobody to ask.
+//!
+//! What the rest of the program may rely on:
+//!
+//! - Nothing here writes: [`issue`] returns the [`Change`] that makes the node, and only when that is committed does the
+//!   node exist. The certificate it holds is handed out by [`status`], from the store, and so never before.
+//! - The node's id derives from the change's id. A newcomer that repeats its request under the same change id gets the
+//!   same node: the store answers the repetition, and the certificate signed the second time is dropped with it.
+//! - The role comes from the token that matched, the subject from the store; nothing in a request but its public key
+//!   reaches a certificate.
+//! - No answer holds a private key or a token.
+//!
+//! Everything is a function of the request, the [`Directory`], time and entropy.
+//!
+//! Not here: certificates for nodes that have one already (renewal), for nodes that only wait for approval, and new
+//! roots. They meet this code in two places: [`issue`] decides who the caller is before it asks for a token, and
+//! [`IssuanceState`] already knows the states in between, which [`status`] reports as they are.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa, same_secret};
+use crate::sys::entropy::Entropy;
+use crate::types::object::{
+    self, Availability, Certificate, Cluster, IssuanceState, JoinTokens, MembershipState, Meta, Node, NodeDescription,
+    NodeSpec, NodeState, NodeStatus, Sensitive,
+};
+use crate::types::{Change, ChangeId, ClusterId, Code, NodeId, Object, Operation, Revision, Role, Status, Timestamp};
+
+/// What the authority needs to know of the store, at one revision.
+pub trait Directory {
+    /// The cluster object; `None` until the first manager has made it.
+    fn cluster(&self) -> Option<Cluster>;
+    /// A node.
+    fn node(&self, id: NodeId) -> Option<Node>;
+}
+
+/// Answer to the call for the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootAnswer {
+    /// The root certificates, PEM.
+    pub root_pem: String,
+    /// Their digest as join tokens show it. For display: who asks compares the bytes with its token itself.
+    pub digest: String,
+}
+
+/// A newcomer's request for a certificate.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssueRequest {
+    /// A signing request, PEM.
+    pub csr_pem: String,
+    /// The join token; decides the role.
+    pub token: String,
+    /// What the node says of itself.
+    pub description: NodeDescription,
+    /// Whether it takes tasks.
+    pub availability: Availability,
+}
+
+impl fmt::Debug for IssueRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IssueRequest")
+            .field("hostname", &self.description.hostname)
+            .field("availability", &self.availability)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answer to a request for a certificate, once the change is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssueAnswer {
+    /// The new node.
+    pub node_id: NodeId,
+    /// Whether it may take part already.
+    pub membership: MembershipState,
+}
+
+/// Asks for a node's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusRequest {
+    /// Which node.
+    pub node_id: NodeId,
+}
+
+/// How far a node's certificate is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateAnswer {
+    /// How far; the chain is there when this says issued.
+    pub state: IssuanceState,
+    /// The role in the certificate.
+    pub role: Role,
+    /// The node's certificate and what links it to the root, PEM.
+    pub chain_pem: String,
+    /// Why it was refused, if it was.
+    pub error: String,
+}
+
+/// What [`issue`] decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Issue {
+    /// Makes the node. `term` is left to the caller.
+    pub change: Change,
+    /// What to answer when the change is committed.
+    pub answer: IssueAnswer,
+}
+
+/// What the first manager begins with.
+#[derive(Clone, Debug)]
+pub struct Founding {
+    /// For the cluster object.
+    pub root_ca: object::RootCa,
+    /// The manager's own node object.
+    pub node: Node,
+    /// Its certificate and key, to be kept on its disk.
+    pub identity: NodeIdentity,
+}
+
+/// The swarm's root certificates.
+///
+/// # Errors
+/// `Unavailable` until there is a cluster.
+pub fn get_root(directory: &dyn Directory) -> Result<RootAnswer, Status> {
+    let mut cluster = directory.cluster().ok_or_else(starting)?;
+    let root_pem = std::mem::take(&mut cluster.root_ca.certificate);
+    if root_pem.is_empty() {
+        return Err(starting());
+    }
+    let digest = pki::root_digest(&root_pem);
+    Ok(RootAnswer { root_pem, digest })
+}
+
+/// Signs a newcomer's request. `change` and `after` are the caller's, fixed before its first attempt.
+///
+/// # Errors
+/// `InvalidArgument` for a bad request or token, `Unavailable` until there is a cluster, `FailedPrecondition` when the
+/// swarm cannot sign.
+pub fn issue(
+    directory: &dyn Directory,
+    request: &IssueRequest,
+    change: ChangeId,
+    after: Revision,
+    now_ms: u64,
+    entropy: &mut dyn Entropy,
+) -> Result<Issue, Status> {
+    if request.csr_pem.is_empty() {
+        return Err(Status::new(Code::InvalidArgument, "a signing request is needed"));
+    }
+    check_description(&request.description)?;
+    let cluster = directory.cluster().ok_or_else(starting)?;
+    let role = role_of_token(&cluster, &request.token)?;
+    let root = signer(&cluster)?;
+
+    let node_id = node_of_change(change);
+    let validity = certificate_validity(&cluster);
+    let chain_pem = root.sign_request(&request.csr_pem, node_id, role, cluster.id, now_ms, validity, entropy)?;
+    let certificate = Certificate {
+        role,
+        csr: request.csr_pem.clone(),
+        state: IssuanceState::Issued,
+        error: String::new(),
+        certificate: chain_pem,
+    };
+    let node = new_node(node_id, request.description.clone(), request.availability, certificate);
+    let answer = IssueAnswer { node_id, membership: node.spec.membership };
+    let change = Change {
+        id: change,
+        after,
+        time: Timestamp(now_ms),
+        term: None,
+        operations: vec![Operation::Create(Object::Node(node))],
+    };
+    Ok(Issue { change, answer })
+}
+
+/// How far a node's certificate is.
+///
+/// # Errors
+/// `NotFound` when there is no such node.
+pub fn status(directory: &dyn Directory, node_id: NodeId) -> Result<CertificateAnswer, Status> {
+    let node = directory
+        .node(node_id)
+        .ok_or_else(|| Status::new(Code::NotFound, format!("node {node_id} is not part of this swarm")))?;
+    let Certificate { role, state, error, certificate, .. } = node.certificate;
+    Ok(CertificateAnswer { state, role, chain_pem: certificate, error })
+}
+
+/// Makes the root, the join tokens and the first manager's certificate.
+///
+/// # Errors
+/// When the clock shows a date that no certificate can hold.
+pub fn found(
+    cluster_id: ClusterId,
+    node_id: NodeId,
+    description: NodeDescription,
+    validity: Duration,
+    now_ms: u64,
+    entropy: &mut dyn Entropy,
+) -> Result<Founding, PkiError> {
+    let root = RootCa::generate(now_ms, entropy)?;
+    let key = pki::generate_key(entropy);
+    let csr = pki::signing_request(&key)?;
+    let chain_pem = root.sign_request(&csr, node_id, Role::Manager, cluster_id, now_ms, validity, entropy)?;
+    let identity = NodeIdentity::new(&chain_pem, key)?;
+    let certificate = Certificate {
+        role: Role::Manager,
+        csr,
+        state: IssuanceState::Issued,
+        error: String::new(),
+        certificate: chain_pem,
+    };
+    let node = new_node(node_id, description, Availability::Active, certificate);
+    Ok(Founding { root_ca: root_object(&root, entropy), node, identity })
+}
+
+/// The node that a change with this id creates.
+pub fn node_of_change(change: ChangeId) -> NodeId {
+    // Hashed, so that a newcomer cannot choose its id by choosing the change's.
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    hash.update(b"skep node of change");
+    hash.update(&change.0.to_be_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.finish().as_ref()[..16]);
+    NodeId(u128::from_be_bytes(id))
+}
+
+fn root_object(root: &RootCa, entropy: &mut dyn Entropy) -> object::RootCa {
+    let certificate = root.certificate_pem().to_owned();
+    let join_tokens = JoinTokens {
+        worker: JoinToken::generate(&certificate, entropy).to_string(),
+        manager: JoinToken::generate(&certificate, entropy).to_string(),
+    };
+    object::RootCa {
+        key: Sensitive(root.key().to_pem().as_bytes().to_vec()),
+        digest: pki::root_digest(&certificate),
+        certificate,
+        join_tokens,
+        rotation: None,
+        last_forced_rotation: 0,
+    }
+}
+
+fn new_node(id: NodeId, description: NodeDescription, availability: Availability, certificate: Certificate) -> Node {
+    let role = certificate.role;
+    Node {
+        id,
+        meta: Meta::default(),
+        spec: NodeSpec {
+            annotations: object::Annotations::default(),
+            desired_role: role,
+            membership: MembershipState::Accepted,
+            availability,
+        },
+        description,
+        status: NodeStatus { state: NodeState::Unknown, message: String::new(), addr: String::new() },
+        certificate,
+        role,
+    }
+}
+
+/// The role that a token admits to: the manager's is compared first, and both always, so that the time tells nothing.
+fn role_of_token(cluster: &Cluster, token: &str) -> Result<Role, Status> {
+    let tokens = &cluster.root_ca.join_tokens;
+    if tokens.manager.is_empty() && tokens.worker.is_empty() {
+        return Err(starting());
+    }
+    let (manager, worker) = (same_secret(&tokens.manager, token), same_secret(&tokens.worker, token));
+    if manager {
+        Ok(Role::Manager)
+    } else if worker {
+        Ok(Role::Worker)
+    } else {
+        let message = "A valid join token is necessary to join this cluster";
+        Err(Status::new(Code::InvalidArgument, message)
+            .with_hint("print one on any manager with `skep token show --role manager`; tokens change when rotated"))
+    }
+}
+
+fn signer(cluster: &Cluster) -> Result<RootCa, Status> {
+    let root = &cluster.root_ca;
+    if root.key.0.is_empty() {
+        let message = "this swarm does not hold its root key, so it cannot sign certificates";
+        return Err(Status::new(Code::FailedPrecondition, message));
+    }
+    // A failure is the swarm's, not the newcomer's, and the text could not help it.
+    let broken = || Status::new(Code::Internal, "the swarm's root certificate or key is unusable");
+    let key = std::str::from_utf8(&root.key.0).map_err(|_| broken())?;
+    RootCa::load(&root.certificate, key).map_err(|_| broken())
+}
+
+fn certificate_validity(cluster: &Cluster) -> Duration {
+    let asked = Duration::from_millis(cluster.spec.ca.node_certificate_expiry_ms);
+    if asked < MIN_VALIDITY { DEFAULT_VALIDITY } else { asked }
+}
+
+/// A host name is shown on terminals and is not checked by anybody else.
+fn check_description(description: &NodeDescription) -> Result<(), Status> {
+    let hostname = &description.hostname;
+    if hostname.len() > MAX_HOSTNAME_BYTES || hostname.chars().any(char::is_control) {
+        let message = format!("a host name has at most {MAX_HOSTNAME_BYTES} bytes and no control characters");
+        return Err(Status::new(Code::InvalidArgument, message).with_hint("set another with `skep run --name NODE`"));
+    }
+    Ok(())
+}
+
+fn starting() -> Status {
+    Status::new(Code::Unavailable, "the swarm's certificate authority is still starting")
+        .with_hint("try again in a moment")
+}
+
+/// Validity of a node's certificate unless the swarm's settings say otherwise: 90 days, as swarmkit.
+pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(90 * 86_400);
+
+/// Settings below this are taken for the default, as swarmkit does.
+pub const MIN_VALIDITY: Duration = Duration::from_secs(3600);
+
+/// The longest host name (RFC 1035 section 3.1).
+const MAX_HOSTNAME_BYTES: usize = 253;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! What a certificate says about its holder.
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::der_parser::oid::Oid;
+use x509_parser::oid_registry;
+use x509_parser::prelude::FromDer;
+
+use super::keys::{PrivateKey, PublicKey};
+use super::{PkiError, pem, tls};
+use crate::types::{ClusterId, NodeId, Role};
+
+/// The identity in a node's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// CN.
+    pub node_id: NodeId,
+    /// OU.
+    pub role: Role,
+    /// O.
+    pub cluster_id: ClusterId,
+    /// Valid from, milliseconds since 1970.
+    pub not_before_ms: u64,
+    /// Valid through this second, milliseconds since 1970.
+    pub not_after_ms: u64,
+}
+
+impl Identity {
+    /// Whether the certificate is past its end.
+    pub const fn is_expired(&self, now_ms: u64) -> bool {
+        // Certificates count whole seconds, the last one included.
+        now_ms / 1000 > self.not_after_ms / 1000
+    }
+}
+
+/// Reads the identity from a certificate (DER). Says nothing about who signed it.
+///
+/// # Errors
+/// [`PkiError::Unreadable`] for anything but one certificate, trailing bytes included; [`PkiError::NoIdentity`] when the
+/// subject has not exactly one CN, OU and O, or they are not a node id, a role and a cluster id.
+pub fn identity_of(der: &[u8]) -> Result<Identity, PkiError> {
+    let certificate = parse(der)?;
+    let common_name = only(&certificate, &oid_registry::OID_X509_COMMON_NAME)
+        .ok_or(PkiError::NoIdentity("it needs exactly one common name (CN)"))?;
+    let unit = only(&certificate, &oid_registry::OID_X509_ORGANIZATIONAL_UNIT)
+        .ok_or(PkiError::NoIdentity("it needs exactly one organizational unit (OU)"))?;
+    let organization = only(&certificate, &oid_registry::OID_X509_ORGANIZATION_NAME)
+        .ok_or(PkiError::NoIdentity("it needs exactly one organization (O)"))?;
+    let role = [Role::Worker, Role::Manager].into_iter().find(|role| role.organizational_unit() == unit);
+    let validity = certificate.validity();
+    let milliseconds = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
+    Ok(Identity {
+        node_id: common_name.parse().map_err(|_| PkiError::NoIdentity("its common name (CN) is not a node id"))?,
+        role: role.ok_or(PkiError::NoIdentity("its organizational unit (OU) is not a role"))?,
+        cluster_id: organization.parse().map_err(|_| PkiError::NoIdentity("its organization (O) is not a swarm id"))?,
+        not_before_ms: milliseconds(validity.not_before.timestamp()),
+        not_after_ms: milliseconds(validity.not_after.timestamp()),
+    })
+}
+
+/// What a peer's certificate amounts to. That a node was removed is for the caller to find out: the store knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// No certificate: somebody who wants to join, or who knows the port.
+    None,
+    /// A node of this swarm.
+    Valid(Identity),
+    /// Once a node of this swarm, and may ask for a new certificate.
+    Expired(Identity),
+}
+
+impl Class {
+    /// The identity of a valid certificate.
+    pub const fn valid(&self) -> Option<&Identity> {
+        match self {
+            Self::Valid(identity) => Some(identity),
+            Self::None | Self::Expired(_) => None,
+        }
+    }
+}
+
+/// Classifies the peer of a connection by what its `peer_certificates()` returns after the handshake. Only for
+/// connections made with [`super::server_config`] or [`super::client_config`], which have checked the signatures.
+pub fn classify(peer_certificates: Option<&[CertificateDer<'_>]>, now_ms: u64) -> Class {
+    let Some(leaf) = peer_certificates.and_then(<[_]>::first) else {
+        return Class::None;
+    };
+    match identity_of(leaf) {
+        Ok(identity) if identity.is_expired(now_ms) => Class::Expired(identity),
+        Ok(identity) => Class::Valid(identity),
+        // The handshake refuses such a certificate, except where anything is trusted: there it proves nothing.
+        Err(_) => Class::None,
+    }
+}
+
+/// A node's own certificate chain and key, checked to belong together.
+#[derive(Clone, Debug)]
+pub struct NodeIdentity {
+    identity: Identity,
+    chain_pem: String,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKey,
+}
+
+impl NodeIdentity {
+    /// From the chain (PEM, the node's certificate first) and the key it was asked for.
+    ///
+    /// # Errors
+    /// When the chain is unreadable, names no node, or is for another key.
+    pub fn new(chain_pem: &str, key: PrivateKey) -> Result<Self, PkiError> {
+        let chain = pem::certificates(chain_pem, "node certificate")?;
+        let leaf = chain.first().expect("a chain that was read is not empty");
+        let identity = identity_of(leaf)?;
+        if PublicKey::read(parse(leaf)?.public_key(), "key in the node certificate")? != key.public() {
+            return Err(PkiError::KeyMismatch { what: "node" });
+        }
+        Ok(Self { identity, chain_pem: chain_pem.to_owned(), chain, key })
+    }
+
+    /// Checks that the chain was signed by one of the roots and is valid now.
+    ///
+    /// # Errors
+    /// [`PkiError::Tls`] with the reason.
+    pub fn verify(&self, roots_pem: &str, now_ms: u64) -> Result<(), PkiError> {
+        let (leaf, rest) = self.chain.split_first().expect("a chain that was read is not empty");
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(now_ms));
+        tls::client_verifier(roots_pem)?.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(PkiError::Tls)
+    }
+
+    /// Who the node is.
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The chain, PEM.
+    pub fn chain_pem(&self) -> &str {
+        &self.chain_pem
+    }
+
+    /// The private key.
+    pub const fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+}
+
+/// Reads one certificate and nothing after it.
+pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(PkiError::Unreadable { what: "certificate" }),
+    }
+}
+
+/// The value of an attribute that the subject has exactly once.
+fn only<'a>(certificate: &'a X509Certificate<'_>, oid: &Oid<'static>) -> Option<&'a str> {
+    let mut values = certificate.subject().iter_by_oid(oid);
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.as_str().ok(),
+        _ => None,
+    }
+}
