@@ -14,6 +14,7 @@ use super::{ClusterId, NodeId, ObjectId, Revision, Role, Timestamp};
 mod cluster;
 mod network;
 mod node;
+pub mod readable;
 mod service;
 mod task;
 mod volume;
@@ -124,7 +125,7 @@ pub struct Annotations {
 /// Bytes that must not appear in logs, errors or `Debug`. `control` redacts them before anything leaves a manager.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Sensitive(#[serde(with = "serde_bytes")] pub Vec<u8>);
+pub struct Sensitive(#[serde(with = "readable")] pub Vec<u8>);
 
 impl fmt::Debug for Sensitive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -181,7 +182,7 @@ pub struct ConfigSpec {
     /// Name and labels.
     pub annotations: Annotations,
     /// The data; at most [`super::limits::MAX_CONFIG_BYTES`].
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "readable")]
     pub data: Vec<u8>,
     /// Template engine applied when a task reads it.
     pub templating: Option<Driver>,
@@ -212,7 +213,7 @@ pub struct Resource {
     /// The extension's name.
     pub kind: String,
     /// The user's bytes; at most [`super::limits::MAX_CONFIG_BYTES`].
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "readable")]
     pub payload: Vec<u8>,
 }
 
