@@ -47,7 +47,7 @@ impl Resolver {
 
     /// Whether a name was found, or not.
     pub(super) fn has_results(&self) -> bool {
-        self.results.len() > 0
+        !self.results.is_empty()
     }
 
     /// Begins to look a dial's name up.
