@@ -166,6 +166,8 @@ fn only<'a>(certificate: &'a X509Certificate<'_>, oid: &Oid<'static>) -> Option<
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use proptest::prelude::*;
     use rcgen::{CertificateParams, DistinguishedName, DnType};
 

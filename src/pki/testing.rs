@@ -1,5 +1,7 @@
 //! What the tests of this folder share.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use ring::rand::SystemRandom;

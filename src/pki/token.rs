@@ -184,6 +184,8 @@ const DIGEST_LENGTH: usize = 50;
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use proptest::prelude::*;
 
     use super::*;

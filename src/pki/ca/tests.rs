@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use rcgen::{CustomExtension, KeyPair, PKCS_ECDSA_P384_SHA384, SigningKey};
 use x509_parser::extensions::GeneralName;

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)]
+
 use rustls::pki_types::PrivateKeyDer;
 use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, ClientConnection, Connection, HandshakeKind, ServerConnection};
