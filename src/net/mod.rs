@@ -1,1 +1,2 @@
-//! Not written yet.
+//! Connections: sockets, TLS, frames, streams and peers, on one thread.
+pub mod handler;

@@ -1,1 +1,638 @@
-//! Requests and answers (placeholder until the contract lands).
+//! Requests and answers: what travels between command line, managers and nodes.
+//!
+//! Every call is one request body and one answer body, or a stream of answer bodies ([`Call::is_stream`]). Bodies are
+//! versioned envelopes of the types here (`codec::envelope`).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::object::{Availability, Kind, NodeDescription, Object, Profile, Sensitive};
+use super::{
+    Caller, ChangeId, ClusterId, Index, Lineage, Member, MemberRole, NodeId, ObjectId, Position, RaftId, Revision,
+    Role, Term,
+};
+
+/// A call, by its number on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u16)]
+pub enum Call {
+    /// [`Query`] to [`Answer`]: reads.
+    Query = 1,
+    /// [`WriteRequest`] to [`Answer::Written`].
+    Write = 2,
+    /// [`WatchRequest`] to a stream of [`WatchItem`].
+    Watch = 3,
+    /// [`Admin`] to [`Answer`]: acts on this manager (transfer, snapshot, leave).
+    Admin = 4,
+    /// [`SnapshotRequest`] to a stream of raw snapshot bytes.
+    Snapshot = 16,
+    /// [`ResolveAddress`] to [`Answer::Address`].
+    ResolveAddress = 17,
+    /// Nothing to [`Answer::Done`]: answered once the node takes part.
+    Health = 18,
+    /// [`JoinRequest`] to [`JoinAnswer`].
+    Join = 32,
+    /// [`LeaveRequest`] to [`Answer::Done`].
+    Leave = 33,
+    /// [`SetAddressRequest`] to [`Answer::Done`].
+    SetAddress = 34,
+    /// Nothing to the root certificate.
+    GetRoot = 48,
+    /// A signing request to a certificate.
+    Issue = 49,
+    /// A node id to its certificate.
+    CertificateStatus = 50,
+}
+
+impl Call {
+    /// Every call, for tables and tests.
+    pub const ALL: [Self; 13] = [
+        Self::Query,
+        Self::Write,
+        Self::Watch,
+        Self::Admin,
+        Self::Snapshot,
+        Self::ResolveAddress,
+        Self::Health,
+        Self::Join,
+        Self::Leave,
+        Self::SetAddress,
+        Self::GetRoot,
+        Self::Issue,
+        Self::CertificateStatus,
+    ];
+
+    /// The call of this number.
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| *call as u16 == number)
+    }
+
+    /// Whether the answer is a stream.
+    pub const fn is_stream(self) -> bool {
+        matches!(self, Self::Watch | Self::Snapshot)
+    }
+}
+
+/// The first frame on a connection, both ways between managers, from the manager only on others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The wire protocol spoken.
+    pub protocol: u16,
+    /// The swarm.
+    pub cluster_id: ClusterId,
+    /// The sender.
+    pub node_id: NodeId,
+    /// Its Raft id; `None` before it has joined.
+    pub raft_id: Option<RaftId>,
+    /// Its history.
+    pub lineage: Lineage,
+    /// How often it has started; raised and synced at each start.
+    pub boot: u64,
+    /// Random per process: the same boot with another nonce is a copied directory.
+    pub nonce: u64,
+    /// The last durable log entry, so that a member that was rolled back is noticed.
+    pub last: Position,
+    /// Where it listens.
+    pub advertise: String,
+    /// The newest format of replicated bytes it understands.
+    pub feature_level: u32,
+    /// The revision its store is at; callers make change ids after it.
+    pub revision: Revision,
+}
+
+/// The protocol number in [`Hello`].
+pub const PROTOCOL: u16 = 1;
+/// The feature level this build writes and understands.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// A read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// Answer from the local store at once, leader or not; else the answer is linearizable.
+    pub stale: bool,
+    /// What to read.
+    pub what: QueryKind,
+}
+
+/// What a [`Query`] reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QueryKind {
+    /// This manager's state; always local.
+    Status,
+    /// The Raft group as this manager knows it; always local.
+    Members,
+    /// Raft's progress; always local.
+    Raft,
+    /// Objects of a kind.
+    List(Kind, Filter),
+    /// One object by name, id or unambiguous id prefix.
+    Inspect(Kind, String),
+    /// The join token for a role.
+    Token(Role),
+    /// What became of a change.
+    Change(ChangeId, Revision),
+}
+
+/// Which objects of a kind. Several values of one field mean any; several fields mean all, except that for secrets,
+/// configs, resources and extensions `names`, `name_prefixes` and `id_prefixes` are alternatives to each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filter {
+    /// Whole names, ignoring case.
+    pub names: Vec<String>,
+    /// Beginnings of names, ignoring case.
+    pub name_prefixes: Vec<String>,
+    /// Beginnings of ids.
+    pub id_prefixes: Vec<String>,
+    /// Labels that must be there; with a value, have it.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Resources: of these kinds.
+    pub kinds: Vec<String>,
+}
+
+/// A write, to be retried with the same `change` and `after` until it has a definite answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WriteRequest {
+    /// Fixed before the first attempt.
+    pub change: ChangeId,
+    /// A revision known before the first attempt (the connection's hello tells one).
+    pub after: Revision,
+    /// What to write.
+    pub write: Write,
+}
+
+/// What a [`WriteRequest`] writes. An object argument is a name, an id or an unambiguous id prefix.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Write {
+    /// Makes a config.
+    CreateConfig {
+        /// Its name.
+        name: String,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// Its data.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// Makes a secret.
+    CreateSecret {
+        /// Its name.
+        name: String,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// The secret.
+        data: Sensitive,
+    },
+    /// Changes the labels of a config or secret.
+    UpdateLabels {
+        /// Config or secret.
+        kind: Kind,
+        /// Which.
+        object: String,
+        /// Set these.
+        set: BTreeMap<String, String>,
+        /// Remove these.
+        remove: Vec<String>,
+        /// Only if the object still has this version.
+        if_version: Option<Revision>,
+    },
+    /// Registers a kind of resource.
+    CreateExtension {
+        /// Its name.
+        name: String,
+        /// For people.
+        description: String,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+    },
+    /// Makes an object of a registered kind.
+    CreateResource {
+        /// Its name.
+        name: String,
+        /// The extension's name.
+        kind: String,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// Its custom indices.
+        indices: BTreeMap<String, String>,
+        /// Its bytes.
+        #[serde(with = "serde_bytes")]
+        payload: Vec<u8>,
+    },
+    /// Replaces the payload (and, if given, labels and indices) of a resource.
+    UpdateResource {
+        /// Which.
+        object: String,
+        /// Its new bytes; `None` keeps them.
+        payload: Option<Sensitive>,
+        /// Its new labels; `None` keeps them.
+        labels: Option<BTreeMap<String, String>>,
+        /// Its new indices; `None` keeps them.
+        indices: Option<BTreeMap<String, String>>,
+        /// Only if the object still has this version.
+        if_version: Option<Revision>,
+    },
+    /// Removes an object.
+    Remove {
+        /// Config, secret, extension or resource.
+        kind: Kind,
+        /// Which.
+        object: String,
+        /// Only if the object still has this version.
+        if_version: Option<Revision>,
+    },
+    /// Changes the swarm's settings; `None` keeps a setting.
+    UpdateCluster {
+        /// Log bytes between snapshots.
+        snapshot_bytes: Option<u64>,
+        /// Log bytes kept for followers that lag.
+        keep_bytes: Option<u64>,
+        /// Validity of node certificates, milliseconds.
+        node_certificate_expiry_ms: Option<u64>,
+        /// Only if the cluster object still has this version.
+        if_version: Option<Revision>,
+    },
+}
+
+/// Acts on the manager that is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Admin {
+    /// Hands leadership to a voter, or to the best one. Forwarded to the leader.
+    Transfer {
+        /// Name, node id or prefix.
+        to: Option<String>,
+    },
+    /// Writes a snapshot on this manager now and compacts its log.
+    Snapshot,
+    /// Takes this manager out of the Raft group and stops it.
+    Leave {
+        /// Even if quorum would be lost or no leader can be asked.
+        force: bool,
+    },
+}
+
+/// Begins a watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchRequest {
+    /// Resume after this position; `None` begins with a snapshot of matching objects.
+    pub from: Option<(Lineage, Revision)>,
+    /// Begin with the present, without a snapshot. Ignored with `from`.
+    pub skip_snapshot: bool,
+    /// Kinds of object; empty means all.
+    pub kinds: Vec<Kind>,
+    /// Which objects of them.
+    pub filter: Filter,
+    /// Send the object's former contents too.
+    pub include_old: bool,
+}
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It was made.
+    Create,
+    /// It was replaced.
+    Update,
+    /// It was removed.
+    Remove,
+}
+
+/// One object's part of a change, redacted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WatchEvent {
+    /// What happened.
+    pub action: Action,
+    /// The object after it; for a removal, the object removed.
+    pub object: Object,
+    /// The object before an update, on request.
+    pub old: Option<Object>,
+}
+
+/// One item of a watch stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum WatchItem {
+    /// A part of the snapshot, in order of kind and id.
+    Snapshot {
+        /// Objects.
+        objects: Vec<Object>,
+    },
+    /// The snapshot is complete; events follow from the next revision.
+    Begin {
+        /// The history the revision belongs to.
+        lineage: Lineage,
+        /// The snapshot's revision.
+        revision: Revision,
+    },
+    /// One change: never split, never merged.
+    Change {
+        /// Its revision.
+        revision: Revision,
+        /// Its events that match, in order.
+        events: Vec<WatchEvent>,
+    },
+    /// Everything up to here has been sent.
+    Mark {
+        /// The revision.
+        revision: Revision,
+    },
+}
+
+/// Asks for a snapshot file of the sender's store, for a follower that lags too far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRequest {
+    /// The snapshot that the raft message described.
+    pub position: Position,
+    /// Continue after so many bytes.
+    pub offset: u64,
+}
+
+/// Asks where a member listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveAddress {
+    /// The member.
+    pub raft_id: RaftId,
+}
+
+/// Asks to become a member. The caller's certificate says who.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// Where the joiner listens; an unspecified IP is replaced by the one observed.
+    pub advertise: String,
+    /// The newest format of replicated bytes it understands.
+    pub feature_level: u32,
+}
+
+/// The joiner's place in the Raft group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    /// Its Raft id.
+    pub raft_id: RaftId,
+    /// The address it was given, with the IP observed if it named none.
+    pub advertise: String,
+    /// The swarm's history.
+    pub lineage: Lineage,
+    /// The swarm's timing.
+    pub profile: Profile,
+    /// Everybody, itself included.
+    pub members: Vec<Member>,
+}
+
+/// Asks to be taken out of the Raft group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaveRequest {
+    /// Who.
+    pub node_id: NodeId,
+    /// Even if quorum would be at risk.
+    pub force: bool,
+}
+
+/// Says where the caller listens now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAddressRequest {
+    /// `host:port`.
+    pub addr: String,
+}
+
+/// Asks the CA for a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssueRequest {
+    /// Fixed before the first attempt, so that a repeated request gives the same node.
+    pub change: ChangeId,
+    /// A revision known before the first attempt.
+    pub after: Revision,
+    /// The signing request, PEM.
+    pub csr: String,
+    /// The join token.
+    pub token: Sensitive,
+    /// What the node says of itself.
+    pub description: NodeDescription,
+    /// Whether it takes tasks.
+    pub availability: Availability,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// A write is committed.
+    Written {
+        /// The object made or changed.
+        id: ObjectId,
+        /// The change's revision.
+        revision: Revision,
+    },
+    /// This manager's state.
+    Status(Box<StatusReport>),
+    /// The Raft group.
+    Members(Vec<MemberReport>),
+    /// Raft's progress.
+    Raft(Box<RaftReport>),
+    /// Objects, redacted, in order of id.
+    Objects(Vec<Object>),
+    /// One object, redacted.
+    Object(Box<Object>),
+    /// A join token.
+    Token(Sensitive),
+    /// What became of a change: committed at this revision, refused for this reason, or neither known.
+    Change(ChangeReport),
+    /// A member's address.
+    Address(String),
+    /// Who leads after a transfer.
+    Leader(NodeId),
+    /// A snapshot was written.
+    SnapshotWritten {
+        /// Its place in the log.
+        position: Position,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The swarm's root certificate, PEM.
+    Root {
+        /// One or more certificates.
+        root: String,
+    },
+    /// A node's certificate chain.
+    Certificate {
+        /// The node.
+        node_id: NodeId,
+        /// The chain, PEM.
+        chain: String,
+        /// The role it names.
+        role: Role,
+    },
+    /// A place in the Raft group.
+    Joined(Box<JoinAnswer>),
+}
+
+/// What became of a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeReport {
+    /// Committed.
+    Committed(Revision),
+    /// Refused.
+    Refused(String),
+    /// Not remembered: it was never applied, as far as the ring reaches back.
+    NotApplied,
+    /// The ring does not reach back far enough to say.
+    Forgotten,
+}
+
+/// A member's state in the Raft group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RaftState {
+    /// Leads.
+    Leader,
+    /// Follows.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Catches up before it votes.
+    Learner,
+    /// Has no log yet.
+    Joining,
+}
+
+/// What raft knows of itself; refreshed by the raft thread, read by anyone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftReport {
+    /// This member.
+    pub raft_id: RaftId,
+    /// What it does.
+    pub state: RaftState,
+    /// Who leads, if known.
+    pub leader: Option<RaftId>,
+    /// Who led last, if it is not known who leads now.
+    pub last_leader: Option<RaftId>,
+    /// Milliseconds since a leader was known; zero while one is.
+    pub leaderless_ms: u64,
+    /// This node leads and has applied its own term's first entry.
+    pub serving: bool,
+    /// The term.
+    pub term: Term,
+    /// The last entry known to be committed.
+    pub commit: Index,
+    /// The last entry applied.
+    pub applied: Index,
+    /// The first entry still in the log.
+    pub first: Index,
+    /// The last entry.
+    pub last: Index,
+    /// The last snapshot.
+    pub snapshot: Index,
+    /// Log bytes since the last snapshot.
+    pub log_bytes: u64,
+    /// Elections this node started since its process began.
+    pub elections: u64,
+    /// Voters and learners as of `applied`.
+    pub members: Vec<Member>,
+    /// What the leader knows of each member; empty elsewhere.
+    pub progress: Vec<Progress>,
+    /// Nodes this manager has a live connection to, itself included.
+    pub reachable: Vec<NodeId>,
+}
+
+/// How far a member is, as the leader knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The member.
+    pub raft_id: RaftId,
+    /// The last entry known to be on its disk.
+    pub matched: Index,
+    /// `probe`, `replicate` or `snapshot`.
+    pub state: String,
+    /// It answered lately.
+    pub active: bool,
+}
+
+/// A link to a peer; refreshed by the net thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// The peer.
+    pub node_id: NodeId,
+    /// Where it was reached or reached from.
+    pub addr: String,
+    /// A connection is up.
+    pub alive: bool,
+    /// Round trip of the last ping, microseconds; zero if none returned yet.
+    pub rtt_us: u64,
+    /// Its wall clock minus ours, milliseconds.
+    pub clock_offset_ms: i64,
+    /// Its median sync time, microseconds, as it reports it.
+    pub sync_us: u64,
+}
+
+/// `skep status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// This node.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The swarm.
+    pub cluster_id: ClusterId,
+    /// `ready`, `no leader`, `joining`.
+    pub state: String,
+    /// What this member does.
+    pub role: RaftState,
+    /// The leader's node id, if known.
+    pub leader: Option<NodeId>,
+    /// The leader's name, if known.
+    pub leader_name: String,
+    /// The term.
+    pub term: Term,
+    /// The last entry known to be committed.
+    pub commit: Index,
+    /// The last entry applied.
+    pub applied: Index,
+    /// The store's revision.
+    pub revision: Revision,
+    /// How many members vote.
+    pub voters: u32,
+    /// How many voters this manager has a live connection to, itself included.
+    pub reachable: u32,
+    /// How many voters may fail.
+    pub tolerates: u32,
+    /// Milliseconds since a leader was known; zero while one is.
+    pub leaderless_ms: u64,
+    /// The version of this manager.
+    pub version: String,
+    /// Warnings for the operator, such as an even number of voters.
+    pub warnings: Vec<String>,
+    /// Links to peers.
+    pub links: Vec<LinkReport>,
+}
+
+/// One line of `skep members`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberReport {
+    /// The member's identity.
+    pub node_id: NodeId,
+    /// Its Raft id.
+    pub raft_id: RaftId,
+    /// Its host name.
+    pub name: String,
+    /// Where it listens.
+    pub addr: String,
+    /// Whether it votes.
+    pub role: MemberRole,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether this manager has a live connection to it.
+    pub reachable: bool,
+    /// How far its log is known to be; only the leader knows.
+    pub matched: Option<Index>,
+    /// Round trip in microseconds.
+    pub rtt_us: Option<u64>,
+}
+
+/// A call passed on by a follower, with who made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarded {
+    /// The verified caller.
+    pub caller: Caller,
+    /// Where the caller connected from, for the observed IP of a join.
+    pub addr: String,
+}

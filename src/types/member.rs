@@ -78,3 +78,38 @@ pub enum MemberChange {
         raft_id: RaftId,
     },
 }
+
+/// Who makes a call. Travels with a forwarded call; a leader checks it again against its own store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Caller {
+    /// Root or the daemon's owner, on the local socket.
+    Local,
+    /// Someone on TLS without a certificate: a node that wants one.
+    Anonymous,
+    /// A node with a certificate of this swarm's root.
+    Node {
+        /// CN.
+        node_id: NodeId,
+        /// OU.
+        role: Role,
+        /// O.
+        cluster_id: super::ClusterId,
+        /// Whether the certificate has expired; such a caller may only ask for a new one.
+        expired: bool,
+    },
+}
+
+impl Caller {
+    /// The node id, for a caller that has one.
+    pub const fn node_id(&self) -> Option<NodeId> {
+        match self {
+            Self::Node { node_id, .. } => Some(*node_id),
+            Self::Local | Self::Anonymous => None,
+        }
+    }
+
+    /// Whether this is a manager with a certificate in force.
+    pub const fn is_manager(&self) -> bool {
+        matches!(self, Self::Node { role: Role::Manager, expired: false, .. })
+    }
+}

@@ -1,0 +1,196 @@
+//! The seam between the socket loop and whoever decides.
+//!
+//! The loop owns sockets, TLS, frames and flow control; a [`Handler`] owns requests. The loop calls the handler on its
+//! own thread with what arrived, and carries out the [`Command`]s it leaves in the [`Outbox`]. Neither blocks.
+
+use bytes::Bytes;
+
+use crate::sys::time::Instant;
+use crate::types::api::{Call, Forwarded, Hello};
+use crate::types::{Caller, NodeId, Status};
+
+/// A connection; never used again within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// Where an answer goes: a stream of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The stream's number on it.
+    pub stream: u32,
+}
+
+/// A request that arrived whole and passed the route table: this caller may make it here.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// Where the answer goes.
+    pub stream: StreamId,
+    /// Who asks; for a forwarded call, the original caller.
+    pub caller: Caller,
+    /// Where the caller connected from, `host:port`; empty for the local socket.
+    pub addr: String,
+    /// A manager passed this on: it must not be passed on again.
+    pub forwarded: bool,
+    /// What is asked.
+    pub call: Call,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// The call's envelope.
+    pub body: Bytes,
+}
+
+/// What became of a call that the handler made with [`Command::Call`].
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// An answer, or a part of a stream of answers; `end` on the last.
+    Answer {
+        /// The envelope (or raw bytes, for a snapshot).
+        body: Bytes,
+        /// Nothing follows.
+        end: bool,
+    },
+    /// Refused by the other side.
+    Refused(Status),
+    /// The connection broke, or none is up: the call may or may not have been carried out. `sent` tells whether it left.
+    Lost {
+        /// It was written to a connection.
+        sent: bool,
+    },
+}
+
+/// Decides about what arrives. Called on the net thread only; must not block.
+pub trait Handler: Send {
+    /// What other threads send to the net thread.
+    type Completion: Send + 'static;
+
+    /// The hello this node sends on a connection that begins now.
+    fn hello(&mut self) -> Hello;
+    /// A manager's hello arrived. Refusing closes the connection after the status was sent; nothing else of the
+    /// connection is looked at before this returns.
+    fn greeted(&mut self, caller: &Caller, hello: &Hello) -> Result<(), Status>;
+    /// A peer refused this node's hello, or ended the connection with a reason.
+    fn turned_away(&mut self, peer: Option<NodeId>, status: &Status, out: &mut Outbox);
+    /// A request.
+    fn request(&mut self, now: Instant, request: Incoming, out: &mut Outbox);
+    /// The caller of a stream lost interest, or its connection closed.
+    fn cancelled(&mut self, stream: StreamId, out: &mut Outbox);
+    /// The receiver of a stream takes more; `available` is what it takes in all now.
+    fn credit(&mut self, stream: StreamId, available: u32, out: &mut Outbox);
+    /// The reply to a call made with this token.
+    fn replied(&mut self, now: Instant, token: u64, reply: Reply, out: &mut Outbox);
+    /// A frame of Raft messages from a greeted manager.
+    fn raft(&mut self, from: NodeId, body: Bytes, out: &mut Outbox);
+    /// The first usable connection to a manager came up, whoever dialled.
+    fn connected(&mut self, peer: NodeId, out: &mut Outbox);
+    /// The last usable connection to a manager closed. `refused`: its address refused the redial too (its process is gone).
+    fn disconnected(&mut self, peer: NodeId, refused: bool, out: &mut Outbox);
+    /// A pong: round trip and the peer's clock minus ours, and what the peer reports of itself.
+    fn measured(&mut self, peer: NodeId, rtt_us: u64, clock_offset_ms: i64, ping: crate::codec::request::Ping);
+    /// What this node reports of itself in its pings and pongs (`sent_ns` and `wall_ms` are filled in by the loop).
+    fn ping(&mut self) -> crate::codec::request::Ping;
+    /// Other threads sent these, in order.
+    fn completed(&mut self, now: Instant, completions: Vec<Self::Completion>, out: &mut Outbox);
+    /// Called after every turn of the loop, when all that arrived has been handed over: the place to act once for many.
+    fn turn_ended(&mut self, now: Instant, out: &mut Outbox);
+    /// When to call [`Handler::turn_ended`] at the latest though nothing arrives; `None` when nothing is pending.
+    fn next_deadline(&self) -> Option<Instant>;
+    /// An HTTP GET on the `--http` listener: status code, content type, body.
+    fn http(&mut self, path: &str) -> (u16, &'static str, String);
+    /// Whether the node id was removed from the swarm; its certificate is then worthless.
+    fn is_removed(&self, node: NodeId) -> bool;
+}
+
+/// Something for the loop to do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Send an answer, or a part of one; `end` closes the stream. A stream's parts must stay within its credit.
+    Answer {
+        /// Where to.
+        stream: StreamId,
+        /// The body.
+        body: Bytes,
+        /// Nothing follows.
+        end: bool,
+    },
+    /// Refuse a request.
+    Refuse {
+        /// Where to.
+        stream: StreamId,
+        /// Why.
+        status: Status,
+    },
+    /// Call another manager over any live connection; replies come back under `token`. With `to: Addr` a connection is
+    /// made for this call alone.
+    Call {
+        /// Chosen by the handler.
+        token: u64,
+        /// Whom.
+        to: Target,
+        /// What.
+        call: Call,
+        /// How long the other side may take, milliseconds.
+        deadline_ms: u32,
+        /// On whose behalf.
+        forwarded: Option<Forwarded>,
+        /// The call's envelope.
+        body: Bytes,
+    },
+    /// Take more of a stream of replies.
+    Grant {
+        /// The call's token.
+        token: u64,
+        /// Bytes more.
+        bytes: u32,
+    },
+    /// Drop a call made before.
+    Abandon {
+        /// The call's token.
+        token: u64,
+    },
+    /// Send Raft messages: dropped, and reported by the return value of the loop's next `disconnected`, when no
+    /// connection is up. `urgent` ones go before queued appends.
+    Raft {
+        /// To whom.
+        to: NodeId,
+        /// Messages as `codec::raft_message` encodes them.
+        body: Vec<u8>,
+        /// Votes, heartbeats and their answers.
+        urgent: bool,
+    },
+    /// Keep a connection to each of these, and to nobody else.
+    Peers(Vec<(NodeId, String)>),
+    /// Close every connection of a node.
+    Disconnect(NodeId),
+    /// Send the same hello again to nobody, accept no new connections, and end the loop once what is queued is written.
+    Shutdown,
+}
+
+/// Whom a [`Command::Call`] reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A known manager, over any live connection.
+    Node(NodeId),
+    /// A manager at this address, which must prove to be this node.
+    Address(NodeId, String),
+}
+
+/// Commands collected while the handler runs.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// In order.
+    pub commands: Vec<Command>,
+}
+
+impl Outbox {
+    /// Sends the only answer of a stream.
+    pub fn answer(&mut self, stream: StreamId, body: impl Into<Bytes>) {
+        self.commands.push(Command::Answer { stream, body: body.into(), end: true });
+    }
+
+    /// Refuses a request.
+    pub fn refuse(&mut self, stream: StreamId, status: Status) {
+        self.commands.push(Command::Refuse { stream, status });
+    }
+}
