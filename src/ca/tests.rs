@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::pki::JoinToken;
 use crate::sys::entropy::SeededEntropy;
+use crate::types::Revision;
 use crate::types::object::{Annotations, CaSettings, ClusterSpec, Profile, RaftSettings};
 
 /// 2026-01-01T00:00:00Z.
@@ -41,7 +43,17 @@ impl Store {
     }
 
     fn root_pem(&self) -> String {
-        get_root(self).unwrap().root_pem
+        match get_root(self).unwrap() {
+            Answer::Root { root } => root,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn chain_of(&self, node: NodeId) -> (String, Role) {
+        match status(self, node).unwrap() {
+            Answer::Certificate { node_id, chain, role } if node_id == node => (chain, role),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Applies what a change creates.
@@ -97,19 +109,22 @@ fn key() -> pki::PrivateKey {
 
 fn request(token: &str) -> IssueRequest {
     IssueRequest {
-        csr_pem: pki::signing_request(&key()).unwrap(),
-        token: token.to_owned(),
+        change: ChangeId(10),
+        after: Revision(3),
+        csr: pki::signing_request(&key()).unwrap(),
+        token: Sensitive(token.as_bytes().to_vec()),
         description: description("m2"),
         availability: Availability::Active,
     }
 }
 
 fn ask(store: &Store, request: &IssueRequest, change: u128) -> Result<Issue, Status> {
-    issue(store, request, ChangeId(change), Revision(3), NOW_MS, &mut SeededEntropy::new(change as u64))
+    let request = IssueRequest { change: ChangeId(change), ..request.clone() };
+    issue(store, &request, NOW_MS, &mut SeededEntropy::new(change as u64))
 }
 
 #[track_caller]
-fn check_refusal<T: fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) {
+fn check_refusal<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &str) {
     let status = result.unwrap_err();
     assert!(status.code == code && status.message.contains(words), "{status:?}");
 }
@@ -120,20 +135,17 @@ fn a_newcomer_joins_with_nothing_but_a_token() {
     for (token, role, change) in
         [(store.tokens().manager, Role::Manager, 10), (store.tokens().worker, Role::Worker, 11)]
     {
-        let root = get_root(&store).unwrap();
-        let parsed: JoinToken = token.parse().unwrap();
-        parsed.verify_root(&root.root_pem).unwrap();
-        assert_eq!(root.digest, parsed.digest());
+        let root_pem = store.root_pem();
+        token.parse::<JoinToken>().unwrap().verify_root(&root_pem).unwrap();
 
-        let issued = ask(&store, &request(&token), change).unwrap();
-        let node_id = issued.answer.node_id;
+        let Issue { change, node_id } = ask(&store, &request(&token), change).unwrap();
         assert_eq!(status(&store, node_id).unwrap_err().code, Code::NotFound);
-        store.apply(&issued.change);
+        store.apply(&change);
 
-        let answer = status(&store, node_id).unwrap();
-        assert_eq!((answer.state, answer.role), (IssuanceState::Issued, role));
-        let identity = NodeIdentity::new(&answer.chain_pem, key()).unwrap();
-        identity.verify(&root.root_pem, NOW_MS).unwrap();
+        let (chain, certified_role) = store.chain_of(node_id);
+        assert_eq!(certified_role, role);
+        let identity = NodeIdentity::new(&chain, key()).unwrap();
+        identity.verify(&root_pem, NOW_MS).unwrap();
         let expected = (node_id, role, CLUSTER, NOW_MS + 7_200_000);
         let found = identity.identity();
         assert_eq!((found.node_id, found.role, found.cluster_id, found.not_after_ms), expected);
@@ -144,22 +156,22 @@ fn a_newcomer_joins_with_nothing_but_a_token() {
 #[test]
 fn the_change_creates_an_accepted_node_and_nothing_else() {
     let (store, _) = Store::founded();
-    let Issue { change, answer } = ask(&store, &request(&store.tokens().worker), 10).unwrap();
+    let Issue { change, node_id } = ask(&store, &request(&store.tokens().worker), 10).unwrap();
     assert_eq!((change.id, change.after, change.time), (ChangeId(10), Revision(3), Timestamp(NOW_MS)));
     let [Operation::Create(Object::Node(node))] = change.operations.as_slice() else {
         panic!("{change:?}");
     };
-    assert_eq!((node.id, node.role, node.spec.desired_role), (answer.node_id, Role::Worker, Role::Worker));
-    assert_eq!((node.spec.membership, answer.membership), (MembershipState::Accepted, MembershipState::Accepted));
+    assert_eq!((node.id, node.role, node.spec.desired_role), (node_id, Role::Worker, Role::Worker));
+    assert_eq!(node.spec.membership, MembershipState::Accepted);
     assert_eq!(node.description.hostname, "m2");
-    assert_eq!(node.certificate.csr, request("").csr_pem);
+    assert_eq!(node.certificate.csr, request("").csr);
 }
 
 #[test]
 fn a_repeated_request_is_for_the_same_node() {
     let (store, _) = Store::founded();
     let request = request(&store.tokens().manager);
-    let again = |change| ask(&store, &request, change).unwrap().answer.node_id;
+    let again = |change| ask(&store, &request, change).unwrap().node_id;
     assert_eq!(again(10), again(10));
     assert_ne!(again(10), again(11));
     // The id is stored in certificates: it must not change between versions.
@@ -193,9 +205,9 @@ fn a_bad_request_is_the_newcomers_fault() {
     let check = |request: IssueRequest, words: &str| {
         check_refusal(ask(&store, &request, 10), Code::InvalidArgument, words);
     };
-    check(IssueRequest { csr_pem: String::new(), ..good.clone() }, "a signing request is needed");
-    check(IssueRequest { csr_pem: "x".repeat(20_000), ..good.clone() }, "larger than 16384 bytes");
-    check(IssueRequest { csr_pem: store.root_pem(), ..good.clone() }, "no readable signing request");
+    check(IssueRequest { csr: String::new(), ..good.clone() }, "a signing request is needed");
+    check(IssueRequest { csr: "x".repeat(20_000), ..good.clone() }, "larger than 16384 bytes");
+    check(IssueRequest { csr: store.root_pem(), ..good.clone() }, "no readable signing request");
     check(IssueRequest { description: description("a\u{1b}[2J"), ..good.clone() }, "control characters");
     check(IssueRequest { description: description(&"a".repeat(254)), ..good }, "at most 253 bytes");
 }
@@ -243,10 +255,27 @@ fn a_validity_under_an_hour_is_taken_for_the_default() {
 fn the_first_manager_needs_nobody() {
     let (store, identity) = Store::founded();
     identity.verify(&store.root_pem(), NOW_MS).unwrap();
-    assert_eq!(status(&store, FIRST).unwrap().chain_pem, identity.chain_pem());
+    assert_eq!(store.chain_of(FIRST), (identity.chain_pem().to_owned(), Role::Manager));
     let tokens = store.tokens();
     assert_ne!(tokens.manager, tokens.worker);
     assert_eq!(store.nodes[&FIRST].role, Role::Manager);
+}
+
+#[test]
+fn a_certificate_that_is_not_there_yet_is_asked_for_again() {
+    let (mut store, _) = Store::founded();
+    let mut status_in = |state| {
+        store.nodes.get_mut(&FIRST).unwrap().certificate.state = state;
+        store.nodes.get_mut(&FIRST).unwrap().certificate.error = "the external authority said no".to_owned();
+        status(&store, FIRST).map(|_| ()).map_err(|status| status.code)
+    };
+    assert_eq!(status_in(IssuanceState::Issued), Ok(()));
+    assert_eq!(status_in(IssuanceState::Rotate), Ok(()));
+    assert_eq!(status_in(IssuanceState::Pending), Err(Code::Unavailable));
+    assert_eq!(status_in(IssuanceState::Renew), Err(Code::Unavailable));
+    assert_eq!(status_in(IssuanceState::Unknown), Err(Code::Unavailable));
+    assert_eq!(status_in(IssuanceState::Failed), Err(Code::FailedPrecondition));
+    check_refusal(status(&store, FIRST), Code::FailedPrecondition, "the external authority said no");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use x509_parser::prelude::FromDer;
 
 use super::keys::{PrivateKey, PublicKey};
 use super::{PkiError, pem, tls};
-use crate::types::{ClusterId, NodeId, Role};
+use crate::types::{Caller, ClusterId, NodeId, Role};
 
 /// The identity in a node's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,18 @@ impl Class {
             Self::Valid(identity) => Some(identity),
             Self::None | Self::Expired(_) => None,
         }
+    }
+}
+
+impl From<Class> for Caller {
+    fn from(class: Class) -> Self {
+        let (identity, expired) = match class {
+            Class::None => return Self::Anonymous,
+            Class::Valid(identity) => (identity, false),
+            Class::Expired(identity) => (identity, true),
+        };
+        let Identity { node_id, role, cluster_id, .. } = identity;
+        Self::Node { node_id, role, cluster_id, expired }
     }
 }
 
@@ -241,6 +253,10 @@ mod tests {
         assert_eq!(classify(Some(chain), NOW_MS), Class::Valid(identity));
         assert_eq!(classify(Some(chain), identity.not_after_ms + 999), Class::Valid(identity));
         assert_eq!(classify(Some(chain), identity.not_after_ms + 1000), Class::Expired(identity));
+        assert!(Caller::from(Class::Valid(identity)).is_manager());
+        assert!(!Caller::from(Class::Expired(identity)).is_manager());
+        assert_eq!(Caller::from(Class::Expired(identity)).node_id(), Some(NODE));
+        assert_eq!(Caller::from(Class::None), Caller::Anonymous);
     }
 
     #[test]
