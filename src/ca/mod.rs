@@ -18,8 +18,8 @@
 //! Everything is a function of the request, the [`Directory`], time and entropy.
 //!
 //! Not here: certificates for nodes that have one already (renewal), for nodes that only wait for approval, and new
-//! roots. They meet this code in two places: who calls decides whether [`issue`] is for him (it is for those who show a
-//! token), and [`IssuanceState`] knows the states in between, for which [`status`] asks the caller to come again.
+//! roots. They meet this code in two places: a caller with a certificate is told from a newcomer before [`issue`] looks
+//! for a token, and [`IssuanceState`] has the states in between, for which [`status`] asks the caller to come again.
 
 use std::time::Duration;
 

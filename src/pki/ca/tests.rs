@@ -199,6 +199,13 @@ fn a_root_that_cannot_sign_is_refused() {
     check(root(1).certificate_pem(), "", PkiError::Unreadable { what: "root key" });
     let node = manager(&root(1), NODE, NOW_MS);
     check(node.chain_pem(), &node.key().to_pem(), PkiError::NotAnAuthority);
+
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key).unwrap();
+    check(&certificate.pem(), &key.serialize_pem(), PkiError::NotAnAuthority);
 }
 
 #[test]
