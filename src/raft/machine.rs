@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, HardState, Message, MessageType};
-use raft::{Config, GetEntriesContext, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole, Storage as _};
+use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, Message, MessageType};
+use raft::{
+    Config, GetEntriesContext, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole, Storage as _,
+};
 
 use super::failover::{self, Failover};
 use super::orders::{Orders, Proposed, Transfer, Wanted, WantedKind};
@@ -163,6 +165,8 @@ pub struct Machine {
     total_bytes: u64,
     creating_snapshot: bool,
     offered: Option<Message>,
+    /// Size of the snapshot fetched last, for the rule that says when the next is due.
+    fetched_bytes: u64,
     marks: VecDeque<StateHash>,
     changes_since_mark: u64,
     last_change: Instant,
@@ -240,6 +244,7 @@ impl Machine {
             total_bytes: 0,
             creating_snapshot: false,
             offered: None,
+            fetched_bytes: 0,
             marks: VecDeque::new(),
             changes_since_mark: 0,
             last_change: now,
@@ -572,14 +577,9 @@ impl Machine {
     fn on_snapshot_fetched(&mut self, position: Position, bytes: u64) {
         let Some(message) = self.offered.take_if(|offered| snapshot_position(offered) == position) else { return };
         self.log_bytes = 0;
-        // Entries before it are gone; the file's size takes the place of their samples.
         self.sizes.clear();
-        self.fetched_bytes(bytes);
+        self.fetched_bytes = bytes;
         self.step_raft(message);
-    }
-
-    fn fetched_bytes(&mut self, bytes: u64) {
-        self.total_bytes += bytes.min(1);
     }
 
     // ---- proposals ----
@@ -718,7 +718,8 @@ impl Machine {
 
     fn order_join(&mut self, token: Token, node_id: NodeId, addr: String, level: u32) -> Option<OrderResult> {
         if level < FEATURE_LEVEL {
-            let message = format!("the joiner understands formats up to level {level}; this swarm writes {FEATURE_LEVEL}");
+            let message =
+                format!("the joiner understands formats up to level {level}; this swarm writes {FEATURE_LEVEL}");
             let status = Status::new(Code::FailedPrecondition, message).with_hint("install a newer skep there");
             return Some(OrderResult::Refused(status));
         }
@@ -759,7 +760,9 @@ impl Machine {
         let voters = self.voters().count();
         if member.role == MemberRole::Voter && voters == 1 {
             let status = Status::new(Code::FailedPrecondition, "the last manager cannot leave its swarm");
-            return Some(OrderResult::Refused(status.with_hint("to end the swarm, stop the daemon and remove its data directory")));
+            return Some(OrderResult::Refused(
+                status.with_hint("to end the swarm, stop the daemon and remove its data directory"),
+            ));
         }
         if member.role == MemberRole::Voter && !force {
             let left = voters - 1;
@@ -862,8 +865,7 @@ impl Machine {
         }
         let index = Index(self.node.raft.raft_log.last_index());
         let term = Term(self.node.raft.term);
-        self.orders.proposed =
-            Some(Proposed { token: wanted.token, index, term, change, node_id: wanted.node_id });
+        self.orders.proposed = Some(Proposed { token: wanted.token, index, term, change, node_id: wanted.node_id });
     }
 
     fn membership_decided(&mut self, index: Index, accepted: bool) {
@@ -954,12 +956,13 @@ impl Machine {
                     learners: state.learners.iter().map(|id| RaftId(*id)).collect(),
                 };
                 let position = Position { term: Term(metadata.term), index: Index(metadata.index) };
-                self.node.mut_store().install(SnapshotMark { position, configuration, bytes: 0 });
+                let bytes = self.fetched_bytes;
+                self.node.mut_store().install(SnapshotMark { position, configuration, bytes });
                 self.committed.clear();
                 self.committed_bytes = 0;
                 self.deciding = None;
                 self.effects.install = Some(position);
-                persist_snapshot = Some(wal::SnapshotRecord::Installed(position));
+                persist_snapshot = Some(wal::SnapshotMark::Installed(position));
             }
             let entries = ready.take_entries();
             self.node.mut_store().append(&entries);
@@ -1012,7 +1015,7 @@ impl Machine {
         now: Instant,
         ready: Option<u64>,
         entries: Vec<Entry>,
-        snapshot: Option<wal::SnapshotRecord>,
+        snapshot: Option<wal::SnapshotMark>,
         releases: Vec<Outgoing>,
     ) {
         self.persist_number += 1;
@@ -1020,7 +1023,7 @@ impl Machine {
         let bytes: u64 = entries.iter().map(entry_bytes).sum();
         let last = entries.last().map(|entry| Position { term: Term(entry.term), index: Index(entry.index) });
         let last = last.or(match snapshot {
-            Some(wal::SnapshotRecord::Installed(position)) => Some(position),
+            Some(wal::SnapshotMark::Installed(position)) => Some(position),
             _ => None,
         });
         self.note_sizes(&entries);
@@ -1236,7 +1239,9 @@ impl Machine {
         let progress = self.node.raft.prs();
         let floors = self
             .voters()
-            .map(|member| (member.raft_id, Index(progress.get(member.raft_id.0).map_or(0, |progress| progress.matched))))
+            .map(|member| {
+                (member.raft_id, Index(progress.get(member.raft_id.0).map_or(0, |progress| progress.matched)))
+            })
             .collect();
         self.mark_proposed = self.propose_command(&Command::Mark { floors }).map(|(index, _)| index);
     }
@@ -1248,9 +1253,8 @@ impl Machine {
             let bytes = entry_bytes(entry);
             self.log_bytes += bytes;
             self.total_bytes += bytes;
-            if self.sizes.back().is_none_or(|(index, at)| {
-                self.total_bytes >= at + SIZE_GRAIN || index.0 >= entry.index
-            }) {
+            if self.sizes.back().is_none_or(|(index, at)| self.total_bytes >= at + SIZE_GRAIN || index.0 >= entry.index)
+            {
                 while self.sizes.back().is_some_and(|(index, _)| index.0 >= entry.index) {
                     self.sizes.pop_back();
                 }
@@ -1293,7 +1297,7 @@ impl Machine {
         let settings = self.replicated.settings;
         self.log_bytes = self.bytes_after(position.index);
         self.node.mut_store().snapshot_created(mark);
-        self.persist(now, None, Vec::new(), Some(wal::SnapshotRecord::Created(position)), Vec::new());
+        self.persist(now, None, Vec::new(), Some(wal::SnapshotMark::Created(position)), Vec::new());
         let mut keep_from = self.index_bytes_before(position.index, settings.keep_bytes);
         if self.is_leader() {
             let slowest = self
@@ -1415,7 +1419,8 @@ impl Machine {
     /// What operators and other threads get to see.
     pub fn report(&self, now: Instant) -> Report {
         let raft = &self.node.raft;
-        let learner = self.replicated.members.iter().any(|m| m.raft_id == self.raft_id && m.role == MemberRole::Learner);
+        let learner =
+            self.replicated.members.iter().any(|m| m.raft_id == self.raft_id && m.role == MemberRole::Learner);
         let state = match raft.state {
             StateRole::Leader => RaftState::Leader,
             StateRole::Candidate | StateRole::PreCandidate => RaftState::Candidate,

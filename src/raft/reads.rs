@@ -76,9 +76,10 @@ impl Reads {
 
     /// raft answered a context with an index.
     pub fn confirm(&mut self, answered: &[u8], index: Index) {
-        let place = self.rounds.iter().position(|round| {
-            round.contexts.iter().any(|&counter| context(self.nonce, counter) == answered)
-        });
+        let place = self
+            .rounds
+            .iter()
+            .position(|round| round.contexts.iter().any(|&counter| context(self.nonce, counter) == answered));
         if let Some(round) = place.and_then(|place| self.rounds.remove(place)) {
             self.confirmed.push((index, round.tokens));
         }
