@@ -29,6 +29,7 @@ pub mod logger;
 pub mod machine;
 pub mod orders;
 pub mod reads;
+pub mod recover;
 pub mod run;
 pub mod storage;
 pub mod validate;
