@@ -227,7 +227,8 @@ impl Pair {
 
 /// Puts a snapshot of `position` on the disk, if there is none.
 fn snapshot(disk: &TestDisk, position: Position) {
-    let mut writer = SnapshotWriter::create(Arc::new(disk.clone()), dir(), &key(), LINEAGE, position, &members()).unwrap();
+    let mut writer =
+        SnapshotWriter::create(Arc::new(disk.clone()), dir(), &key(), LINEAGE, position, &members()).unwrap();
     writer.write_chunk(b"the state").unwrap();
     writer.finish().unwrap();
 }
