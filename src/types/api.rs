@@ -124,8 +124,8 @@ pub enum QueryKind {
     Members,
     /// Raft's progress; always local.
     Raft,
-    /// Objects of a kind.
-    List(Kind, Filter),
+    /// Objects of a kind that match, in order of id, after this id: as many as fit into one answer.
+    List(Kind, Filter, Option<ObjectId>),
     /// One object by name, id or unambiguous id prefix.
     Inspect(Kind, String),
     /// The join token for a role.
@@ -430,7 +430,12 @@ pub enum Answer {
     /// Raft's progress.
     Raft(Box<RaftReport>),
     /// Objects, redacted, in order of id.
-    Objects(Vec<Object>),
+    Objects {
+        /// One page.
+        objects: Vec<Object>,
+        /// More follow after the last id.
+        more: bool,
+    },
     /// One object, redacted.
     Object(Box<Object>),
     /// A join token.
