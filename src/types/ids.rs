@@ -33,6 +33,18 @@ pub fn parse_base36(text: &str) -> Option<u128> {
     })
 }
 
+/// The first and the last number whose printed form begins with `prefix`; `None` when there is none. The empty prefix
+/// stands for every number.
+pub fn prefix_range(prefix: &str) -> Option<(u128, u128)> {
+    if prefix.len() > ID_LENGTH || !prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z')) {
+        return None;
+    }
+    let first = parse_base36(&format!("{prefix:0<ID_LENGTH$}"))?;
+    // 25 times `z` is more than 128 bits hold.
+    let last = parse_base36(&format!("{prefix:z<ID_LENGTH$}")).unwrap_or(u128::MAX);
+    Some((first, last))
+}
+
 /// The text is not an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an id is 25 characters of 0-9 and a-z")]
@@ -215,6 +227,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -226,6 +239,24 @@ mod tests {
         for bad in ["", "short", "zzzzzzzzzzzzzzzzzzzzzzzzz", "0000000000000000000000_00", "000000000000000000000000A"]
         {
             assert_eq!(bad.parse::<ObjectId>(), Err(ParseIdError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_stands_for_the_ids_that_print_with_it() {
+        assert_eq!(prefix_range(""), Some((0, u128::MAX)));
+        for value in [0, 1, 36, 0x0123_4567_89ab_cdef, u128::MAX - 1, u128::MAX] {
+            let text = base36(value);
+            for length in 0..=ID_LENGTH {
+                let (first, last) = prefix_range(&text[..length]).unwrap();
+                assert!(first <= value && value <= last, "{text} {length}");
+                assert!(base36(first).starts_with(&text[..length]) && base36(last).starts_with(&text[..length]));
+                assert!(first == 0 || !base36(first - 1).starts_with(&text[..length]));
+                assert!(last == u128::MAX || !base36(last + 1).starts_with(&text[..length]));
+            }
+        }
+        for bad in ["zz", "A", "-", "00000000000000000000000000"] {
+            assert_eq!(prefix_range(bad), None, "{bad}");
         }
     }
 

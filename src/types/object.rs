@@ -300,9 +300,52 @@ impl Object {
     pub fn meta_mut(&mut self) -> &mut Meta {
         each!(self, object => &mut object.meta)
     }
+
+    /// Name, labels and custom indices. A node's name there is unused: see [`Object::name`].
+    pub const fn annotations(&self) -> Option<&Annotations> {
+        match self {
+            Self::Node(node) => Some(&node.spec.annotations),
+            Self::Cluster(cluster) => Some(&cluster.spec.annotations),
+            Self::Secret(secret) => Some(&secret.spec.annotations),
+            Self::Config(config) => Some(&config.spec.annotations),
+            Self::Extension(extension) => Some(&extension.annotations),
+            Self::Resource(resource) => Some(&resource.annotations),
+            Self::Service(_) | Self::Task(_) | Self::Network(_) | Self::Volume(_) => None,
+        }
+    }
+
+    /// The name, where there is one: a node's is its host name.
+    pub fn name(&self) -> Option<&str> {
+        let name = match self {
+            Self::Node(node) => &node.description.hostname,
+            _ => &self.annotations()?.name,
+        };
+        (!name.is_empty()).then_some(name.as_str())
+    }
 }
 
 /// Whether `object` matches `selector`, decided from the object alone.
-pub(super) fn matches(_object: &Object, _selector: &Selector) -> bool {
-    false
+pub(super) fn matches(object: &Object, selector: &Selector) -> bool {
+    match selector {
+        Selector::All => true,
+        Selector::IdPrefix(prefix) => object.id().to_string().starts_with(prefix.as_str()),
+        Selector::Name(name) => object.name().is_some_and(|own| own.eq_ignore_ascii_case(name)),
+        Selector::NamePrefix(prefix) => object.name().is_some_and(|own| starts_with_ignoring_case(own, prefix)),
+        Selector::Role(role) => matches!(object, Object::Node(node) if node.spec.desired_role == *role),
+        Selector::Membership(state) => matches!(object, Object::Node(node) if node.spec.membership == *state),
+        Selector::Kind(kind) => matches!(object, Object::Resource(own) if own.kind.eq_ignore_ascii_case(kind)),
+        Selector::Custom { index, value } => custom_index(object, index) == Some(value.as_str()),
+        Selector::CustomPrefix { index, prefix } => {
+            custom_index(object, index).is_some_and(|value| value.starts_with(prefix.as_str()))
+        }
+        _ => false,
+    }
+}
+
+fn starts_with_ignoring_case(text: &str, prefix: &str) -> bool {
+    text.as_bytes().get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+}
+
+fn custom_index<'a>(object: &'a Object, index: &str) -> Option<&'a str> {
+    object.annotations()?.indices.get(index).map(String::as_str)
 }

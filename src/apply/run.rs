@@ -1,0 +1,140 @@
+//! The apply thread.
+
+use std::io;
+
+use raft::eraftpb::Entry;
+
+use super::{Applier, ApplyError, Effect};
+use crate::store::State;
+use crate::sys::metrics::{Counter, Histogram, Metrics};
+use crate::sys::queue::Receiver;
+use crate::sys::thread::{self, Thread};
+use crate::sys::time::monotonic;
+use crate::types::log::StateHash;
+use crate::types::{Index, Outcome, Position};
+
+/// Committed entries in log order. The token is the proposer's, where it waits at this manager.
+#[derive(Debug)]
+pub struct Work {
+    /// Entry and token.
+    pub entries: Vec<(Entry, Option<u64>)>,
+}
+
+/// What the apply thread is asked to do.
+#[derive(Debug)]
+pub enum Request {
+    /// Apply entries.
+    Apply(Work),
+    /// Go on from a snapshot.
+    Install {
+        /// The snapshot's state.
+        state: State,
+    },
+}
+
+/// How far a request brought the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The last entry applied.
+    pub applied: Position,
+    /// Membership entries and whether each was accepted.
+    pub members: Vec<(Index, bool)>,
+    /// The last mark's hash.
+    pub mark: Option<StateHash>,
+    /// Payload bytes of the entries, for whoever bounds what waits here.
+    pub bytes: u64,
+    /// The Raft group's configuration is another than before.
+    pub configuration_changed: bool,
+}
+
+/// Starts the apply thread. `on_applied` is called on it once per request, with the outcomes of the changes that had a
+/// token, and must not block. The thread ends when `inbox` closes.
+///
+/// An entry that cannot be applied ends the process with code 5: this replica cannot follow the others any more, and
+/// whatever it would serve might be wrong.
+pub fn spawn(
+    applier: Applier,
+    inbox: Receiver<Request>,
+    metrics: &Metrics,
+    on_applied: impl FnMut(Progress, Vec<(u64, Outcome)>) + Send + 'static,
+) -> io::Result<Thread> {
+    let mut apply = Apply {
+        applier,
+        inbox,
+        entries: metrics.counter("skep_apply_entries_total"),
+        batch_time: metrics.histogram("skep_apply_batch_seconds"),
+        on_applied,
+    };
+    thread::spawn("apply", move || apply.run())
+}
+
+/// Exit code for a node whose data is damaged or not understood.
+const EXIT_DAMAGED: i32 = 5;
+
+/// The apply thread: the one writer of the store.
+struct Apply<F> {
+    applier: Applier,
+    /// From raft. Raft dropping its end is the order to stop.
+    inbox: Receiver<Request>,
+    entries: Counter,
+    batch_time: Histogram,
+    on_applied: F,
+}
+
+impl<F: FnMut(Progress, Vec<(u64, Outcome)>)> Apply<F> {
+    fn run(&mut self) {
+        while let Some(request) = self.inbox.recv() {
+            let begin = monotonic();
+            match self.carry_out(request) {
+                Ok((progress, outcomes)) => {
+                    self.batch_time.record(monotonic().since(begin));
+                    (self.on_applied)(progress, outcomes);
+                }
+                Err(error) => {
+                    log::error!("{error}: this manager stops, because it can no longer follow the others");
+                    std::process::exit(EXIT_DAMAGED);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<(Progress, Vec<(u64, Outcome)>), ApplyError> {
+        let mut progress = Progress::default();
+        let mut outcomes = Vec::new();
+        match request {
+            Request::Apply(work) => {
+                for (entry, token) in work.entries {
+                    self.apply(&entry, token, &mut progress, &mut outcomes)?;
+                }
+            }
+            Request::Install { state } => {
+                self.applier.store().install(state);
+                progress.configuration_changed = true;
+            }
+        }
+        progress.applied = self.applier.store().view(State::applied);
+        Ok((progress, outcomes))
+    }
+
+    fn apply(
+        &mut self,
+        entry: &Entry,
+        token: Option<u64>,
+        progress: &mut Progress,
+        outcomes: &mut Vec<(u64, Outcome)>,
+    ) -> Result<(), ApplyError> {
+        let effect = self.applier.apply(entry)?;
+        self.entries.add(1);
+        progress.bytes += entry.data.len() as u64;
+        match effect {
+            Effect::Outcome(outcome) => outcomes.extend(token.map(|token| (token, outcome))),
+            Effect::Member { accepted, .. } => {
+                progress.members.push((Index(entry.index), accepted));
+                progress.configuration_changed |= accepted;
+            }
+            Effect::Mark(hash) => progress.mark = Some(hash),
+            Effect::None | Effect::Address => {}
+        }
+        Ok(())
+    }
+}

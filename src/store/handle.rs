@@ -1,0 +1,151 @@
+//! The store that threads share.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release},
+};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::state::State;
+use super::watch::{Cursor, EventBatch, WatchError};
+use crate::types::{Lineage, Revision};
+
+/// One state, one writer, any number of readers and watchers. Shared as `Arc<Store>`.
+pub struct Store {
+    inner: Mutex<Inner>,
+    /// The state's revision, for those who only ask whether there is something new.
+    revision: AtomicU64,
+}
+
+struct Inner {
+    state: State,
+    ring: WatchRing,
+}
+
+/// The last changes, as many as fit the budget.
+struct WatchRing {
+    batches: VecDeque<Arc<EventBatch>>,
+    /// The revision before the first batch: what a watcher must have seen to go on from here.
+    base: Revision,
+    bytes: u64,
+    capacity: u64,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("revision", &self.revision()).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Shares `state`; the watch ring holds at most `ring_bytes` and begins empty.
+    pub fn new(state: State, ring_bytes: usize) -> Self {
+        let revision = AtomicU64::new(state.revision().0);
+        let ring =
+            WatchRing { batches: VecDeque::new(), base: state.revision(), bytes: 0, capacity: ring_bytes as u64 };
+        Self { inner: Mutex::new(Inner { state, ring }), revision }
+    }
+
+    /// Reads under the lock, which the writer wants too: for short reads. Longer ones take a [`Self::snapshot`].
+    pub fn view<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.lock().state)
+    }
+
+    /// The state as it is now. Costs a few reference counts; a clone that is held makes the writer copy what it touches.
+    pub fn snapshot(&self) -> State {
+        self.lock().state.clone()
+    }
+
+    /// The state's revision, without the lock.
+    pub fn revision(&self) -> Revision {
+        Revision(self.revision.load(Acquire))
+    }
+
+    /// Lets the one writer change the state, and appends its events to the ring in the same step, so that no watcher can
+    /// see one without the other. Locked per entry: a reader never waits for a batch of them.
+    pub fn write<T>(&self, write: impl FnOnce(&mut State) -> (T, Option<EventBatch>)) -> T {
+        let mut inner = self.lock();
+        let (result, batch) = write(&mut inner.state);
+        let evicted = batch.map(|batch| inner.ring.push(batch));
+        self.revision.store(inner.state.revision().0, Release);
+        drop(inner);
+        // Old events are freed after the lock.
+        drop(evicted);
+        result
+    }
+
+    /// Replaces the state by one from a snapshot. The events between are not known, so the ring starts over: watchers
+    /// that have not seen the new state's revision are told [`WatchError::TooOld`].
+    pub fn install(&self, state: State) {
+        let mut inner = self.lock();
+        inner.ring.batches.clear();
+        inner.ring.bytes = 0;
+        inner.ring.base = state.revision();
+        self.revision.store(state.revision().0, Release);
+        let old = std::mem::replace(&mut inner.state, state);
+        drop(inner);
+        drop(old);
+    }
+
+    /// The state now, and a cursor on the events after it.
+    pub fn view_and_watch(&self) -> (State, Cursor) {
+        let inner = self.lock();
+        let cursor = Cursor::after(inner.state.lineage(), inner.state.revision());
+        (inner.state.clone(), cursor)
+    }
+
+    /// A cursor on the events after `revision`, which may lie ahead of this manager: then it waits there.
+    pub fn watch_from(&self, lineage: Lineage, revision: Revision) -> Result<Cursor, WatchError> {
+        let cursor = Cursor::after(lineage, revision);
+        self.lock().check(&cursor)?;
+        Ok(cursor)
+    }
+
+    /// At most `max` of the changes that the cursor has not seen, in order; moves it past them. Never skips one: when the
+    /// next is no longer in the ring the cursor stays and the watch is over.
+    pub fn poll(&self, cursor: &mut Cursor, max: usize) -> Result<Vec<Arc<EventBatch>>, WatchError> {
+        let inner = self.lock();
+        inner.check(cursor)?;
+        let skip = usize::try_from(cursor.seen().0.saturating_sub(inner.ring.base.0)).unwrap_or(usize::MAX);
+        let batches: Vec<_> = inner.ring.batches.iter().skip(skip).take(max).cloned().collect();
+        drop(inner);
+        if let Some(last) = batches.last() {
+            cursor.advance(last.revision);
+        }
+        Ok(batches)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("a panic while the store is locked ends the process")
+    }
+}
+
+impl Inner {
+    fn check(&self, cursor: &Cursor) -> Result<(), WatchError> {
+        if cursor.lineage() != self.state.lineage() {
+            return Err(WatchError::OtherLineage);
+        }
+        if cursor.seen() < self.ring.base {
+            return Err(WatchError::TooOld { oldest: self.ring.base });
+        }
+        Ok(())
+    }
+}
+
+impl WatchRing {
+    /// Appends a batch and gives back those that no longer fit. The newest always stays.
+    fn push(&mut self, batch: EventBatch) -> Vec<Arc<EventBatch>> {
+        assert_eq!(batch.revision, Revision(self.base.0 + self.batches.len() as u64).next(), "revisions are dense");
+        self.bytes += batch.bytes;
+        self.batches.push_back(Arc::new(batch));
+        let mut evicted = Vec::new();
+        while self.bytes > self.capacity && self.batches.len() > 1 {
+            let oldest = self.batches.pop_front().expect("there are two");
+            self.bytes -= oldest.bytes;
+            self.base = oldest.revision;
+            evicted.push(oldest);
+        }
+        evicted
+    }
+}

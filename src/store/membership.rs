@@ -1,0 +1,106 @@
+//! Who is in the Raft group: replicated state, decided by apply.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::log::Configuration;
+use crate::types::{Index, Member, MemberChange, MemberRole, NodeId, RaftId};
+
+/// Members, the ids that were used up, and how far each voter's log is known to reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Membership {
+    pub members: BTreeMap<RaftId, Member>,
+    /// Raft ids that are gone for good, and whose they were.
+    pub removed: BTreeMap<RaftId, NodeId>,
+    pub next_raft_id: RaftId,
+    /// Log indexes that members had on disk, as the last marks recorded them.
+    pub floors: BTreeMap<RaftId, Index>,
+}
+
+impl Membership {
+    pub fn bootstrap(node_id: NodeId, addr: String) -> Self {
+        let first = RaftId(1);
+        let member = Member { raft_id: first, node_id, addr, role: MemberRole::Voter };
+        Self { members: BTreeMap::from([(first, member)]), next_raft_id: first.next(), ..Self::default() }
+    }
+
+    pub fn of_node(&self, node_id: NodeId) -> Option<&Member> {
+        self.members.values().find(|member| member.node_id == node_id)
+    }
+
+    /// The node was a member, and is none now.
+    pub fn is_removed(&self, node_id: NodeId) -> bool {
+        self.of_node(node_id).is_none() && self.removed.values().any(|removed| *removed == node_id)
+    }
+
+    pub fn configuration(&self) -> Configuration {
+        let of = |role| self.members.values().filter(move |member| member.role == role).map(|member| member.raft_id);
+        Configuration { voters: of(MemberRole::Voter).collect(), learners: of(MemberRole::Learner).collect() }
+    }
+
+    /// Whether the change may be made. `node_exists` tells whether a node has its object in the store.
+    pub fn allows(&self, change: &MemberChange, node_exists: impl FnOnce(NodeId) -> bool) -> bool {
+        match change {
+            MemberChange::AddLearner { raft_id, node_id, .. } => {
+                *raft_id == self.next_raft_id
+                    && self.of_node(*node_id).is_none()
+                    && (!self.is_removed(*node_id) || node_exists(*node_id))
+            }
+            MemberChange::Promote { raft_id } => self.role(*raft_id) == Some(MemberRole::Learner),
+            MemberChange::Remove { raft_id } => match self.role(*raft_id) {
+                Some(MemberRole::Voter) => self.configuration().voters.len() > 1,
+                Some(MemberRole::Learner) => true,
+                None => false,
+            },
+        }
+    }
+
+    fn role(&self, raft_id: RaftId) -> Option<MemberRole> {
+        self.members.get(&raft_id).map(|member| member.role)
+    }
+
+    /// Makes a change that [`Self::allows`] allowed.
+    pub fn apply(&mut self, change: &MemberChange) {
+        match change {
+            MemberChange::AddLearner { raft_id, node_id, addr } => {
+                let role = MemberRole::Learner;
+                let member = Member { raft_id: *raft_id, node_id: *node_id, addr: addr.clone(), role };
+                self.members.insert(*raft_id, member);
+                self.next_raft_id = raft_id.next();
+            }
+            MemberChange::Promote { raft_id } => {
+                if let Some(member) = self.members.get_mut(raft_id) {
+                    member.role = MemberRole::Voter;
+                }
+            }
+            MemberChange::Remove { raft_id } => {
+                if let Some(member) = self.members.remove(raft_id) {
+                    self.removed.insert(*raft_id, member.node_id);
+                }
+                self.floors.remove(raft_id);
+            }
+        }
+    }
+
+    pub fn set_address(&mut self, raft_id: RaftId, node_id: NodeId, addr: &str) -> bool {
+        match self.members.get_mut(&raft_id) {
+            Some(member) if member.node_id == node_id => {
+                addr.clone_into(&mut member.addr);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Raises the floors of members. What a member once had on disk stays true, so that a floor never falls: a new leader
+    /// that has not heard of a member yet says zero.
+    pub fn raise_floors(&mut self, floors: &[(RaftId, Index)]) {
+        for (raft_id, index) in floors {
+            if self.members.contains_key(raft_id) {
+                let floor = self.floors.entry(*raft_id).or_default();
+                *floor = (*floor).max(*index);
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The replicated state as a value: cheap to clone, equal on every replica after the same entries.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::membership::Membership;
+use super::ring::{Limits, Record, Ring};
+use super::table::Table;
+use super::watch::EventBatch;
+use crate::codec::{digest128, envelope};
+use crate::types::log::{Configuration, StateHash};
+use crate::types::object::Cluster;
+use crate::types::{
+    Change, ChangeId, Index, Kind, Lineage, Member, MemberChange, NodeId, Object, ObjectId, Outcome, Position, RaftId,
+    Refusal, Revision, Selector, Term,
+};
+
+/// An object as the store keeps it.
+#[derive(Debug)]
+pub struct Stored {
+    /// The object.
+    pub object: Object,
+    /// The digest of its encoding: its share of the state hash.
+    pub hash: u128,
+    /// The length of its encoding.
+    pub bytes: u32,
+}
+
+impl Stored {
+    /// Encodes the object once, for its digest and size.
+    pub fn new(object: Object) -> Self {
+        let encoded = envelope::encode(&object);
+        Self::of_encoding(object, &encoded)
+    }
+
+    pub(super) fn of_encoding(object: Object, encoded: &[u8]) -> Self {
+        let bytes = u32::try_from(encoded.len()).expect("an object comes in a change, which is at most 1.5 MiB");
+        Self { object, hash: digest128(&[b"object", encoded]), bytes }
+    }
+}
+
+/// A reference that names no one object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// Nothing has this name, id or id prefix.
+    #[error("not found")]
+    NotFound,
+    /// Several objects have this name or id prefix.
+    #[error("ambiguous: {} objects match", .0.len())]
+    Ambiguous(Vec<ObjectId>),
+}
+
+/// Everything that is replicated: objects, members, counters, remembered changes. A persistent value: a clone copies
+/// nothing, and neither side sees what is written to the other.
+#[derive(Clone)]
+pub struct State {
+    pub(super) lineage: Lineage,
+    pub(super) applied: Position,
+    pub(super) revision: Revision,
+    pub(super) tables: [Table; Kind::ALL.len()],
+    pub(super) membership: Arc<Membership>,
+    pub(super) ring: Ring,
+    /// The wrapping sum of the objects' digests.
+    pub(super) objects_hash: u128,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("lineage", &self.lineage)
+            .field("applied", &self.applied)
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// The state before the first entry: no objects, no members. What a joining manager has until it gets a snapshot.
+    pub fn new(lineage: Lineage) -> Self {
+        Self::with_limits(lineage, Limits::PRODUCT)
+    }
+
+    pub(super) fn with_limits(lineage: Lineage, limits: Limits) -> Self {
+        Self {
+            lineage,
+            applied: Position::default(),
+            revision: Revision(0),
+            tables: Default::default(),
+            membership: Arc::default(),
+            ring: Ring::new(limits),
+            objects_hash: 0,
+        }
+    }
+
+    /// The state a new swarm begins with on its first manager: one voter, no objects, as if the log had one entry.
+    pub fn bootstrap(lineage: Lineage, node_id: NodeId, addr: impl Into<String>) -> Self {
+        Self {
+            applied: Position { term: Term(1), index: Index(1) },
+            membership: Arc::new(Membership::bootstrap(node_id, addr.into())),
+            ..Self::new(lineage)
+        }
+    }
+
+    /// The object of this id.
+    pub fn get(&self, kind: Kind, id: ObjectId) -> Option<&Arc<Stored>> {
+        self.table(kind).get(id)
+    }
+
+    /// The object of this name, ignoring the case of ASCII letters. Where names may repeat (nodes, tasks), the one of
+    /// the lowest id.
+    pub fn by_name(&self, kind: Kind, name: &str) -> Option<&Arc<Stored>> {
+        self.table(kind).named(name).next()
+    }
+
+    /// The object that a person means: by id, by name, or by the beginning of an id that no other object's has.
+    pub fn resolve(&self, kind: Kind, reference: &str) -> Result<Arc<Stored>, ResolveError> {
+        if reference.is_empty() {
+            return Err(ResolveError::NotFound);
+        }
+        if let Some(stored) = reference.parse().ok().and_then(|id| self.get(kind, id)) {
+            return Ok(stored.clone());
+        }
+        match one(self.table(kind).named(reference)) {
+            Err(ResolveError::NotFound) => one(self.table(kind).with_id_prefix(reference)),
+            found => found,
+        }
+    }
+
+    /// The objects that match any of the selectors, from the indexes, in order of id, each once.
+    pub fn find(&self, kind: Kind, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
+        self.table(kind).find(any_of)
+    }
+
+    /// Every object of a kind, in order of id.
+    pub fn iter(&self, kind: Kind) -> impl Iterator<Item = &Arc<Stored>> {
+        self.table(kind).iter()
+    }
+
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.table(kind).len()
+    }
+
+    /// The encoded size of all objects of a kind.
+    pub fn bytes(&self, kind: Kind) -> u64 {
+        self.table(kind).bytes()
+    }
+
+    /// The swarm's settings; `None` until the first manager's first change is applied.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.iter(Kind::Cluster).find_map(|stored| match &stored.object {
+            Object::Cluster(cluster) => Some(cluster),
+            _ => None,
+        })
+    }
+
+    /// How many changes were committed: the version of what the last one wrote.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The last entry that this state includes.
+    pub fn applied(&self) -> Position {
+        self.applied
+    }
+
+    /// The history that this state belongs to.
+    pub fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
+    /// The Raft group.
+    pub fn members(&self) -> &BTreeMap<RaftId, Member> {
+        &self.membership.members
+    }
+
+    /// The member that this node is.
+    pub fn member_of(&self, node_id: NodeId) -> Option<&Member> {
+        self.membership.of_node(node_id)
+    }
+
+    /// Who votes and who learns.
+    pub fn configuration(&self) -> Configuration {
+        self.membership.configuration()
+    }
+
+    /// The Raft id of the next member.
+    pub fn next_raft_id(&self) -> RaftId {
+        self.membership.next_raft_id
+    }
+
+    /// Whether the node was a member and was removed, and is not one again under a newer Raft id.
+    pub fn is_removed(&self, node_id: NodeId) -> bool {
+        self.membership.is_removed(node_id)
+    }
+
+    /// Whether the Raft id was used and its member removed.
+    pub fn is_removed_raft_id(&self, raft_id: RaftId) -> bool {
+        self.membership.removed.contains_key(&raft_id)
+    }
+
+    /// Log indexes that members are known to have had on disk, from the marks: one that comes back with less was rolled
+    /// back.
+    pub fn floors(&self) -> &BTreeMap<RaftId, Index> {
+        &self.membership.floors
+    }
+
+    /// What became of a change, while the ring remembers it.
+    pub fn remembered(&self, change: ChangeId) -> Option<Outcome> {
+        self.ring.get(change)
+    }
+
+    /// The newest revision that the ring of remembered changes does not cover: a change made after it or an earlier one
+    /// is answered [`Outcome::Forgotten`] unless it is remembered. `None` while nothing that matters was forgotten.
+    pub fn horizon(&self) -> Option<Revision> {
+        self.ring.horizon(self.revision)
+    }
+
+    /// Whether a change made after `after` and not remembered was certainly never applied.
+    pub fn covers(&self, after: Revision) -> bool {
+        self.ring.covers(after, self.revision)
+    }
+
+    /// The state hash: equal on every replica that applied the same entries.
+    pub fn hash(&self) -> u128 {
+        self.total(self.objects_hash, self.ring.hash())
+    }
+
+    /// The state hash from what is stored: differs from [`Self::hash`] when memory changed behind the store's back.
+    pub fn recompute_hash(&self) -> u128 {
+        let objects = Kind::ALL
+            .into_iter()
+            .flat_map(|kind| self.iter(kind))
+            .fold(0, |sum: u128, stored| sum.wrapping_add(digest128(&[b"object", &envelope::encode(&stored.object)])));
+        self.total(objects, self.ring.recompute_hash())
+    }
+
+    pub(super) fn total(&self, objects: u128, ring: u128) -> u128 {
+        let counters =
+            (self.lineage, self.applied, self.revision, &*self.membership, self.ring.forgotten(), self.ring.horizons());
+        let rest = digest128(&[b"counters", &envelope::encode(&counters)]);
+        rest.wrapping_add(objects).wrapping_add(ring)
+    }
+
+    pub(super) fn table(&self, kind: Kind) -> &Table {
+        &self.tables[kind as usize]
+    }
+
+    /// Moves on to the next entry. Every entry is applied once and in order; anything else means that raft and the store
+    /// no longer agree on where they are, and going on would let this replica diverge.
+    pub fn advance(&mut self, position: Position) {
+        assert!(
+            position.index == self.applied.index.next() && position.term >= self.applied.term,
+            "entry {position:?} does not follow {:?}",
+            self.applied
+        );
+        self.applied = position;
+    }
+
+    /// Judges a change against this state and carries it out if it passes, all of it or nothing. `term` is its entry's.
+    ///
+    /// A repeated id gets its first answer. Only a committed change has a revision and events.
+    pub fn apply_change(&mut self, change: &Change, term: Term) -> (Outcome, Option<EventBatch>) {
+        if let Some(outcome) = self.ring.get(change.id) {
+            return (outcome, None);
+        }
+        if !self.ring.covers(change.after, self.revision) {
+            return (Outcome::Forgotten, None);
+        }
+        let at = self.revision;
+        let (outcome, batch) = match self.try_change(change, term) {
+            Ok(batch) => (Outcome::Committed(self.revision), Some(batch)),
+            Err(refusal) => (Outcome::Refused(refusal), None),
+        };
+        self.ring.push(&Record { id: change.id, at, outcome: outcome.clone() });
+        (outcome, batch)
+    }
+
+    /// Puts an object in its table without judging it; gives back what was there. For decoding and roll-back too.
+    pub(super) fn replace(&mut self, kind: Kind, id: ObjectId, stored: Option<Arc<Stored>>) -> Option<Arc<Stored>> {
+        let added = stored.as_ref().map_or(0, |new| new.hash);
+        let old = self.tables[kind as usize].replace(id, stored);
+        let removed = old.as_ref().map_or(0, |old| old.hash);
+        self.objects_hash = self.objects_hash.wrapping_add(added).wrapping_sub(removed);
+        old
+    }
+
+    /// Makes a membership change if the rules allow it; tells whether they do. A refused one changes nothing.
+    pub fn apply_member_change(&mut self, change: &MemberChange) -> bool {
+        let allowed = self.membership.allows(change, |node_id| self.get(Kind::Node, node_id.into()).is_some());
+        if allowed {
+            Arc::make_mut(&mut self.membership).apply(change);
+        }
+        allowed
+    }
+
+    /// Notes where a member listens; false, and nothing changes, when no member has both ids.
+    pub fn set_address(&mut self, raft_id: RaftId, node_id: NodeId, addr: &str) -> bool {
+        Arc::make_mut(&mut self.membership).set_address(raft_id, node_id, addr)
+    }
+
+    /// Notes how far each voter's log was, and gives the hash of the state at the mark, whose entry is the one applied
+    /// last.
+    pub fn mark(&mut self, floors: &[(RaftId, Index)]) -> StateHash {
+        Arc::make_mut(&mut self.membership).raise_floors(floors);
+        StateHash { index: self.applied.index, revision: self.revision, sum: self.hash() }
+    }
+
+    fn try_change(&mut self, change: &Change, term: Term) -> Result<EventBatch, Refusal> {
+        if change.term.is_some_and(|made_in| made_in != term) {
+            return Err(Refusal::TermChanged);
+        }
+        super::change::execute(self, change)
+    }
+}
+
+fn one<'a>(mut found: impl Iterator<Item = &'a Arc<Stored>>) -> Result<Arc<Stored>, ResolveError> {
+    match (found.next(), found.next()) {
+        (None, _) => Err(ResolveError::NotFound),
+        (Some(only), None) => Ok(only.clone()),
+        (Some(first), Some(second)) => {
+            let ids = [first, second].into_iter().chain(found).map(|stored| stored.object.id());
+            Err(ResolveError::Ambiguous(ids.collect()))
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Tests of the store as a whole, through one helper: a scripted log.
+
+mod changes;
+
+use crate::types::object::{Annotations, Config};
+use crate::types::*;
+
+use super::{EventBatch, State};
+
+/// A state with a log of its own: ids and times are counted up, so that scripts are short and repeat exactly.
+pub(super) struct Log {
+    pub state: State,
+    pub term: Term,
+    changes: u128,
+}
+
+impl Log {
+    pub fn new() -> Self {
+        Self { state: State::bootstrap(Lineage(7), NodeId(1), "127.0.0.1:1"), term: Term(1), changes: 0 }
+    }
+
+    /// A new change made now.
+    pub fn change(&mut self, operations: Vec<Operation>) -> Change {
+        self.changes += 1;
+        Change {
+            id: ChangeId(self.changes),
+            after: self.state.revision(),
+            time: Timestamp(self.changes as u64 * 1000),
+            term: None,
+            operations,
+        }
+    }
+
+    /// Applies a change as the next entry.
+    pub fn apply(&mut self, change: &Change) -> (Outcome, Option<EventBatch>) {
+        let index = self.state.applied().index.next();
+        self.state.advance(Position { term: self.term, index });
+        let result = self.state.apply_change(change, self.term);
+        assert_eq!(self.state.hash(), self.state.recompute_hash(), "after {change:?}");
+        result
+    }
+
+    pub fn run(&mut self, operations: Vec<Operation>) -> Outcome {
+        let change = self.change(operations);
+        self.apply(&change).0
+    }
+}
+
+pub(super) fn config(id: u128, name: &str) -> Object {
+    let mut config = Config { id: ObjectId(id), ..Config::default() };
+    config.spec.annotations = Annotations { name: name.to_owned(), ..Annotations::default() };
+    Object::Config(config)
+}
+
+/// `object` as an update of the version `version`.
+pub(super) fn at(mut object: Object, version: u64) -> Object {
+    object.meta_mut().version = Revision(version);
+    object
+}
