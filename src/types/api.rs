@@ -115,6 +115,11 @@ pub struct Query {
     pub what: QueryKind,
 }
 
+/// Objects in one page of a list.
+pub const PAGE_OBJECTS: usize = 1000;
+/// Encoded bytes in one page of a list; a page holds at least one object.
+pub const PAGE_BYTES: usize = 1 << 20;
+
 /// What a [`Query`] reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QueryKind {
@@ -124,7 +129,8 @@ pub enum QueryKind {
     Members,
     /// Raft's progress; always local.
     Raft,
-    /// Objects of a kind that match, in order of id, after this id: as many as fit into one answer.
+    /// Objects of a kind, in order of id, those after the given one: a page of at most [`PAGE_OBJECTS`] objects and
+    /// about [`PAGE_BYTES`]. The id of a page's last object asks for the next.
     List(Kind, Filter, Option<ObjectId>),
     /// One object by name, id or unambiguous id prefix.
     Inspect(Kind, String),
@@ -418,7 +424,8 @@ pub enum Answer {
     Done,
     /// A write is committed.
     Written {
-        /// The object made or changed.
+        /// The object made, changed or removed. All zero when a change is asked about again so late that this manager
+        /// knows only its revision.
         id: ObjectId,
         /// The change's revision.
         revision: Revision,
@@ -429,11 +436,11 @@ pub enum Answer {
     Members(Vec<MemberReport>),
     /// Raft's progress.
     Raft(Box<RaftReport>),
-    /// Objects, redacted, in order of id.
+    /// A page of objects, redacted, in order of id.
     Objects {
-        /// One page.
+        /// The objects.
         objects: Vec<Object>,
-        /// More follow after the last id.
+        /// There are more after the last of them.
         more: bool,
     },
     /// One object, redacted.
