@@ -18,21 +18,19 @@
 //! Everything is a function of the request, the [`Directory`], time and entropy.
 //!
 //! Not here: certificates for nodes that have one already (renewal), for nodes that only wait for approval, and new
-//! roots. They meet this code in two places: [`issue`] decides who the caller is before it asks for a token, and
-//! [`IssuanceState`] already knows the states in between, which [`status`] reports as they are.
+//! roots. They meet this code in two places: a caller with a certificate is told from a newcomer before [`issue`] looks
+//! for a token, and [`IssuanceState`] has the states in between, for which [`status`] asks the caller to come again.
 
-use std::fmt;
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa, same_secret};
 use crate::sys::entropy::Entropy;
+use crate::types::api::{Answer, IssueRequest};
 use crate::types::object::{
     self, Availability, Certificate, Cluster, IssuanceState, JoinTokens, MembershipState, Meta, Node, NodeDescription,
     NodeSpec, NodeState, NodeStatus, Sensitive,
 };
-use crate::types::{Change, ChangeId, ClusterId, Code, NodeId, Object, Operation, Revision, Role, Status, Timestamp};
+use crate::types::{Change, ChangeId, ClusterId, Code, NodeId, Object, Operation, Role, Status, Timestamp};
 
 /// What the authority needs to know of the store, at one revision.
 pub trait Directory {
@@ -42,73 +40,13 @@ pub trait Directory {
     fn node(&self, id: NodeId) -> Option<Node>;
 }
 
-/// Answer to the call for the root.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RootAnswer {
-    /// The root certificates, PEM.
-    pub root_pem: String,
-    /// Their digest as join tokens show it. For display: who asks compares the bytes with its token itself.
-    pub digest: String,
-}
-
-/// A newcomer's request for a certificate.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IssueRequest {
-    /// A signing request, PEM.
-    pub csr_pem: String,
-    /// The join token; decides the role.
-    pub token: String,
-    /// What the node says of itself.
-    pub description: NodeDescription,
-    /// Whether it takes tasks.
-    pub availability: Availability,
-}
-
-impl fmt::Debug for IssueRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IssueRequest")
-            .field("hostname", &self.description.hostname)
-            .field("availability", &self.availability)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Answer to a request for a certificate, once the change is committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IssueAnswer {
-    /// The new node.
-    pub node_id: NodeId,
-    /// Whether it may take part already.
-    pub membership: MembershipState,
-}
-
-/// Asks for a node's certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusRequest {
-    /// Which node.
-    pub node_id: NodeId,
-}
-
-/// How far a node's certificate is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CertificateAnswer {
-    /// How far; the chain is there when this says issued.
-    pub state: IssuanceState,
-    /// The role in the certificate.
-    pub role: Role,
-    /// The node's certificate and what links it to the root, PEM.
-    pub chain_pem: String,
-    /// Why it was refused, if it was.
-    pub error: String,
-}
-
 /// What [`issue`] decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Issue {
     /// Makes the node. `term` is left to the caller.
     pub change: Change,
-    /// What to answer when the change is committed.
-    pub answer: IssueAnswer,
+    /// The node: when the change is committed, [`status`] has its certificate.
+    pub node_id: NodeId,
 }
 
 /// What the first manager begins with.
@@ -126,17 +64,13 @@ pub struct Founding {
 ///
 /// # Errors
 /// `Unavailable` until there is a cluster.
-pub fn get_root(directory: &dyn Directory) -> Result<RootAnswer, Status> {
+pub fn get_root(directory: &dyn Directory) -> Result<Answer, Status> {
     let mut cluster = directory.cluster().ok_or_else(starting)?;
-    let root_pem = std::mem::take(&mut cluster.root_ca.certificate);
-    if root_pem.is_empty() {
-        return Err(starting());
-    }
-    let digest = pki::root_digest(&root_pem);
-    Ok(RootAnswer { root_pem, digest })
+    let root = std::mem::take(&mut cluster.root_ca.certificate);
+    if root.is_empty() { Err(starting()) } else { Ok(Answer::Root { root }) }
 }
 
-/// Signs a newcomer's request. `change` and `after` are the caller's, fixed before its first attempt.
+/// Signs a newcomer's request.
 ///
 /// # Errors
 /// `InvalidArgument` for a bad request or token, `Unavailable` until there is a cluster, `FailedPrecondition` when the
@@ -144,12 +78,10 @@ pub fn get_root(directory: &dyn Directory) -> Result<RootAnswer, Status> {
 pub fn issue(
     directory: &dyn Directory,
     request: &IssueRequest,
-    change: ChangeId,
-    after: Revision,
     now_ms: u64,
     entropy: &mut dyn Entropy,
 ) -> Result<Issue, Status> {
-    if request.csr_pem.is_empty() {
+    if request.csr.is_empty() {
         return Err(Status::new(Code::InvalidArgument, "a signing request is needed"));
     }
     check_description(&request.description)?;
@@ -157,38 +89,41 @@ pub fn issue(
     let role = role_of_token(&cluster, &request.token)?;
     let root = signer(&cluster)?;
 
-    let node_id = node_of_change(change);
+    let node_id = node_of_change(request.change);
     let validity = certificate_validity(&cluster);
-    let chain_pem = root.sign_request(&request.csr_pem, node_id, role, cluster.id, now_ms, validity, entropy)?;
-    let certificate = Certificate {
-        role,
-        csr: request.csr_pem.clone(),
-        state: IssuanceState::Issued,
-        error: String::new(),
-        certificate: chain_pem,
-    };
+    let chain = root.sign_request(&request.csr, node_id, role, cluster.id, now_ms, validity, entropy)?;
+    let certificate = issued(role, request.csr.clone(), chain);
     let node = new_node(node_id, request.description.clone(), request.availability, certificate);
-    let answer = IssueAnswer { node_id, membership: node.spec.membership };
     let change = Change {
-        id: change,
-        after,
+        id: request.change,
+        after: request.after,
         time: Timestamp(now_ms),
         term: None,
         operations: vec![Operation::Create(Object::Node(node))],
     };
-    Ok(Issue { change, answer })
+    Ok(Issue { change, node_id })
 }
 
-/// How far a node's certificate is.
+/// A node's certificate: the newest there is.
 ///
 /// # Errors
-/// `NotFound` when there is no such node.
-pub fn status(directory: &dyn Directory, node_id: NodeId) -> Result<CertificateAnswer, Status> {
-    let node = directory
-        .node(node_id)
-        .ok_or_else(|| Status::new(Code::NotFound, format!("node {node_id} is not part of this swarm")))?;
-    let Certificate { role, state, error, certificate, .. } = node.certificate;
-    Ok(CertificateAnswer { state, role, chain_pem: certificate, error })
+/// `NotFound` when there is no such node, `Unavailable` while its certificate is being made, `FailedPrecondition` when
+/// that was refused.
+pub fn status(directory: &dyn Directory, node_id: NodeId) -> Result<Answer, Status> {
+    let unknown = || Status::new(Code::NotFound, format!("node {node_id} is not part of this swarm"));
+    let Certificate { role, state, error, certificate: chain, .. } =
+        directory.node(node_id).ok_or_else(unknown)?.certificate;
+    match state {
+        IssuanceState::Issued | IssuanceState::Rotate => Ok(Answer::Certificate { node_id, chain, role }),
+        IssuanceState::Failed => {
+            let message = format!("no certificate was issued to node {node_id}: {error}");
+            Err(Status::new(Code::FailedPrecondition, message))
+        }
+        IssuanceState::Unknown | IssuanceState::Pending | IssuanceState::Renew => {
+            let message = format!("the certificate of node {node_id} is not issued yet");
+            Err(Status::new(Code::Unavailable, message).with_hint("try again in a moment"))
+        }
+    }
 }
 
 /// Makes the root, the join tokens and the first manager's certificate.
@@ -208,13 +143,7 @@ pub fn found(
     let csr = pki::signing_request(&key)?;
     let chain_pem = root.sign_request(&csr, node_id, Role::Manager, cluster_id, now_ms, validity, entropy)?;
     let identity = NodeIdentity::new(&chain_pem, key)?;
-    let certificate = Certificate {
-        role: Role::Manager,
-        csr,
-        state: IssuanceState::Issued,
-        error: String::new(),
-        certificate: chain_pem,
-    };
+    let certificate = issued(Role::Manager, csr, chain_pem);
     let node = new_node(node_id, description, Availability::Active, certificate);
     Ok(Founding { root_ca: root_object(&root, entropy), node, identity })
 }
@@ -246,6 +175,10 @@ fn root_object(root: &RootCa, entropy: &mut dyn Entropy) -> object::RootCa {
     }
 }
 
+fn issued(role: Role, csr: String, chain: String) -> Certificate {
+    Certificate { role, csr, state: IssuanceState::Issued, error: String::new(), certificate: chain }
+}
+
 fn new_node(id: NodeId, description: NodeDescription, availability: Availability, certificate: Certificate) -> Node {
     let role = certificate.role;
     Node {
@@ -265,12 +198,12 @@ fn new_node(id: NodeId, description: NodeDescription, availability: Availability
 }
 
 /// The role that a token admits to: the manager's is compared first, and both always, so that the time tells nothing.
-fn role_of_token(cluster: &Cluster, token: &str) -> Result<Role, Status> {
+fn role_of_token(cluster: &Cluster, token: &Sensitive) -> Result<Role, Status> {
     let tokens = &cluster.root_ca.join_tokens;
     if tokens.manager.is_empty() && tokens.worker.is_empty() {
         return Err(starting());
     }
-    let (manager, worker) = (same_secret(&tokens.manager, token), same_secret(&tokens.worker, token));
+    let (manager, worker) = (same_secret(&tokens.manager, &token.0), same_secret(&tokens.worker, &token.0));
     if manager {
         Ok(Role::Manager)
     } else if worker {

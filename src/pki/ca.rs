@@ -233,3 +233,6 @@ const END_OF_TIME_S: i64 = 253_402_300_799;
 
 /// A request with an ed25519 key is about 300 bytes of PEM.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,10 @@ pub fn explain(error: &Error) -> (String, String) {
         | Error::PeerSentOversizedRecord => ("the other side breaks the rules of TLS", PORT),
         Error::DecryptError => ("data was damaged on its way", "something between the nodes changes their traffic"),
         Error::InconsistentKeys(_) => ("the private key does not belong to the certificate", ""),
-        other => return (format!("TLS failed: {other}"), String::new()),
+        Error::FailedToGetCurrentTime => ("this machine's clock cannot be read", CLOCKS),
+        Error::FailedToGetRandomBytes => ("this machine gives no random numbers", ""),
+        Error::General(text) => return (format!("TLS failed: {text}"), String::new()),
+        _ => ("TLS failed", ""),
     };
     (message.to_owned(), hint.to_owned())
 }
@@ -71,7 +74,14 @@ fn explain_certificate(bad: &Bad) -> (String, String) {
         Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => {
             ("the other side's certificate is not made for nodes".to_owned(), PORT)
         }
-        other => (format!("the other side's certificate is refused: {other}"), ""),
+        Bad::Revoked => ("the other side's certificate is revoked".to_owned(), SWARM),
+        Bad::UnsupportedSignatureAlgorithmContext { .. }
+        | Bad::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            ("the other side's certificate is signed with an algorithm that is not accepted".to_owned(), SWARM)
+        }
+        // What is left are chains that no authority of ours makes: a node's certificate that signs another, a root in
+        // place of a node's certificate, unknown critical extensions.
+        _ => ("the other side's certificate chain breaks the rules for certificates".to_owned(), SWARM),
     };
     (message, hint.to_owned())
 }
@@ -91,7 +101,7 @@ const fn explain_alert(alert: Alert) -> (&'static str, &'static str) {
         Alert::ProtocolVersion | Alert::HandshakeFailure | Alert::InsufficientSecurity => {
             ("the other side does not offer TLS 1.3 with a cipher that we have", PORT)
         }
-        Alert::UnrecognisedName => ("another node answers at this address", ADDRESS),
+        Alert::UnrecognisedName => ("the other side is another node than the one dialled", ADDRESS),
         _ => ("the other side broke off the handshake", PORT),
     }
 }
@@ -105,3 +115,66 @@ const SWARM: &str = "check that the address is that of a manager of the swarm th
 const ADDRESS: &str = "check the addresses with `skep members`: one may have been given to another machine";
 const PORT: &str = "check that the address and port are those of a skep manager";
 const JOIN: &str = "join the swarm first: `skep run --join HOST:PORT --token TOKEN`";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use rustls::{InvalidMessage, OtherError, PeerIncompatible, PeerMisbehaved};
+
+    use super::*;
+
+    fn check(error: impl Into<Error>, words: &str, advice: &str) {
+        let error = error.into();
+        let (message, hint) = explain(&error);
+        assert!(message.contains(words) && hint.contains(advice), "{error:?}: {message} / {hint}");
+        // For people: no names of types or variants.
+        for text in [&message, &hint] {
+            let camel = text
+                .split(|c: char| !c.is_alphanumeric())
+                .any(|word| word.chars().zip(word.chars().skip(1)).any(|(a, b)| a.is_lowercase() && b.is_uppercase()));
+            assert!(!camel && !text.contains("::") && !text.contains('{'), "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_found_here_say_what_to_do() {
+        check(Bad::UnknownIssuer, "another swarm", "check that the address");
+        check(Bad::BadSignature, "another swarm", "check that the address");
+        check(Bad::Expired, "expired", "clocks");
+        check(Bad::NotValidYet, "not valid yet", "clocks");
+        check(Bad::NotValidForName, "another node", "skep members");
+        check(Bad::InvalidPurpose, "not made for nodes", "skep manager");
+        check(Bad::Revoked, "revoked", "");
+        check(Bad::BadEncoding, "malformed", "skep manager");
+        check(Bad::UnhandledCriticalExtension, "breaks the rules", "");
+        check(Bad::Other(OtherError(Arc::new(PkiError::OtherSwarm))), "of another swarm", "manager of the swarm");
+        check(Bad::Other(OtherError(Arc::new(std::fmt::Error))), "breaks the rules", "");
+        check(Error::NoCertificatesPresented, "no certificate", "--join");
+        check(Error::NoApplicationProtocol, "skep/1", "skep manager");
+        check(InvalidMessage::InvalidContentType, "does not speak TLS", "port");
+        check(PeerIncompatible::Tls12NotOffered, "TLS 1.3", "port");
+        check(PeerMisbehaved::TooManyEmptyFragments, "breaks the rules of TLS", "port");
+        check(Error::DecryptError, "damaged", "");
+        check(Error::General("reason".to_owned()), "TLS failed: reason", "");
+        check(Error::HandshakeNotComplete, "TLS failed", "");
+        check(Error::FailedToGetCurrentTime, "clock", "clocks");
+    }
+
+    #[test]
+    fn refusals_by_the_other_side_say_what_to_do() {
+        for number in 0..=u8::MAX {
+            check(Error::AlertReceived(Alert::from(number)), "the other side", "");
+        }
+        let check = |alert, words, advice| check(Error::AlertReceived(alert), words, advice);
+        check(Alert::UnknownCA, "does not know the root", "check that the address");
+        check(Alert::CertificateExpired, "expired or not yet valid", "clocks");
+        check(Alert::CertificateRequired, "wants a certificate", "--join");
+        check(Alert::CertificateUnknown, "refuses our certificate", "check that the address");
+        check(Alert::NoApplicationProtocol, "skep/1", "port");
+        check(Alert::ProtocolVersion, "TLS 1.3", "port");
+        check(Alert::InternalError, "broke off", "port");
+    }
+}

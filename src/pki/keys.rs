@@ -225,6 +225,8 @@ const MAX_KEY_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use proptest::prelude::*;
 
     use super::*;

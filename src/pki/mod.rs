@@ -20,6 +20,8 @@
 //!   [`Identity::not_after_ms`] passes, when the node is removed, and when [`check_protocol`] fails after the handshake.
 //! - Private keys and token secrets are in no `Debug` and no error, and are wiped when dropped.
 //!
+//! [`seal`] is the other half of what is secret here: the encryption of what a manager writes to its disk.
+//!
 //! Everything is a function of bytes, time and entropy: the caller passes milliseconds since 1970 and an
 //! [`Entropy`](crate::sys::entropy::Entropy). Two exceptions lie in libraries: rustls asks its own clock during a
 //! handshake, and ring draws the nonce of a P-256 signature from the operating system (ed25519 has none).
@@ -33,6 +35,7 @@ mod explain;
 pub mod identity;
 pub mod keys;
 mod pem;
+pub mod seal;
 #[cfg(test)]
 mod testing;
 pub mod tls;

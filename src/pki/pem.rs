@@ -48,6 +48,8 @@ const MAX_BUNDLE_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the tests of this folder share.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use ring::rand::SystemRandom;
@@ -25,11 +27,13 @@ pub fn root(seed: u64) -> RootCa {
     RootCa::generate(NOW_MS, &mut SeededEntropy::new(seed)).unwrap()
 }
 
-/// A root as a person might give it: P-256, with a name of its own.
+/// A root as a person might give it: P-256, with a name of its own and in another string type than ours.
 pub fn given_root() -> RootCa {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::OrganizationName, "Example Ltd");
+    params.distinguished_name.push(rcgen::DnType::CountryName, "CH");
+    let organization = rcgen::DnValue::PrintableString("Example Ltd".try_into().unwrap());
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap();
     RootCa::load(&certificate.pem(), &key.serialize_pem()).unwrap()

@@ -48,7 +48,8 @@ pub fn client_config(identity: Option<&NodeIdentity>, trust: Trust) -> Result<Ar
     client_settings(identity, trust).map(Arc::new)
 }
 
-/// The name to dial a node by: a handshake with any other node fails.
+/// The name to dial a node by: a handshake with any other node fails. Says nothing of the node's role, which
+/// [`super::classify`] tells.
 pub fn server_name(node: NodeId) -> ServerName<'static> {
     host_name(&dns_name(node))
 }
