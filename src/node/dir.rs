@@ -244,7 +244,7 @@ impl DataDir {
             text.push('\n');
         }
         text.push_str(&format!("-----BEGIN {DATA_KEY}-----\n"));
-        for byte in data_key.bytes() {
+        for byte in data_key.expose() {
             text.push_str(&format!("{byte:02x}"));
         }
         text.push_str(&format!("\n-----END {DATA_KEY}-----\n"));
@@ -265,7 +265,7 @@ impl DataDir {
         let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
         let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
         let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
-        Ok(Some((key, DataKey::new(bytes))))
+        Ok(Some((key, DataKey::from_bytes(bytes))))
     }
 
     /// A text file of the directory, if it is there.

@@ -149,7 +149,7 @@ impl State {
     /// The swarm's settings; `None` until the first manager's first change is applied.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.iter(Kind::Cluster).find_map(|stored| match &stored.object {
-            Object::Cluster(cluster) => Some(cluster),
+            Object::Cluster(cluster) => Some(&**cluster),
             _ => None,
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::Stored;
-use crate::types::object::MembershipState;
+use crate::types::object::{MembershipState, TaskState};
 use crate::types::{Object, ObjectId, Role, Selector};
 
 /// The objects of one kind. A clone shares everything until one side writes.
@@ -27,6 +27,14 @@ pub(super) struct Table {
 enum Relation {
     Role(Role),
     Membership(MembershipState),
+    Service(ObjectId),
+    Node(ObjectId),
+    Slot(ObjectId, u64),
+    DesiredState(TaskState),
+    TaskState(TaskState),
+    Network(ObjectId),
+    Secret(ObjectId),
+    Config(ObjectId),
 }
 
 impl Table {
@@ -120,7 +128,14 @@ impl Table {
             }
             Selector::Role(role) => self.related(Relation::Role(*role), ids),
             Selector::Membership(state) => self.related(Relation::Membership(*state), ids),
-            _ => {}
+            Selector::Service(id) => self.related(Relation::Service(*id), ids),
+            Selector::Node(id) => self.related(Relation::Node(*id), ids),
+            Selector::Slot(id, slot) => self.related(Relation::Slot(*id, *slot), ids),
+            Selector::DesiredState(state) => self.related(Relation::DesiredState(*state), ids),
+            Selector::TaskState(state) => self.related(Relation::TaskState(*state), ids),
+            Selector::ReferencedNetwork(id) => self.related(Relation::Network(*id), ids),
+            Selector::ReferencedSecret(id) => self.related(Relation::Secret(*id), ids),
+            Selector::ReferencedConfig(id) => self.related(Relation::Config(*id), ids),
         }
     }
 
@@ -145,8 +160,8 @@ impl Table {
     }
 
     fn swap_custom(&mut self, id: ObjectId, old: Option<&Object>, new: Option<&Object>) {
-        let before = old.and_then(Object::annotations).map(|annotations| &annotations.indices);
-        let after = new.and_then(Object::annotations).map(|annotations| &annotations.indices);
+        let before = old.map(Object::indices);
+        let after = new.map(Object::indices);
         if before == after {
             return;
         }
@@ -187,11 +202,25 @@ fn resource_kind(object: &Object) -> Option<&str> {
     }
 }
 
+/// What `object` is found by; may repeat. Resources, the many and small, have none and cost no allocation here.
 fn relations(object: Option<&Object>) -> Vec<Relation> {
+    let Some(object) = object else { return Vec::new() };
+    let mut relations = Vec::new();
     match object {
-        Some(Object::Node(node)) => {
-            vec![Relation::Role(node.spec.desired_role), Relation::Membership(node.spec.membership)]
+        Object::Node(node) => {
+            relations.extend([Relation::Role(node.spec.desired_role), Relation::Membership(node.spec.membership)]);
         }
-        _ => Vec::new(),
+        Object::Task(task) => {
+            relations.extend([Relation::DesiredState(task.desired_state), Relation::TaskState(task.status.state)]);
+            relations.extend(task.node_id.map(|id| Relation::Node(id.into())));
+            if let Some(id) = task.service_id {
+                relations.extend([Relation::Service(id), Relation::Slot(id, task.slot)]);
+            }
+        }
+        _ => {}
     }
+    relations.extend(object.referenced_networks().map(Relation::Network));
+    relations.extend(object.referenced_secrets().map(Relation::Secret));
+    relations.extend(object.referenced_configs().map(Relation::Config));
+    relations
 }

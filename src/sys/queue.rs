@@ -84,6 +84,16 @@ impl<T> Receiver<T> {
         Some(item)
     }
 
+    /// Items queued now.
+    pub fn len(&self) -> usize {
+        self.channel.len()
+    }
+
+    /// Whether nothing is queued now.
+    pub fn is_empty(&self) -> bool {
+        self.channel.is_empty()
+    }
+
     /// Whether all senders are gone and nothing is left.
     pub fn is_closed(&self) -> bool {
         matches!(self.channel.try_recv(), Err(TryRecvError::Disconnected))

@@ -187,7 +187,9 @@ impl State {
         Some(effect)
     }
 
-    /// Finds the first entry whose predecessor's term is known, and checks that nothing is missing before it.
+    /// Finds the first entry whose predecessor's term is known, and checks that nothing is missing before it. The term is
+    /// not known when the oldest segment that is left begins by replacing entries of segments that were removed: then
+    /// its first entry, which a snapshot covers, stands in for the predecessor of the second.
     fn finish(&mut self, oldest: u64) -> Result<(), WalError> {
         let snapshot = self.catalog.snapshot();
         if let Some(held) = self.catalog.first_held()

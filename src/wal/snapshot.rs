@@ -289,7 +289,7 @@ impl SnapshotWriter {
             return Ok(None);
         }
         let mut stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
-        while let Ok(Some(_)) = source.next(&mut stream, key, true) {}
+        while let Ok(Some(_)) = source.next(&mut stream, key) {}
         source.file.set_len(stream.at).doing("cut", &source.path)?;
         let (dir, key) = (dir.to_owned(), key.clone());
         let mut writer =
@@ -419,7 +419,7 @@ impl SnapshotReader {
         if self.done {
             return Ok(None);
         }
-        match self.source.next(&mut self.stream, &self.key, true)? {
+        match self.source.next(&mut self.stream, &self.key)? {
             Some(mut chunk) => {
                 chunk.drain(..self.skip.min(chunk.len()));
                 self.skip = 0;
@@ -432,23 +432,11 @@ impl SnapshotReader {
         }
     }
 
-    /// Goes on after the first `offset` bytes of the state, from where it stands. What is skipped is not read: only
-    /// the heads of its chunks are checked. An offset past the end is an error.
+    /// Goes on after the first `offset` bytes of the state, which is not before where it stands. The contents of what is
+    /// skipped are not read, only the heads of its chunks. An offset past the end is an error.
     pub fn skip_to(&mut self, offset: u64) -> Result<(), WalError> {
-        while offset > self.stream.plain {
-            let head = self.source.head(&self.stream)?;
-            let end = self.stream.plain + u64::from(head.len).saturating_sub(TAG_BYTES as u64);
-            match head.kind {
-                CHUNK if end > offset => {
-                    self.skip = (offset - self.stream.plain) as usize;
-                    return Ok(());
-                }
-                LAST => {
-                    return Err(self.source.damaged(self.stream.at, format!("the state ends before byte {offset}")));
-                }
-                _ => self.source.next(&mut self.stream, &self.key, false)?,
-            };
-        }
+        let offset = offset.max(self.stream.plain);
+        self.skip = self.source.skip(&mut self.stream, &self.key, offset)?;
         Ok(())
     }
 }
@@ -503,24 +491,14 @@ impl Source {
         Ok(head)
     }
 
-    /// Passes the next chunk (its contents, or nothing when they are not `wanted`); `None` at the end.
-    fn next(&self, stream: &mut Stream, key: &DataKey, wanted: bool) -> Result<Option<Vec<u8>>, WalError> {
+    /// Passes the next chunk and returns its contents; `None` at the end.
+    fn next(&self, stream: &mut Stream, key: &DataKey) -> Result<Option<Vec<u8>>, WalError> {
         loop {
             let head = self.head(stream)?;
-            if head.kind == CHUNK && !wanted {
-                stream.passed(&head);
-                return Ok(Some(Vec::new()));
-            }
             let at = stream.at;
-            let mut payload = vec![0; head.len as usize];
-            self.read(at + HEAD as u64, &mut payload)?;
-            if crc32fast::hash(&payload) != head.payload_crc {
-                return Err(self.damaged(at, "a record does not match its checksum"));
-            }
+            let mut payload = self.payload(at, &head)?;
             if head.kind == SALT {
-                let salt = payload.as_slice().try_into().expect("the length of a salt was checked");
-                stream.key = SegmentKey::derive(key, salt);
-                stream.passed(&head);
+                self.pass_salt(stream, key, &head, &payload);
                 continue;
             }
             stream
@@ -538,6 +516,39 @@ impl Source {
             stream.passed(&head);
             return Ok(Some(payload));
         }
+    }
+
+    /// Passes records up to the chunk that holds byte `offset` of the state, which is not before the stream; returns how
+    /// much of that chunk comes before it.
+    fn skip(&self, stream: &mut Stream, key: &DataKey, offset: u64) -> Result<usize, WalError> {
+        while stream.plain < offset {
+            let head = self.head(stream)?;
+            match head.kind {
+                SALT => {
+                    let payload = self.payload(stream.at, &head)?;
+                    self.pass_salt(stream, key, &head, &payload);
+                }
+                CHUNK if stream.plain + (u64::from(head.len) - TAG_BYTES as u64) > offset => break,
+                CHUNK => stream.passed(&head),
+                _ => return Err(self.damaged(stream.at, format!("the state ends before byte {offset}"))),
+            }
+        }
+        Ok(usize::try_from(offset - stream.plain).expect("a chunk is far shorter than the address space"))
+    }
+
+    fn payload(&self, at: u64, head: &Head) -> Result<Vec<u8>, WalError> {
+        let mut payload = vec![0; head.len as usize];
+        self.read(at + HEAD as u64, &mut payload)?;
+        if crc32fast::hash(&payload) != head.payload_crc {
+            return Err(self.damaged(at, "a record does not match its checksum"));
+        }
+        Ok(payload)
+    }
+
+    /// What follows is sealed under another salt.
+    fn pass_salt(&self, stream: &mut Stream, key: &DataKey, head: &Head, salt: &[u8]) {
+        stream.key = SegmentKey::derive(key, salt.try_into().expect("the length of a salt was checked with its head"));
+        stream.passed(head);
     }
 
     /// The head of the end record, read from where it must stand.
