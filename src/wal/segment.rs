@@ -79,6 +79,12 @@ impl Segment {
     /// The batch at `offset`: its header, its checksum and its opened records. Anything but a whole batch is an error:
     /// this is for batches that were synced.
     pub(super) fn batch(&self, offset: u64) -> Result<(BatchHeader, u32, Bytes), WalError> {
+        let (header, crc, payload) = self.checked(offset)?;
+        Ok((header, crc, self.unseal(offset, &header, payload)?))
+    }
+
+    /// The batch at `offset`, still sealed, when its checksums are right.
+    pub(super) fn checked(&self, offset: u64) -> Result<(BatchHeader, u32, Vec<u8>), WalError> {
         let (header, crc) = BatchHeader::decode(&self.sector(offset)?)
             .filter(|(header, _)| header.epoch == self.header.epoch)
             .ok_or_else(|| self.damaged(offset, "no batch begins here"))?;
@@ -86,7 +92,7 @@ impl Segment {
         if crc32fast::hash(&payload) != header.payload_crc {
             return Err(self.damaged(offset, "the batch does not match its checksum"));
         }
-        Ok((header, crc, self.unseal(offset, &header, payload)?))
+        Ok((header, crc, payload))
     }
 
     /// What stands between a batch's header and the next batch, as it is on the disk.
