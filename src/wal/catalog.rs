@@ -261,6 +261,7 @@ impl LogReader {
                 let what = format!("the batch does not hold entry {wanted}");
                 return Err(WalError::damaged(&place.segment.name, place.offset, what).into());
             }
+            place.segment.release();
         }
         Ok(entries)
     }
