@@ -38,11 +38,15 @@ const NET_QUEUE: usize = 1 << 16;
 /// Starts a node as `config` says.
 pub fn start(config: Config) -> Result<Node, StartError> {
     let dir = DataDir::open(&config.data_dir)?;
-    let mut file = match dir.read()? {
+    let known = dir.read()?;
+    if known.is_none() {
+        check_new(&config, &dir)?;
+    }
+    let sockets = sockets::bind(&config)?;
+    let mut file = match known {
         Some(file) => file,
         None => begin(&config, &dir)?,
     };
-    let sockets = sockets::bind(&config)?;
     if file.phase == Phase::Member && config.join.is_some() {
         log::info!("{} belongs to a member of a swarm already: --join and --token are ignored", dir.path().display());
     }
@@ -72,13 +76,17 @@ struct Opened {
     log: Option<(Wal, Recovered)>,
 }
 
-/// `node.json` of a new node, written before anything else.
-fn begin(config: &Config, dir: &DataDir) -> Result<NodeFile, StartError> {
+fn check_new(config: &Config, dir: &DataDir) -> Result<(), StartError> {
     if config.existing {
         let what = format!("cannot start from {}", dir.path().display());
         let hint = "is its disk mounted? leave --existing out to begin a new node";
         return Err(StartError::refused(what, "it is empty, and --existing was given", hint));
     }
+    Ok(())
+}
+
+/// `node.json` of a new node, written before anything else.
+fn begin(config: &Config, dir: &DataDir) -> Result<NodeFile, StartError> {
     let phase = if config.join.is_some() { Phase::Joining } else { Phase::Founding };
     let mut file = NodeFile::new(phase, config.profile);
     file.join.clone_from(&config.join);
