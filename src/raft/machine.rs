@@ -895,7 +895,9 @@ impl Machine {
             member.role == MemberRole::Learner
                 && !self.orders.concerns(member.node_id)
                 && progress.is_some_and(|progress| {
-                    progress.state == ProgressState::Replicate
+                    // After a snapshot raft-rs goes on probing until there is an entry to send.
+                    let is_following = progress.state == ProgressState::Replicate || progress.matched == last;
+                    is_following
                         && progress.recent_active
                         && progress.matched > 0
                         && progress.matched + PROMOTION_LAG >= last
