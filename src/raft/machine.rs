@@ -374,7 +374,7 @@ impl Machine {
 
     fn on_tick(&mut self, now: Instant) {
         // raft-rs panics when a sole voter ticks into a campaign while a Ready is unsynced.
-        if self.is_sole_voter() && !self.in_flight.is_empty() {
+        if self.is_sole_voter() && !self.is_leader() && !self.in_flight.is_empty() {
             return;
         }
         let was_candidate = self.is_candidate();
