@@ -272,7 +272,7 @@ impl Machine {
             Event::Tick => self.on_tick(now),
             Event::Peer { from, message } => self.on_peer(now, from, message),
             Event::Propose { token, command } => self.on_propose(token, command),
-            Event::Read { token } => self.reads.add(token),
+            Event::Read { token } => self.reads.add(now, token),
             Event::Order { token, order } => self.on_order(token, order),
             Event::Persisted { number } => self.on_persisted(now, number),
             Event::Applied(applied) => self.on_applied(now, applied),
@@ -341,7 +341,8 @@ impl Machine {
 
     /// When [`Machine::finish`] should be called though nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
-        let retry = self.reads.next_retry(READ_RETRY);
+        // A retry that is due and cannot be made must not keep the caller spinning.
+        let retry = self.reads.next_retry(READ_RETRY).filter(|_| self.can_read());
         [self.failover.deadline(), retry].into_iter().flatten().min()
     }
 
@@ -651,14 +652,17 @@ impl Machine {
     // ---- reads ----
 
     fn begin_reads(&mut self, now: Instant) {
-        let raft = &self.node.raft;
-        // raft-rs drops a round without a word when there is no leader or the leader's term has no commit yet.
-        let can = if self.is_leader() { raft.commit_to_current_term() } else { raft.leader_id != 0 };
-        if can && self.reads.len() > 0 {
+        if self.can_read() && self.reads.len() > 0 {
             for context in self.reads.begin(now, READ_RETRY) {
                 self.node.read_index(context);
             }
         }
+    }
+
+    /// raft-rs drops a round without a word when there is no leader or the leader's term has no commit yet.
+    fn can_read(&self) -> bool {
+        let raft = &self.node.raft;
+        if self.is_leader() { raft.commit_to_current_term() } else { raft.leader_id != 0 }
     }
 
     // ---- orders ----
