@@ -525,13 +525,12 @@ impl Machine {
                 }
             }
         }
-        let committed = self.node.raft.raft_log.committed;
-        if let Err(invalid) = validate::check(&message, self.raft_id.0, committed, self.node.store()) {
+        if let Err(invalid) = validate::check(&message, self.raft_id.0, &self.node.raft.raft_log) {
             if invalid == Invalid::LogLost && message.term >= self.node.raft.term {
                 let text = format!(
                     "the leader has this member's log confirmed up to {}, but it ends at {}: the disk lost acknowledged data",
                     message.commit,
-                    self.node.store().last().index
+                    self.node.raft.raft_log.last_index()
                 );
                 self.effects.stop = Some(Stop::Fenced(text));
             } else {
