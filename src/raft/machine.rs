@@ -146,6 +146,8 @@ pub struct Machine {
     installing: Option<(u64, Index)>,
     /// Apply was done with it before the disk was.
     installed_early: Option<Applied>,
+    /// Answers to a campaign that came before the report that the campaign could leave.
+    early_votes: Vec<Message>,
 
     proposing: Vec<(Token, Bytes)>,
     pending: VecDeque<(Index, Term, Token)>,
@@ -231,6 +233,7 @@ impl Machine {
             deciding: None,
             installing: None,
             installed_early: None,
+            early_votes: Vec::new(),
             proposing: Vec::new(),
             pending: VecDeque::new(),
             reads: Reads::new(options.nonce),
@@ -541,10 +544,22 @@ impl Machine {
         match message.msg_type {
             MessageType::MsgAppend if self.is_over_budget() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(from, message),
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
+                if self.is_candidate() && self.is_unsynced() && self.early_votes.len() < 64 =>
+            {
+                // The request left when everything was synced, and the report of that is still on its way here.
+                self.early_votes.push(message);
+                return;
+            }
             _ => {}
         }
         self.step_raft(message);
         let _ = now;
+    }
+
+    /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.
+    fn is_unsynced(&self) -> bool {
+        self.node.raft.raft_log.persisted < self.node.raft.raft_log.last_index()
     }
 
     fn step_raft(&mut self, message: Message) {
@@ -1077,6 +1092,11 @@ impl Machine {
         if let Some(ready) = ready {
             self.node.on_persist_ready(ready);
         }
+        if !self.is_unsynced() {
+            for vote in std::mem::take(&mut self.early_votes) {
+                self.step_raft(vote);
+            }
+        }
         if self.installing.take_if(|(installed, _)| *installed <= number).is_some()
             && let Some(applied) = self.installed_early.take()
         {
@@ -1421,7 +1441,8 @@ impl Machine {
     fn campaign(&mut self) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
-        if raft.promotable() && !self.is_leader() && !(self.is_sole_voter() && !self.in_flight.is_empty()) {
+        let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
             if let Err(error) = self.node.campaign() {
                 log::debug!("raft did not campaign: {error}");
