@@ -892,15 +892,23 @@ impl Machine {
         self.orders.proposed = Some(Proposed { token: wanted.token, index, term, change, node_id: wanted.node_id });
     }
 
-    fn membership_decided(&mut self, index: Index, accepted: bool) {
+    /// What became of the membership change at `index`: apply's verdict, or `None` when raft-rs put nothing in its place.
+    fn membership_decided(&mut self, index: Index, verdict: Option<bool>) {
         let Some(proposed) = self.orders.proposed.take_if(|proposed| proposed.index <= index) else { return };
-        let certain = proposed.index == index && accepted;
+        let decided = proposed.index == index && verdict.is_some();
+        let certain = decided && verdict == Some(true);
         let Some(token) = proposed.token else { return };
         let result = match proposed.change {
             MemberChange::AddLearner { raft_id, addr, .. } if certain => {
                 OrderResult::Done(self.join_answer(raft_id, addr))
             }
             MemberChange::Promote { .. } | MemberChange::Remove { .. } if certain => OrderResult::Done(Answer::Done),
+            // Its id is new and the node is no member, so that apply can have refused it for one reason only.
+            MemberChange::AddLearner { .. } if decided => {
+                let message = format!("node {} was removed from this swarm", proposed.node_id);
+                let hint = "join it again with an empty data directory, as a new node";
+                OrderResult::Refused(Status::new(Code::FailedPrecondition, message).with_hint(hint))
+            }
             _ => OrderResult::Again,
         };
         self.effects.replies.push(Reply::Order(token, result));
@@ -1134,7 +1142,7 @@ impl Machine {
             } else if entry.data.is_empty() {
                 // The first entry of a term, or a membership change that raft-rs replaced.
                 if self.orders.proposed.as_ref().is_some_and(|proposed| proposed.index == index) {
-                    self.membership_decided(index, false);
+                    self.membership_decided(index, None);
                 }
             } else {
                 self.changes_since_mark += 1;
@@ -1185,7 +1193,7 @@ impl Machine {
             }
             let configuration = self.configuration();
             self.node.mut_store().set_configuration(&configuration);
-            self.membership_decided(at, accepted);
+            self.membership_decided(at, Some(accepted));
         }
         if index.0 > self.node.raft.raft_log.applied {
             self.node.advance_apply_to(index.0);
