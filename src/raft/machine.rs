@@ -542,6 +542,11 @@ impl Machine {
             return;
         }
         match message.msg_type {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.replicated.members.is_empty() => {
+                // Only a voter is asked, and only a member that had its log becomes one.
+                log::warn!("not voting for node {from}: it takes this member for a voter, and there is no log here");
+                return;
+            }
             MessageType::MsgAppend if self.is_over_budget() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(from, message),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
