@@ -423,18 +423,16 @@ impl Machine {
     }
 
     fn watch_snapshots(&mut self, now: Instant) {
-        let waiting: Vec<(u64, NodeId)> = self
-            .replicated
-            .members
-            .iter()
-            .filter(|member| {
-                let progress = self.node.raft.prs().get(member.raft_id.0);
-                progress.is_some_and(|progress| progress.state == ProgressState::Snapshot)
-            })
-            .map(|member| (member.raft_id.0, member.node_id))
-            .collect();
-        for (id, node) in waiting {
+        let members: Vec<(u64, NodeId)> =
+            self.replicated.members.iter().map(|member| (member.raft_id.0, member.node_id)).collect();
+        for (id, node) in members {
+            let progress = self.node.raft.prs().get(id);
+            let is_waiting = progress.is_some_and(|progress| progress.state == ProgressState::Snapshot);
             let peer = self.peers.entry(node).or_default();
+            if !is_waiting {
+                peer.snapshot = None;
+                continue;
+            }
             let since = *peer.snapshot.get_or_insert(now);
             if now.since(since) > SNAPSHOT_PATIENCE || !peer.up {
                 peer.snapshot = None;
@@ -602,8 +600,6 @@ impl Machine {
 
     fn on_snapshot_fetched(&mut self, position: Position, bytes: u64) {
         let Some(message) = self.offered.take_if(|offered| snapshot_position(offered) == position) else { return };
-        self.log_bytes = 0;
-        self.sizes.clear();
         self.fetched_bytes = bytes;
         self.step_raft(message);
     }
@@ -997,6 +993,8 @@ impl Machine {
                 let position = Position { term: Term(metadata.term), index: Index(metadata.index) };
                 let bytes = self.fetched_bytes;
                 self.node.mut_store().install(SnapshotMark { position, configuration, bytes });
+                self.log_bytes = 0;
+                self.sizes.clear();
                 self.committed.clear();
                 self.committed_bytes = 0;
                 self.deciding = None;
@@ -1370,7 +1368,10 @@ impl Machine {
             // Nobody needs what everybody active has.
             keep_from = keep_from.max(Index(slowest.unwrap_or(u64::MAX).saturating_add(1)).min(position.index.next()));
         }
-        let keep_from = keep_from.min(position.index.next());
+        // Whoever is being sent an older snapshot needs the log from there on.
+        let sending = self.node.raft.prs().iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let sent = sending.map(|(_, progress)| Index(progress.pending_snapshot)).min().unwrap_or(position.index);
+        let keep_from = keep_from.min(position.index.min(sent).next());
         if keep_from > self.node.store().first() {
             self.node.mut_store().compact(keep_from);
             while self.sizes.len() > 1 && self.sizes[1].0 <= keep_from {
