@@ -93,6 +93,10 @@ pub(super) struct Connection {
     pub readable: bool,
     /// Its other side may have ended it: it is read until it says so, not only until a read comes back short.
     pub eager: bool,
+    /// Writing failed: what can still be read may say why, then it is closed.
+    pub doomed: bool,
+    /// When the other side's certificate ends, milliseconds since 1970.
+    pub expires_ms: u64,
     /// All output has left and the socket's sending side is shut.
     pub output_ended: bool,
 }
@@ -118,6 +122,8 @@ impl Connection {
             dirty: false,
             readable: false,
             eager: false,
+            doomed: false,
+            expires_ms: u64::MAX,
             output_ended: false,
         }
     }

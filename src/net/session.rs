@@ -1,5 +1,7 @@
 //! The life of a connection after its socket exists: TLS, hello, frames, end.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::connection::{Connection, Dial, Entry, Open, Purpose, Stage};
@@ -9,6 +11,7 @@ use super::meters::{Class, Malformed};
 use super::peers::Failure;
 use super::routes;
 use super::run::{Net, Timer};
+use super::wire::Lanes;
 use crate::codec::frame::{END, FrameKind, Header};
 use crate::codec::request::Ping;
 use crate::codec::{DecodeError, envelope, request};
@@ -23,7 +26,7 @@ use crate::types::{Caller, NodeId, Role};
 /// without end.
 const READS: usize = 16;
 /// After the last frame, the other side has so long to close before the socket is closed over its head.
-const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Net<H> {
     /// Reads what has arrived on a connection and hands on the frames in it.
@@ -73,6 +76,9 @@ impl<H: Handler> Net<H> {
                 return self.ended(id);
             }
             if received.drained && !(eager && received.raw > 0) {
+                if self.connections.get(id).is_some_and(|connection| connection.doomed) {
+                    self.close(id);
+                }
                 return;
             }
         }
@@ -143,10 +149,13 @@ impl<H: Handler> Net<H> {
         match connection.dial.clone() {
             Some(dial) if connection.stage != Stage::Open => {
                 self.refused_dial(id, &dial, &status, by_them);
-                // What TLS had to say left with the alert; the rest of what arrives has no meaning.
+                // What TLS had to say left with the alert; what arrives has no meaning any more.
                 self.linger(id);
             }
             _ => self.linger(id),
+        }
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.link.lanes = Lanes::default();
         }
     }
 
@@ -233,7 +242,8 @@ impl<H: Handler> Net<H> {
 
     fn set_caller(&mut self, id: ConnectionId, identity: &Identity, expired: bool, stage: Stage) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let Identity { node_id, role, cluster_id, .. } = *identity;
+        let Identity { node_id, role, cluster_id, not_after_ms, .. } = *identity;
+        connection.expires_ms = not_after_ms;
         connection.caller = Some(Caller::Node { node_id, role, cluster_id, expired });
         connection.stage = stage;
     }
@@ -241,11 +251,20 @@ impl<H: Handler> Net<H> {
     /// From here on the limits of members hold.
     fn authenticated(&mut self, id: ConnectionId, class: Class) {
         self.unauthenticated.remove(&id);
-        self.set_deadline(id, None);
         self.reclassify(id, class);
         if let Some(connection) = self.connections.get_mut(id) {
             connection.authenticated = true;
         }
+        self.watch_expiry(id);
+    }
+
+    /// A certificate holds for no longer than it says, also on a connection that was made before its end.
+    fn watch_expiry(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(id) else { return };
+        let left_ms = connection.expires_ms.saturating_sub(wall_ms());
+        // At most a day at a time: the wall clock may be set meanwhile.
+        let left = Duration::from_millis(left_ms.saturating_add(1000)).min(Duration::from_secs(86_400));
+        self.set_deadline(id, Some(self.now + left));
     }
 
     /// Sends this node's hello; marked as the last frame that is not an answer, on a connection for one call.
@@ -271,7 +290,7 @@ impl<H: Handler> Net<H> {
             FrameKind::Error if header.stream == 0 => self.turned_away(id, &body),
             FrameKind::Hello if is_greeting => self.hello(id, header, &body),
             _ if is_greeting => self.malformed(id, Malformed::Order, "a manager's first frame must be its hello"),
-            FrameKind::Hello => self.malformed(id, Malformed::Order, "a hello was not expected"),
+            FrameKind::Hello => self.unexpected_hello(id),
             FrameKind::Request => self.request(id, header, &body),
             FrameKind::Answer | FrameKind::Error => self.reply(id, header, body),
             FrameKind::Credit => self.credit(id, header, &body),
@@ -322,9 +341,20 @@ impl<H: Handler> Net<H> {
             connection.is_peer_link = true;
             let dialled = connection.dial.is_some();
             self.send_ping(id);
-            self.timers.insert((self.next_ping(), Timer::Ping));
+            self.schedule_ping();
             self.peers.link_up(self.now, node, id, dialled, &mut self.effects);
         }
+    }
+
+    fn unexpected_hello(&mut self, id: ConnectionId) {
+        if let Some(Caller::Node { node_id, expired: true, .. }) =
+            self.connections.get(id).and_then(|connection| connection.caller.as_ref())
+        {
+            let message = format!("the certificate of node {node_id} has expired");
+            let hint = "compare the clocks of both machines (`date -u`), then restart the node: it asks for a new one";
+            return self.refuse(id, &Status::new(Code::Unauthenticated, message).with_hint(hint));
+        }
+        self.malformed(id, Malformed::Order, "a hello is for managers, once, as the first frame");
     }
 
     fn check_hello(&self, node: NodeId, hello: &Hello) -> Result<(), Status> {
@@ -506,9 +536,10 @@ impl<H: Handler> Net<H> {
 
     /// Pings every link, and closes those from which nothing has come for too long.
     pub(super) fn ping_all(&mut self) {
+        self.ping_scheduled = false;
         let links: Vec<_> = self.peers.links().collect();
         if !links.is_empty() {
-            self.timers.insert((self.now + self.settings.limits.ping, Timer::Ping));
+            self.schedule_ping();
         }
         for id in links {
             let Some(connection) = self.connections.get_mut(id) else { continue };
@@ -522,10 +553,12 @@ impl<H: Handler> Net<H> {
         }
     }
 
-    /// When all links are pinged next: together, so that they cost one wake-up.
-    fn next_ping(&self) -> crate::sys::time::Instant {
-        let scheduled = self.timers.iter().find(|(_, timer)| *timer == Timer::Ping).map(|(when, _)| *when);
-        scheduled.unwrap_or(self.now + self.settings.limits.ping)
+    /// All links are pinged together, so that they cost one wake-up; without links there is none.
+    fn schedule_ping(&mut self) {
+        if !self.ping_scheduled {
+            self.ping_scheduled = true;
+            self.timers.insert((self.now + self.settings.limits.ping, Timer::Ping));
+        }
     }
 
     fn send_ping(&mut self, id: ConnectionId) {
@@ -629,6 +662,13 @@ impl<H: Handler> Net<H> {
         let addr = connection.addr.clone();
         match connection.stage {
             Stage::Closing => self.close(id),
+            Stage::Open if connection.authenticated => {
+                if connection.expires_ms > wall_ms() {
+                    return self.watch_expiry(id);
+                }
+                log::info!("closing the connection with {addr}: the certificate it was made with has expired");
+                self.close(id);
+            }
             Stage::Connecting | Stage::Handshaking => {
                 log::debug!("the handshake with {addr} took too long");
                 self.meters.failed_handshakes.add(1);
@@ -665,7 +705,7 @@ impl<H: Handler> Net<H> {
     /// Sends what waits on a connection.
     pub(super) fn flush_one(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if connection.stage == Stage::Connecting {
+        if connection.stage == Stage::Connecting || connection.doomed {
             return;
         }
         let sent = match connection.link.flush(&mut self.staging) {
@@ -686,16 +726,12 @@ impl<H: Handler> Net<H> {
     /// A socket that takes nothing may still hold the reason why.
     fn cannot_write(&mut self, id: ConnectionId, error: &std::io::Error) {
         log::debug!("a connection takes no more: {error}");
-        if let Some(connection) = self.connections.get_mut(id) {
-            connection.eager = true;
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        (connection.doomed, connection.eager) = (true, true);
+        if !connection.readable {
+            connection.readable = true;
+            self.ready.push(id);
         }
-        let mut raw = std::mem::take(&mut self.raw);
-        let mut plain = std::mem::take(&mut self.plain);
-        if !raw.is_empty() {
-            self.read_with(id, &mut raw, &mut plain);
-            (self.raw, self.plain) = (raw, plain);
-        }
-        self.close(id);
     }
 }
 
