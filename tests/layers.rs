@@ -93,7 +93,9 @@ fn no_folder_names_one_below_it() {
         for file in files {
             let code = without_comments(&fs::read_to_string(&file).unwrap());
             let file = file.strip_prefix(&src).unwrap().display().to_string();
-            wrong.extend(upward(folder, &table, &code).into_iter().map(|name| format!("src/{file} names crate::{name}")));
+            wrong.extend(
+                upward(folder, &table, &code).into_iter().map(|name| format!("src/{file} names crate::{name}")),
+            );
         }
     }
     assert!(wrong.is_empty(), "a folder may name only folders above it in src/lib.rs:\n{}", wrong.join("\n"));

@@ -105,9 +105,17 @@ impl<H: Handler> Net<H> {
     /// False when nothing waits.
     fn accept_one(&mut self, place: usize) -> io::Result<bool> {
         let accepted = match place {
-            0 => self.listeners.tcp.as_ref().map(|listener| listener.accept().map(|(socket, addr)| Accepted::Tcp(socket, addr))),
-            1 => self.listeners.unix.as_ref().map(|listener| listener.accept().map(|(socket, _)| Accepted::Unix(socket))),
-            _ => self.listeners.http.as_ref().map(|listener| listener.accept().map(|(socket, _)| Accepted::Http(socket))),
+            0 => self
+                .listeners
+                .tcp
+                .as_ref()
+                .map(|listener| listener.accept().map(|(socket, addr)| Accepted::Tcp(socket, addr))),
+            1 => {
+                self.listeners.unix.as_ref().map(|listener| listener.accept().map(|(socket, _)| Accepted::Unix(socket)))
+            }
+            _ => {
+                self.listeners.http.as_ref().map(|listener| listener.accept().map(|(socket, _)| Accepted::Http(socket)))
+            }
         };
         match accepted {
             None => Ok(false),
@@ -190,11 +198,12 @@ impl<H: Handler> Net<H> {
 
     /// The oldest connection, except `but`, that has not authenticated; one that waits for an answer only if all do.
     fn oldest_stranger(&self, source: Option<IpAddr>, but: ConnectionId) -> Option<ConnectionId> {
-        let candidates = || {
-            self.unauthenticated.iter().copied().filter(|id| *id != but).filter(|id| {
-                self.connections.get(*id).is_some_and(|other| source.is_none() || other.source == source)
-            })
-        };
+        let candidates =
+            || {
+                self.unauthenticated.iter().copied().filter(|id| *id != but).filter(|id| {
+                    self.connections.get(*id).is_some_and(|other| source.is_none() || other.source == source)
+                })
+            };
         let is_idle = |id: &ConnectionId| self.connections.get(*id).is_some_and(|other| other.incoming.is_empty());
         candidates().find(is_idle).or_else(|| candidates().next())
     }
@@ -240,9 +249,10 @@ impl<H: Handler> Net<H> {
                     "run the command as root or as the owner of the daemon, or start the daemon with --socket-group",
                 ))
             }
-            Err(error) => {
-                Some(Status::new(Code::PermissionDenied, format!("cannot tell who connected to the local socket: {error}")))
-            }
+            Err(error) => Some(Status::new(
+                Code::PermissionDenied,
+                format!("cannot tell who connected to the local socket: {error}"),
+            )),
         }
     }
 
@@ -329,9 +339,10 @@ impl<H: Handler> Net<H> {
     /// Warns of a peer's trouble, but not again and again of the same.
     pub(super) fn warn_of_peer(&mut self, peer: NodeId, message: &str, hint: &str) {
         let hint = if hint.is_empty() { String::new() } else { format!(" (hint: {hint})") };
-        let known = self.warned.get(&peer).is_some_and(|(when, last)| {
-            last == message && self.now.since(*when) < Duration::from_secs(60)
-        });
+        let known = self
+            .warned
+            .get(&peer)
+            .is_some_and(|(when, last)| last == message && self.now.since(*when) < Duration::from_secs(60));
         if known {
             log::debug!("manager {peer}: {message}{hint}");
         } else {
@@ -354,4 +365,3 @@ fn source(ip: IpAddr) -> IpAddr {
         ip => ip,
     }
 }
-

@@ -55,7 +55,8 @@ impl<H: Handler> Net<H> {
             owns_connection: false,
         };
         if request.len() > MAX_FRAME_BYTES {
-            let status = Status::new(Code::InvalidArgument, format!("a request of {} bytes is too long", request.len()));
+            let status =
+                Status::new(Code::InvalidArgument, format!("a request of {} bytes is too long", request.len()));
             self.deferred.push_back((token, Reply::Refused(status)));
             return;
         }
@@ -238,12 +239,16 @@ impl<H: Handler> Net<H> {
         let limits = self.settings.limits;
         let Some(connection) = self.connections.get(id) else { return };
         let budget = if connection.authenticated { limits.queue_bytes } else { limits.small_queue_bytes };
-        if connection.link.lanes.bulk_bytes() > budget || connection.link.lanes.urgent_bytes() > limits.small_queue_bytes {
+        if connection.link.lanes.bulk_bytes() > budget
+            || connection.link.lanes.urgent_bytes() > limits.small_queue_bytes
+        {
             // Perhaps it was only a busy turn: what the socket takes now does not count.
             self.flush_one(id);
         }
         let Some(connection) = self.connections.get(id) else { return };
-        if connection.link.lanes.bulk_bytes() > budget || connection.link.lanes.urgent_bytes() > limits.small_queue_bytes {
+        if connection.link.lanes.bulk_bytes() > budget
+            || connection.link.lanes.urgent_bytes() > limits.small_queue_bytes
+        {
             self.meters.slow_readers.add(1);
             log::debug!("closing a connection from {}: it does not read its answers", connection.addr);
             return self.close(id);

@@ -5,9 +5,9 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
+use mio::Token;
 use mio::event::Event;
 use mio::net::TcpStream;
-use mio::Token;
 use rustls::ClientConnection;
 
 use super::connection::{Connection, Dial, Entry, Purpose, Stage};
@@ -17,8 +17,8 @@ use super::meters::Class;
 use super::peers::{Effect, Failure};
 use super::run::{Bell, Net};
 use crate::pki;
-use crate::sys::{queue, thread};
 use crate::sys::metrics::Gauge;
+use crate::sys::{queue, thread};
 use crate::types::NodeId;
 use crate::types::error::{Code, Status};
 

@@ -186,7 +186,8 @@ impl Link {
     /// Sends as much as the socket takes.
     pub(super) fn flush(&mut self, staging: &mut Vec<u8>) -> io::Result<Sent> {
         let mut sent = Sent::default();
-        let result = if self.tls.is_some() { self.flush_tls(staging, &mut sent) } else { self.flush_plain(staging, &mut sent) };
+        let result =
+            if self.tls.is_some() { self.flush_tls(staging, &mut sent) } else { self.flush_plain(staging, &mut sent) };
         staging.clear();
         if staging.capacity() > KEEP {
             staging.shrink_to(KEEP);

@@ -99,8 +99,11 @@ impl<H: Handler> Net<H> {
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    let cause =
-                        if matches!(error, DecodeError::TooLong { .. }) { Malformed::Length } else { Malformed::Header };
+                    let cause = if matches!(error, DecodeError::TooLong { .. }) {
+                        Malformed::Length
+                    } else {
+                        Malformed::Header
+                    };
                     return self.malformed(id, cause, &format!("malformed frame: {error}"));
                 }
             }
@@ -257,10 +260,8 @@ impl<H: Handler> Net<H> {
     /// A frame arrived.
     fn frame(&mut self, id: ConnectionId, header: Header, body: Bytes) {
         let Some(connection) = self.connections.get(id) else { return };
-        let on_connection = matches!(
-            header.kind,
-            FrameKind::Hello | FrameKind::Ping | FrameKind::Pong | FrameKind::Raft
-        );
+        let on_connection =
+            matches!(header.kind, FrameKind::Hello | FrameKind::Ping | FrameKind::Pong | FrameKind::Raft);
         if on_connection && header.stream != 0 {
             return self.malformed(id, Malformed::Order, "this kind of frame belongs to stream 0");
         }
@@ -296,9 +297,10 @@ impl<H: Handler> Net<H> {
         let Some(connection) = self.connections.get(id) else { return };
         let Some(caller) = connection.caller.clone() else { return };
         let Some(node) = caller.node_id() else { return };
-        let accepted = self.check_hello(node, &hello).and_then(|()| self.handler.greeted(&caller, &hello)).and_then(|()| {
-            if self.handler.is_removed(node) { Err(removed(node)) } else { Ok(()) }
-        });
+        let accepted =
+            self.check_hello(node, &hello)
+                .and_then(|()| self.handler.greeted(&caller, &hello))
+                .and_then(|()| if self.handler.is_removed(node) { Err(removed(node)) } else { Ok(()) });
         if let Err(status) = accepted {
             return self.refuse(id, &status);
         }
@@ -328,7 +330,9 @@ impl<H: Handler> Net<H> {
     fn check_hello(&self, node: NodeId, hello: &Hello) -> Result<(), Status> {
         if hello.protocol != PROTOCOL {
             let message = format!("manager {node} speaks protocol {} and this one {PROTOCOL}", hello.protocol);
-            return Err(Status::new(Code::FailedPrecondition, message).with_hint("run the same version of skep on both"));
+            return Err(
+                Status::new(Code::FailedPrecondition, message).with_hint("run the same version of skep on both")
+            );
         }
         if hello.cluster_id != self.settings.cluster_id {
             return Err(pki::PkiError::OtherSwarm.into());
@@ -386,7 +390,8 @@ impl<H: Handler> Net<H> {
             return self.turn_down(stream, &Status::new(Code::ResourceExhausted, message));
         }
         if self.stopping.is_some() {
-            let status = Status::new(Code::Unavailable, "this manager is shutting down").with_hint("ask another manager");
+            let status =
+                Status::new(Code::Unavailable, "this manager is shutting down").with_hint("ask another manager");
             return self.turn_down(stream, &status);
         }
         let allowed = match &request.forwarded {
