@@ -14,4 +14,7 @@ pub mod run;
 mod session;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use run::{Config, Credentials, Limits, NetHandle, NetInbox, channel, spawn};

@@ -18,6 +18,9 @@ use crate::sys::thread::{self, Thread};
 /// The name of a segment that is not in use yet.
 pub(super) const SPARE: &str = "spare";
 
+/// Zeros that are written between two syncs.
+const SYNC_BYTES: u64 = 1 << 20;
+
 /// Where the next segment comes from.
 #[derive(Debug)]
 pub(super) struct Ahead {
@@ -151,8 +154,12 @@ impl Maker {
             let len = (self.bytes - offset).min(zeros.len() as u64);
             file.write_at(offset, &zeros[..len as usize])?;
             offset += len;
+            // Often, so that a sync of the log, which goes on meanwhile, waits behind a little of this and not behind all.
+            if offset.is_multiple_of(SYNC_BYTES) || offset == self.bytes {
+                file.sync_data()?;
+            }
         }
-        file.sync_data()
+        Ok(())
     }
 
     fn remove_spare(&self) -> io::Result<()> {

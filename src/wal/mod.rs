@@ -43,6 +43,7 @@ mod ahead;
 mod catalog;
 mod error;
 mod format;
+mod inspect;
 mod map;
 mod recover;
 pub mod run;
@@ -63,6 +64,7 @@ use self::error::Doing;
 pub use self::error::{ReadError, WalError};
 use self::format::{BATCH_HEADER, OTHER_RECORDS, SECTOR};
 pub use self::format::{BatchHeader, HardState, Record, SegmentHeader};
+pub use self::inspect::{Found, Inspect, inspect};
 pub use self::map::report_media_errors;
 pub use self::recover::Cut;
 use self::segment::Segment;
@@ -363,8 +365,11 @@ impl Wal {
 
     fn put(&mut self, entry: &Entry, written: &mut Written) -> Result<(), WalError> {
         assert_eq!(entry.index, self.state.last.index.0 + 1, "entries are contiguous");
-        let longer = self.buffer.len() - BATCH_HEADER + format::entry_bytes(entry) + OTHER_RECORDS;
-        let room = self.segment.header.bytes - self.offset;
+        let records = self.buffer.len() - BATCH_HEADER + OTHER_RECORDS;
+        let longer = records + format::entry_bytes(entry);
+        let rest = self.segment.header.bytes - self.offset;
+        // A batch that goes to the next segment has all of that.
+        let room = if format::batch_bytes(records) > rest { self.options.segment_bytes - SECTOR } else { rest };
         if self.entries > 0 && (longer > BATCH_BYTES || format::batch_bytes(longer) > room) {
             self.flush(written)?;
         }

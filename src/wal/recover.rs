@@ -117,6 +117,7 @@ impl State {
             self.is_empty = newest.is_none();
             settle(&segment, newest)?;
         }
+        segment.release();
         Ok(())
     }
 

@@ -394,15 +394,8 @@ pub struct SnapshotReader {
 impl SnapshotReader {
     /// Opens the snapshot of `index` in `dir`.
     pub fn open(disk: &dyn Disk, dir: &Path, key: &DataKey, lineage: Lineage, index: Index) -> Result<Self, WalError> {
-        let name = name(index);
-        let path = dir.join(&name);
-        let file = disk.open(&path).doing("open", &path)?;
-        let source = Source::new(file, name, path)?;
-        let (header, bytes) = Header::read(&source)?;
+        let (source, header, bytes) = open(disk, dir, index)?;
         header.check(&source.name, key, lineage)?;
-        if header.position.index != index {
-            return Err(source.damaged(0, format!("its header says that it is {}", self::name(header.position.index))));
-        }
         let stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
         let end = source.end(stream.at)?;
         let meta = SnapshotMeta { position: header.position, configuration: header.configuration, bytes: end.offset };
@@ -439,6 +432,27 @@ impl SnapshotReader {
         self.skip = self.source.skip(&mut self.stream, &self.key, offset)?;
         Ok(())
     }
+}
+
+/// Opens the snapshot of `index` and reads its header, which is returned decoded and as it is.
+fn open(disk: &dyn Disk, dir: &Path, index: Index) -> Result<(Source, Header, Vec<u8>), WalError> {
+    let name = name(index);
+    let path = dir.join(&name);
+    let file = disk.open(&path).doing("open", &path)?;
+    let source = Source::new(file, name, path)?;
+    let (header, bytes) = Header::read(&source)?;
+    if header.position.index != index {
+        return Err(source.damaged(0, format!("its header says that it is {}", self::name(header.position.index))));
+    }
+    Ok((source, header, bytes))
+}
+
+/// What a snapshot says of itself, its lineage and the id of its key. Needs no key.
+pub(super) fn describe(disk: &dyn Disk, dir: &Path, index: Index) -> Result<(SnapshotMeta, Lineage, u64), WalError> {
+    let (source, header, bytes) = open(disk, dir, index)?;
+    let end = source.end(bytes.len() as u64)?;
+    let meta = SnapshotMeta { position: header.position, configuration: header.configuration, bytes: end.offset };
+    Ok((meta, header.lineage, header.key_id))
 }
 
 /// An open file with its name, for messages.

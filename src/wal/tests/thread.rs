@@ -147,3 +147,34 @@ fn nothing_of_an_entry_can_be_read_from_the_disk() {
         }
     }
 }
+
+/// Kilobytes of the files below `dir` that count as this process's memory.
+fn mapped_in(dir: &Path) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut is_ours = false;
+    let mut sum = 0;
+    for line in smaps.lines() {
+        if let Some(rss) = line.strip_prefix("Rss:") {
+            sum += if is_ours { rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap() } else { 0 };
+        } else if line.contains(" r--s ") {
+            is_ours = line.contains(dir.to_str().unwrap());
+        } else if line.contains('/') || line.contains(" 00:00 ") {
+            is_ours = false;
+        }
+    }
+    sum
+}
+
+#[test]
+fn a_replayed_log_does_not_stay_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open_real(dir.path(), 1 << 20);
+    for index in 1..40 {
+        wal.write(&[persist(entries(1, index..index + 1, 100_000), None)]).unwrap();
+    }
+    drop(wal);
+    let (wal, recovered) = open_real(dir.path(), 1 << 20);
+    assert_eq!((recovered.last, mapped_in(dir.path())), (position(1, 39), 0));
+    assert_eq!(wal.reader().read(Index(1), Index(40), u64::MAX).unwrap().len(), 39);
+    assert_eq!(mapped_in(dir.path()), 0);
+}
