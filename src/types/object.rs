@@ -375,10 +375,15 @@ impl Object {
         asked.chain(assigned.iter().map(|attachment| attachment.network_id))
     }
 
-    /// The secrets that a service or task refers to. May repeat.
+    /// The secrets that a service, task or volume refers to. May repeat.
     pub fn referenced_secrets(&self) -> impl Iterator<Item = ObjectId> {
+        let of_volume: &[VolumeSecret] = match self {
+            Self::Volume(volume) => &volume.spec.secrets,
+            _ => &[],
+        };
+        let of_volume = of_volume.iter().map(|secret| secret.secret);
         let of_container = self.container().into_iter().flat_map(|spec| &spec.secrets).map(|secret| secret.secret_id);
-        of_container.chain(self.resource_references(ResourceReferenceKind::Secret))
+        of_container.chain(of_volume).chain(self.resource_references(ResourceReferenceKind::Secret))
     }
 
     /// The configs that a service or task refers to. May repeat.

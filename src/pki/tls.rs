@@ -1,0 +1,314 @@
+//! TLS settings: 1.3 only, our protocol name, no resumption, mutual where a certificate is presented.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+
+use super::ca::check_authority;
+use super::identity::{Identity, NodeIdentity, identity_of};
+use super::{PkiError, pem};
+use crate::types::{ClusterId, NodeId, Role};
+
+/// The protocol name that both sides must agree on (ALPN).
+pub const PROTOCOL: &[u8] = b"skep/1";
+
+/// Whom a client believes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Servers whose certificate one of these roots (PEM) signed.
+    Roots(String),
+    /// Anybody who owns the key of the certificate shown. Only for fetching the root, which the caller then checks
+    /// against the digest in its join token; nothing secret may be sent over such a connection.
+    Anything,
+}
+
+/// Settings for accepting connections. See the folder's essay for which clients get through.
+///
+/// # Errors
+/// When the roots are unreadable or no roots, or the node's key is refused.
+pub fn server_config(identity: &NodeIdentity, roots_pem: &str) -> Result<Arc<ServerConfig>, PkiError> {
+    server_settings(identity, roots_pem).map(Arc::new)
+}
+
+/// Settings for making connections. Without an identity the client is anonymous.
+///
+/// # Errors
+/// When the roots are unreadable or no roots, or the node's key is refused.
+pub fn client_config(identity: Option<&NodeIdentity>, trust: Trust) -> Result<Arc<ClientConfig>, PkiError> {
+    client_settings(identity, trust).map(Arc::new)
+}
+
+/// The name to dial a node by: a handshake with any other node fails. Says nothing of the node's role, which
+/// [`super::classify`] tells.
+pub fn server_name(node: NodeId) -> ServerName<'static> {
+    host_name(&dns_name(node))
+}
+
+/// The name to dial a manager by when it is not known which one answers.
+pub fn manager_name() -> ServerName<'static> {
+    host_name(Role::Manager.organizational_unit())
+}
+
+/// Checks what `alpn_protocol()` returns after the handshake. TLS itself lets a peer through that offers no protocol.
+///
+/// # Errors
+/// [`PkiError::OtherProtocol`]: close the connection.
+pub fn check_protocol(negotiated: Option<&[u8]>) -> Result<(), PkiError> {
+    if negotiated == Some(PROTOCOL) { Ok(()) } else { Err(PkiError::OtherProtocol) }
+}
+
+/// The host name of a node in its certificate: its id. Host names that end in a number are reserved for IP addresses
+/// (WHATWG URL, "ends in a number"), so an id that could be read as one gets a prefix.
+pub(super) fn dns_name(node: NodeId) -> String {
+    let id = node.to_string();
+    let numeric = id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'x');
+    if numeric { format!("node-{id}") } else { id }
+}
+
+/// A verifier that takes valid client certificates of these roots, or none.
+pub(super) fn client_verifier(roots_pem: &str) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
+    WebPkiClientVerifier::builder_with_provider(root_store(roots_pem)?, provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| PkiError::Tls(Error::General(error.to_string())))
+}
+
+pub(super) fn server_settings(identity: &NodeIdentity, roots_pem: &str) -> Result<ServerConfig, PkiError> {
+    let verifier = ClientVerifier { inner: client_verifier(roots_pem)?, cluster_id: identity.identity().cluster_id };
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(PkiError::Tls)?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(certified_key(identity)?));
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    // A resumed session skips the certificate check: expired and removed nodes would get in.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}
+
+pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> Result<ClientConfig, PkiError> {
+    let verifier: Arc<dyn ServerCertVerifier> = match trust {
+        Trust::Roots(roots_pem) => {
+            let inner = WebPkiServerVerifier::builder_with_provider(root_store(&roots_pem)?, provider())
+                .build()
+                .map_err(|error| PkiError::Tls(Error::General(error.to_string())))?;
+            let cluster_id = identity.map(|identity| identity.identity().cluster_id);
+            Arc::new(ServerVerifier { inner, cluster_id })
+        }
+        Trust::Anything => Arc::new(AnyServer(provider())),
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(PkiError::Tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(certified_key(identity)?)),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// ring, always by name: the process-wide default belongs to whoever embeds us.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn root_store(roots_pem: &str) -> Result<Arc<RootCertStore>, PkiError> {
+    let mut store = RootCertStore::empty();
+    for der in pem::certificates(roots_pem, "root certificate")? {
+        check_authority(&der)?;
+        store.add(der).map_err(PkiError::Tls)?;
+    }
+    Ok(Arc::new(store))
+}
+
+fn certified_key(identity: &NodeIdentity) -> Result<SingleCertAndKey, PkiError> {
+    let key = CertifiedKey::new(identity.chain().to_vec(), identity.key().tls_signer()?);
+    key.keys_match().map_err(PkiError::Tls)?;
+    Ok(SingleCertAndKey::from(key))
+}
+
+fn host_name(name: &str) -> ServerName<'static> {
+    let name = DnsName::try_from(name.to_owned()).expect("ids and role names are host names");
+    ServerName::DnsName(name)
+}
+
+/// The identity in a certificate that a root of ours signed, if it is of our swarm: a root that was given to us may
+/// sign for others too.
+fn check_identity(leaf: &CertificateDer<'_>, cluster_id: Option<ClusterId>) -> Result<Identity, Error> {
+    let identity = match identity_of(leaf) {
+        Ok(identity) if cluster_id.is_none_or(|ours| ours == identity.cluster_id) => Ok(identity),
+        Ok(_) => Err(PkiError::OtherSwarm),
+        Err(error) => Err(error),
+    };
+    identity.map_err(|error| CertificateError::Other(OtherError(Arc::new(error))).into())
+}
+
+/// Lets expired certificates through, which is all that differs from rustls' own verifier beside [`check_identity`].
+#[derive(Debug)]
+struct ClientVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+    cluster_id: ClusterId,
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
+        let verified = match verified {
+            // Expiry is found before the signature is looked at, so everything is checked again, as of the last
+            // second of the certificate's life.
+            Err(error) if is_expiry(&error) => match identity_of(end_entity) {
+                Ok(identity) if identity.is_expired(now.as_secs().saturating_mul(1000)) => {
+                    let then = std::time::Duration::from_millis(identity.not_after_ms);
+                    self.inner.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(then))?
+                }
+                _ => return Err(error),
+            },
+            other => other?,
+        };
+        check_identity(end_entity, Some(self.cluster_id))?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// rustls' own verifier and [`check_identity`].
+#[derive(Debug)]
+struct ServerVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    /// Our swarm, once we belong to one.
+    cluster_id: Option<ClusterId>,
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        check_identity(end_entity, self.cluster_id)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Takes any certificate whose key the server has.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn is_expiry(error: &Error) -> bool {
+    matches!(error, Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Makes the next segment before it is needed, and removes old ones, off the path of writes.
+//!
+//! A segment is reserved and filled with zeros, and both synced, before anything is written to it: a write then changes
+//! blocks that exist, and its sync has no file system journal to wait for. A full disk shows here, one segment early.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::{Doing, WalError};
+use super::segment;
+use crate::sys::files::{Disk, File};
+use crate::sys::metrics::Gauge;
+use crate::sys::queue::{self, Receiver, Sender};
+use crate::sys::thread::{self, Thread};
+
+/// The name of a segment that is not in use yet.
+pub(super) const SPARE: &str = "spare";
+
+/// Zeros that are written between two syncs.
+const SYNC_BYTES: u64 = 1 << 20;
+
+/// Where the next segment comes from.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    maker: Maker,
+    /// None makes segments when they are asked for, for simulations, which have one thread.
+    worker: Option<Worker>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    jobs: Option<Sender<Job>>,
+    made: Receiver<io::Result<Arc<dyn File>>>,
+    /// A segment was ordered and not yet taken.
+    ordered: bool,
+    thread: Option<Thread>,
+}
+
+#[derive(Debug)]
+enum Job {
+    Make,
+    RemoveBelow(u64),
+}
+
+#[derive(Clone, Debug)]
+struct Maker {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    bytes: u64,
+}
+
+impl Ahead {
+    /// Removes what an earlier run left over.
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: &Path, bytes: u64, threaded: bool) -> Result<Self, WalError> {
+        let maker = Maker { disk, dir: dir.to_owned(), bytes };
+        maker.remove_spare().doing("remove", &maker.spare())?;
+        let worker = if threaded { Some(Worker::start(maker.clone()).doing("start a thread for", dir)?) } else { None };
+        Ok(Self { maker, worker })
+    }
+
+    /// Orders the next segment. The spare one must have been taken and renamed.
+    pub(super) fn order(&mut self) {
+        if let Some(worker) = &mut self.worker {
+            worker.ordered = worker.send(Job::Make).is_ok();
+        }
+    }
+
+    /// A file of the right length, all zeros and synced, under the name [`SPARE`]. Waits until it is made.
+    pub(super) fn take(&mut self) -> Result<Arc<dyn File>, WalError> {
+        if let Some(worker) = self.worker.as_mut().filter(|worker| worker.ordered) {
+            worker.ordered = false;
+            match worker.made.recv() {
+                Some(Ok(file)) => return Ok(file),
+                Some(Err(error)) => log::warn!("the next log segment could not be made ahead: {error}"),
+                None => {}
+            }
+        }
+        self.maker.make().doing("make", &self.maker.spare())
+    }
+
+    /// Removes all segments before this one, some time soon. That they are gone is not durable: those that come back
+    /// are removed by the next call.
+    pub(super) fn remove_below(&self, sequence: u64) {
+        let sent = self.worker.as_ref().is_some_and(|worker| worker.send(Job::RemoveBelow(sequence)).is_ok());
+        if !sent {
+            self.maker.remove_below(sequence);
+        }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        if let Some(worker) = &mut self.worker {
+            worker.jobs = None;
+            if let Some(thread) = worker.thread.take() {
+                // Whoever opens the log next must not find a helper at work on the spare.
+                thread.join(Duration::from_secs(10));
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn start(maker: Maker) -> io::Result<Self> {
+        // One segment is ordered at a time; removals beyond the rest are done in place.
+        let (jobs, inbox) = queue::bounded(8, Gauge::default());
+        let (outbox, made) = queue::bounded(1, Gauge::default());
+        let thread = thread::spawn("wal-ahead", move || {
+            while let Some(job) = inbox.recv() {
+                match job {
+                    Job::Make => {
+                        // Full only if a segment was ordered twice, and then one is enough.
+                        let _ = outbox.try_send(maker.make());
+                    }
+                    Job::RemoveBelow(sequence) => maker.remove_below(sequence),
+                }
+            }
+        })?;
+        Ok(Self { jobs: Some(jobs), made, ordered: false, thread: Some(thread) })
+    }
+
+    fn send(&self, job: Job) -> Result<(), Job> {
+        match &self.jobs {
+            Some(jobs) => jobs.try_send(job).map_err(|full| full.0),
+            None => Err(job),
+        }
+    }
+}
+
+impl Maker {
+    fn spare(&self) -> PathBuf {
+        self.dir.join(SPARE)
+    }
+
+    fn make(&self) -> io::Result<Arc<dyn File>> {
+        self.remove_spare()?;
+        let file = self.disk.create(&self.spare())?;
+        match self.fill(file.as_ref()) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                let _ = self.remove_spare();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, file: &dyn File) -> io::Result<()> {
+        file.allocate(self.bytes)?;
+        let zeros = vec![0; self.bytes.min(256 << 10) as usize];
+        let mut offset = 0;
+        while offset < self.bytes {
+            let len = (self.bytes - offset).min(zeros.len() as u64);
+            file.write_at(offset, &zeros[..len as usize])?;
+            offset += len;
+            // Often, so that a sync of the log, which goes on meanwhile, waits behind a little of this and not behind all.
+            if offset.is_multiple_of(SYNC_BYTES) || offset == self.bytes {
+                file.sync_data()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_spare(&self) -> io::Result<()> {
+        match self.disk.remove(&self.spare()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn remove_below(&self, sequence: u64) {
+        let names = match self.disk.list(&self.dir) {
+            Ok(names) => names,
+            Err(error) => return log::warn!("old log segments stay: cannot list {}: {error}", self.dir.display()),
+        };
+        for old in segment::sequences(&names).into_iter().take_while(|old| *old < sequence) {
+            let path = self.dir.join(segment::name(old));
+            if let Err(error) = self.disk.remove(&path) {
+                // Those after it stay too: the log must not have a hole.
+                return log::warn!("old log segments stay: cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+}
