@@ -297,10 +297,10 @@ impl<H: Handler> Net<H> {
         let Some(connection) = self.connections.get(id) else { return };
         let Some(caller) = connection.caller.clone() else { return };
         let Some(node) = caller.node_id() else { return };
-        let accepted =
-            self.check_hello(node, &hello)
-                .and_then(|()| self.handler.greeted(&caller, &hello))
-                .and_then(|()| if self.handler.is_removed(node) { Err(removed(node)) } else { Ok(()) });
+        let accepted = self
+            .check_hello(node, &hello)
+            .and_then(|()| self.handler.greeted(&caller, &hello))
+            .and_then(|()| if self.handler.is_removed(node) { Err(removed(node)) } else { Ok(()) });
         if let Err(status) = accepted {
             return self.refuse(id, &status);
         }

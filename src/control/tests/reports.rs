@@ -163,8 +163,7 @@ fn http_pages_answer_for_machines() {
         "skep_store_objects{kind=\"config\"} 1".to_owned(),
         "skep_store_objects{kind=\"node\"} 3".to_owned(),
         format!("skep_peer_rtt_us{{peer=\"{peer}\"}} 150"),
-        format!("skep_peer_clock_behind_ms{{peer=\"{peer}\"}} 5"),
-        format!("skep_peer_clock_ahead_ms{{peer=\"{peer}\"}} 0"),
+        format!("skep_peer_clock_offset_ms{{peer=\"{peer}\"}} -5"),
     ] {
         assert!(body.lines().any(|own| own == line), "{line} is missing in\n{body}");
     }
