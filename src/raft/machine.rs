@@ -142,6 +142,10 @@ pub struct Machine {
     applied: Index,
     /// The membership entry that apply is deciding; nothing after it is handed over before raft-rs has learnt of it.
     deciding: Option<(Index, ConfChange)>,
+    /// The snapshot that is being installed: the number that makes it durable, and its index.
+    installing: Option<(u64, Index)>,
+    /// Apply was done with it before the disk was.
+    installed_early: Option<Applied>,
 
     proposing: Vec<(Token, Bytes)>,
     pending: VecDeque<(Index, Term, Token)>,
@@ -225,6 +229,8 @@ impl Machine {
             applying_bytes: 0,
             applied: options.applied,
             deciding: None,
+            installing: None,
+            installed_early: None,
             proposing: Vec::new(),
             pending: VecDeque::new(),
             reads: Reads::new(options.nonce),
@@ -268,7 +274,7 @@ impl Machine {
             Event::Propose { token, command } => self.on_propose(token, command),
             Event::Read { token } => self.reads.add(token),
             Event::Order { token, order } => self.on_order(token, order),
-            Event::Persisted { number } => self.on_persisted(number),
+            Event::Persisted { number } => self.on_persisted(now, number),
             Event::Applied(applied) => self.on_applied(now, applied),
             Event::Fetched { fetch, entries } => {
                 let context: GetEntriesContext = self.node.mut_store().fetched(fetch, entries);
@@ -975,6 +981,10 @@ impl Machine {
             self.node.advance_append_async(ready);
             if must_sync {
                 self.persist(now, Some(number), entries, persist_snapshot, releases);
+                if let Some(wal::SnapshotMark::Installed(position)) = persist_snapshot {
+                    self.installing = Some((self.persist_number, position.index));
+                    self.installed_early = None;
+                }
             } else if self.in_flight.is_empty() {
                 self.effects.messages.extend(releases);
                 self.node.on_persist_ready(number);
@@ -1046,7 +1056,7 @@ impl Machine {
         self.effects.persist.push((persist, releases));
     }
 
-    fn on_persisted(&mut self, number: u64) {
+    fn on_persisted(&mut self, now: Instant, number: u64) {
         let mut ready = None;
         while self.in_flight.front().is_some_and(|flight| flight.number <= number) {
             let flight = self.in_flight.pop_front().expect("front() was there");
@@ -1061,6 +1071,11 @@ impl Machine {
         }
         if let Some(ready) = ready {
             self.node.on_persist_ready(ready);
+        }
+        if self.installing.take_if(|(installed, _)| *installed <= number).is_some()
+            && let Some(applied) = self.installed_early.take()
+        {
+            self.on_applied(now, applied);
         }
     }
 
@@ -1121,6 +1136,11 @@ impl Machine {
 
     fn on_applied(&mut self, now: Instant, applied: Applied) {
         let index = applied.position.index;
+        // raft-rs panics when more is applied than persisted. Nothing else is handed to apply until then.
+        if self.installing.is_some_and(|(_, installing)| index >= installing) {
+            self.installed_early = Some(applied);
+            return;
+        }
         self.applied = self.applied.max(index);
         while self.handed.front().is_some_and(|(handed, _)| *handed <= index) {
             let (_, bytes) = self.handed.pop_front().expect("front() was there");

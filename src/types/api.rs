@@ -414,6 +414,8 @@ pub struct IssueRequest {
     pub csr: String,
     /// The join token.
     pub token: Sensitive,
+    /// The role that the node means to take: a token for another one is refused before a node is made.
+    pub role: Option<Role>,
     /// What the node says of itself.
     pub description: NodeDescription,
     /// Whether it takes tasks.
