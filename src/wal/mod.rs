@@ -50,7 +50,7 @@ pub mod run;
 mod segment;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -355,6 +355,9 @@ impl Wal {
         if let Some(hard_state) = persist.hard_state {
             self.state.hard_state = hard_state;
         }
+        // A snapshot holds nothing that is not committed, and Raft does not start from a commit index before its log.
+        let commit = &mut self.state.hard_state.commit;
+        *commit = (*commit).max(self.state.snapshot.index);
         for entry in &persist.entries {
             self.put(entry, written)?;
         }
@@ -393,9 +396,8 @@ impl Wal {
     /// Writes the open batch and syncs it.
     fn flush(&mut self, written: &mut Written) -> Result<(), WalError> {
         let mut now = self.state;
-        // A snapshot holds nothing that is not committed. And where a batch ends within a Ready, the Ready's commit index
-        // may be ahead of the entries written so far.
-        now.hard_state.commit = now.hard_state.commit.max(now.snapshot.index).min(now.last.index);
+        // Where a batch ends within a Ready, the Ready's commit index may be ahead of the entries written so far.
+        now.hard_state.commit = now.hard_state.commit.min(now.last.index);
         format::put_record(&mut self.buffer, &Record::HardState(now.hard_state));
         let bytes = format::batch_bytes(self.buffer.len() - BATCH_HEADER);
         if bytes > self.segment.header.bytes - self.offset {

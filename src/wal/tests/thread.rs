@@ -178,3 +178,32 @@ fn a_replayed_log_does_not_stay_in_memory() {
     assert_eq!(wal.reader().read(Index(1), Index(40), u64::MAX).unwrap().len(), 39);
     assert_eq!(mapped_in(dir.path()), 0);
 }
+
+/// Runs this test's second half in a process of its own, because it ends that process.
+#[test]
+fn a_failed_sync_ends_the_process_and_releases_nothing() {
+    use std::os::unix::process::ExitStatusExt;
+
+    const CHILD: &str = "SKEP_TEST_FAILED_SYNC";
+    if std::env::var_os(CHILD).is_some() {
+        let disk = TestDisk::new();
+        let (wal, _) = open(&disk, 8192, 0).unwrap();
+        let metrics = Metrics::default();
+        let (sender, inbox) = queue::bounded(1, metrics.queue("wal"));
+        disk.fail_next_sync();
+        let batch = persist(entries(1, 1..2, 10), None);
+        sender.try_send(Request::Persist { batch, release: () }).unwrap();
+        let thread = run::spawn(wal, inbox, &metrics, |_, _| println!("released")).unwrap();
+        thread.join(PATIENCE);
+        return;
+    }
+    let name = "wal::tests::thread::a_failed_sync_ends_the_process_and_releases_nothing";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(!stdout.contains("released"), "{stdout}");
+    assert_eq!(output.status.signal(), Some(6), "SIGABRT");
+}
