@@ -22,9 +22,9 @@
 //!
 //! `wal-<sequence>` are segments: allocated, filled with zeros and synced before use by a helper thread (see `ahead`), then
 //! renamed in with a header that repeats all that a reader needs when older segments are gone. A write is one
-//! positioned write and one `fdatasync`; stores through a writable map with `msync` were measured at up to twenty times
-//! the bytes on the device for the same records (`tests/bench/disk.rs` measures the variants). Reads go through a
-//! read-only map. `snap-<index>` are snapshots, `lost+found/` keeps what was cut off. The bytes are described in `format`
+//! positioned write and one `fdatasync`; a store through a writable map and `msync` was measured at twice the time, and at
+//! 1 MiB on the device for a record of 256 bytes (`tests/bench/disk.rs` measures the other variants). Reads go through
+//! a read-only map. `snap-<index>` are snapshots, `lost+found/` keeps what was cut off. The bytes are described in `format`
 //! and `snapshot`.
 //!
 //! # Invariants
@@ -33,7 +33,8 @@
 //! - No sector of a batch is all zeros, and behind the last batch there is nothing but zeros. So a sector of zeros inside
 //!   a batch was never written (a crash did it), and any other mismatch is damage.
 //! - Batches are numbered and chained by checksum through all segments: nothing can be missing in between.
-//! - Entries stand before the hard state that rests on them, and every batch holds the hard state.
+//! - Entries stand before the hard state that rests on them, and every batch holds the hard state: its commit index is
+//!   never past the entries on the disk.
 //! - Nothing is sealed twice under one salt and number: every open starts a new segment, whose salt is new.
 //! - After a failed write or sync the log takes nothing more. The process ends, and the next open writes the last batch
 //!   again before it believes it.

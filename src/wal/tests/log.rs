@@ -298,3 +298,21 @@ fn random_histories_survive_reopening() {
         pair.reopen();
     }
 }
+
+#[test]
+fn a_full_disk_ends_the_log_at_a_segments_end_and_loses_nothing() {
+    let mut pair = Pair::new(8192);
+    pair.append(1, 1..6, 1000);
+    pair.disk.set_full(true);
+    // The segment at hand has its space already.
+    pair.append(1, 6..7, 1000);
+    let error = pair.wal().write(&[persist(entries(1, 7..10, 1000), None)]).unwrap_err();
+    assert_eq!(error.to_string(), "cannot make raft/spare: no storage space");
+    assert!(error.hint().starts_with("make room on the disk"));
+    let error = open(&pair.disk, 8192, 5).unwrap_err();
+    assert!(error.hint().starts_with("make room on the disk"));
+    pair.disk.set_full(false);
+    pair.reopen();
+    pair.append(1, 7..10, 1000);
+    pair.reopen();
+}
