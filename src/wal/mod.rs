@@ -24,8 +24,8 @@
 //! renamed in with a header that repeats all that a reader needs when older segments are gone. A write is one
 //! positioned write and one `fdatasync`; a store through a writable map and `msync` was measured at twice the time, and at
 //! 1 MiB on the device for a record of 256 bytes (`tests/bench/disk.rs` measures the other variants). Reads go through
-//! a read-only map. `spare` is the next segment, `snap-<index>` are snapshots, `lost+found/` keeps what was cut off. The bytes are described in `format`
-//! and `snapshot`.
+//! a read-only map. `spare` is the next segment, `snap-<index>` are snapshots, `lost+found/` keeps what was cut off. The
+//! bytes are described in `format` and `snapshot`.
 //!
 //! # Invariants
 //!
