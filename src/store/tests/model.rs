@@ -1,6 +1,7 @@
 //! The store against a model that is too simple to be wrong: vectors, scans and copies.
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::samples::text;
 use super::*;
@@ -350,7 +351,12 @@ fn check_indexes(state: &State, selectors: &[Selector]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(0x5eed),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_store_does_what_the_model_does(scripts in prop::collection::vec(script(), 1..60)) {
