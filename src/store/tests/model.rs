@@ -163,7 +163,8 @@ struct Shape {
 }
 
 const KINDS: [Kind; 6] = [Kind::Node, Kind::Service, Kind::Task, Kind::Config, Kind::Resource, Kind::Volume];
-const NAMES: [&str; 6] = ["", "web", "WEB", "webber", "Ä-b", "x"];
+const NAMES: [&str; 8] =
+    ["", "web", "WEB", "webber", "Ä-b", "x", "the-same-sixteen-bytes-a", "The-Same-Sixteen-Bytes-B"];
 /// Ids at both ends of what is printed, with common beginnings.
 const IDS: [u128; 5] = [1, 2, 36, u128::MAX / 3, u128::MAX];
 
@@ -185,9 +186,11 @@ impl Shape {
         };
         let reference = ObjectId(u128::from(self.bits(4, 3)));
         let state = TaskState::ALL[usize::from(self.bits(6, 3)) * 4];
-        let mut container = ContainerSpec::default();
-        container.secrets = vec![SecretReference { secret_id: reference, ..SecretReference::default() }; 2];
-        container.configs = vec![ConfigReference { config_id: reference, ..ConfigReference::default() }];
+        let container = ContainerSpec {
+            secrets: vec![SecretReference { secret_id: reference, ..SecretReference::default() }; 2],
+            configs: vec![ConfigReference { config_id: reference, ..ConfigReference::default() }],
+            ..ContainerSpec::default()
+        };
         let spec = TaskSpec {
             runtime: Runtime::Container(Box::new(container)),
             networks: vec![NetworkAttachmentConfig { target: reference, ..NetworkAttachmentConfig::default() }],
@@ -238,7 +241,14 @@ impl Shape {
 /// Every selector with every value that this world knows, and some that it does not.
 fn selectors() -> Vec<Selector> {
     let mut all = vec![Selector::All];
-    for name in NAMES.into_iter().chain(["we", "W", "nothing"]) {
+    for name in NAMES.into_iter().chain([
+        "we",
+        "W",
+        "nothing",
+        "the-same-sixteen",
+        "the-same-SIXTEEN-bytes-",
+        "the-same-sixteen-bytes-c",
+    ]) {
         all.extend([Selector::Name(name.into()), Selector::NamePrefix(name.into())]);
     }
     for prefix in ["", "0", "00000000000000000000000", "0000000000000000000000001", "f", "f5", "4", "zz", "A"] {

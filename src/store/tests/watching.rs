@@ -70,7 +70,7 @@ impl Rig {
 }
 
 fn even(object: &Object) -> bool {
-    object.id().0 % 2 == 0
+    object.id().0.is_multiple_of(2)
 }
 
 fn watched<'a>(from: Option<u64>, items: &'a [WatchItem]) -> Watched<'a> {
