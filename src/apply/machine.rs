@@ -257,6 +257,24 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn flipped_bits_never_panic_and_never_corrupt_the_state() {
+        let good = [create(2, "one"), member(2, ConfChangeType::AddLearnerNode, 2, &learner(2))];
+        for entry in good {
+            for (place, bit) in (0..entry.data.len()).flat_map(|place| (0..8).map(move |bit| (place, bit))) {
+                let mut payload = entry.data.to_vec();
+                payload[place] ^= 1 << bit;
+                let mut applier = applier();
+                let result = applier.apply(&Entry { data: payload.into(), ..entry.clone() });
+                let applied = applier.store().view(|state| {
+                    assert_eq!(state.hash(), state.recompute_hash(), "bit {bit} of byte {place}");
+                    state.applied().index.0
+                });
+                assert_eq!(applied, if result.is_ok() { 2 } else { 1 }, "bit {bit} of byte {place}");
+            }
+        }
+    }
+
+    #[test]
     fn two_replicas_that_applied_the_same_entries_are_equal() {
         let entries: Vec<Entry> = (2..50).map(|index| create(index, &format!("c{}", index % 13))).collect();
         let (mut one, mut two) = (applier(), applier());

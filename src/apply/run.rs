@@ -22,6 +22,7 @@ pub struct Work {
 
 /// What the apply thread is asked to do.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a state is some 250 bytes of pointers, and the queue is short")]
 pub enum Request {
     /// Apply entries.
     Apply(Work),

@@ -243,3 +243,39 @@ fn a_snapshot_older_than_the_state_is_never_installed() {
     });
     rig.store.install(old);
 }
+
+#[test]
+fn a_watch_begun_while_the_writer_writes_misses_nothing() {
+    let mut rig = Rig::new(1 << 20);
+    let (sender, started) = std::sync::mpsc::channel();
+    let writer_is_done = std::sync::atomic::AtomicBool::new(false);
+    let store = std::sync::Arc::new(std::mem::replace(&mut rig.store, Store::new(State::new(Lineage(0)), 0)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            sender.send(()).unwrap();
+            for id in 1..=2000_u128 {
+                let operations = vec![Operation::Create(config(id, &format!("c{id}")))];
+                let change =
+                    Change { id: ChangeId(id), after: Revision(0), time: Timestamp(0), term: None, operations };
+                store.write(|state| state.apply_change(&change, Term(1)));
+            }
+            writer_is_done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        started.recv().unwrap();
+        loop {
+            let last_round = writer_is_done.load(std::sync::atomic::Ordering::Acquire);
+            let (state, mut cursor) = store.view_and_watch();
+            assert_eq!(state.count(Kind::Config) as u64, state.revision().0);
+            let mut seen = state.revision();
+            for batch in store.poll(&mut cursor, 100).unwrap() {
+                assert_eq!(batch.revision, seen.next());
+                seen = batch.revision;
+            }
+            assert!(store.revision() >= seen);
+            if last_round {
+                assert_eq!(seen, Revision(2000));
+                break;
+            }
+        }
+    });
+}
