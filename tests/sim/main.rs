@@ -3,6 +3,15 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod disk;
+mod explore;
 mod node;
 mod scenarios;
 mod world;
+
+/// Runs a scenario under several seeds, or under the one in `SKEP_SIM_SEED`.
+fn check(seeds: u64, scenario: impl Fn(u64)) {
+    match std::env::var("SKEP_SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => scenario(seed),
+        None => (1..=seeds).for_each(scenario),
+    }
+}
