@@ -114,6 +114,6 @@ fn no_answer_or_watch_shows_a_secret() {
             parts += 1;
         }
     }
-    // Two that saw begin, two changes and a mark; two that saw a snapshot and its end.
-    assert_eq!(parts, 2 * 4 + 2 * 2);
+    // Two that saw begin, two changes and a mark; two that saw a snapshot of four kinds and its end.
+    assert_eq!(parts, 2 * 4 + 2 * 5);
 }

@@ -74,7 +74,7 @@ fn a_watch_begins_with_a_snapshot_and_goes_on_without_a_gap() {
     let mut watcher = Watcher::begin(&swarm, WatchRequest::default());
     // What comes between the beginning and the first pull is an event, not part of the snapshot.
     swarm.create_config("db");
-    watcher.check(&swarm, "snapshot web dish; begin 2; 3: +db; mark 3");
+    watcher.check(&swarm, "snapshot web; snapshot dish; begin 2; 3: +db; mark 3");
     swarm.write(label(Kind::Config, "db", &[("a", "1")], None)).unwrap();
     swarm.write(remove(Kind::Config, "web", None)).unwrap();
     watcher.now_ms = 500;
