@@ -526,7 +526,11 @@ impl<H: Handler> Net<H> {
             Ok(pong) => pong,
             Err(error) => return self.malformed(id, Malformed::Body, &format!("malformed pong: {error}")),
         };
-        let Some(peer) = self.connections.get(id).and_then(Connection::node) else { return };
+        let Some(connection) = self.connections.get(id) else { return };
+        let Some(peer) = connection.node() else { return };
+        if connection.first_ping_ns.is_none_or(|first| pong.sent_ns < first) {
+            return;
+        }
         let Some(rtt_ns) = monotonic().as_nanos().checked_sub(pong.sent_ns) else { return };
         // The peer read its clock about half a round trip ago.
         let then_ms = wall_ms().saturating_sub(rtt_ns / 2_000_000);
@@ -565,6 +569,7 @@ impl<H: Handler> Net<H> {
         let report = self.handler.ping();
         let ping = Ping { sent_ns: monotonic().as_nanos(), wall_ms: wall_ms(), ..report };
         if let Some(connection) = self.connections.get_mut(id) {
+            connection.first_ping_ns.get_or_insert(ping.sent_ns);
             connection.link.lanes.push_urgent(FrameKind::Ping, 0, 0, ping.encode().into());
             self.mark_dirty(id);
         }
