@@ -69,3 +69,5 @@ pub mod store;
 pub mod sys;
 pub mod types;
 pub mod wal;
+
+pub use node::{Config, Node, StartError};

@@ -114,6 +114,7 @@ fn request(token: &str) -> IssueRequest {
         csr: pki::signing_request(&key()).unwrap(),
         token: Sensitive(token.as_bytes().to_vec()),
         description: description("m2"),
+        role: None,
         availability: Availability::Active,
     }
 }

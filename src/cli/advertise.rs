@@ -55,8 +55,8 @@ pub fn choose(
 /// The global addresses of this machine's interfaces, as the kernel's routing tables list them.
 pub fn interfaces() -> Vec<IpAddr> {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let mut found = ipv4_addresses(&read("/proc/net/fib_trie"));
-    found.extend(ipv6_addresses(&read("/proc/net/if_inet6")));
+    let mut found = ipv4_addresses(&read("/proc/self/net/fib_trie"));
+    found.extend(ipv6_addresses(&read("/proc/self/net/if_inet6")));
     found
 }
 

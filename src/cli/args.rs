@@ -57,7 +57,7 @@ pub struct Common {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Run a manager: a new swarm in an empty data directory, a member of one with --join, a restart else
+    /// Run a manager: it begins a swarm, joins one with --join, or starts again
     Run(RunArgs),
     /// This manager's state; exits 4 when it knows no leader
     Status,

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::exit::{Exit, Failure};
+use crate::node::{self, Node, StartError, StartFailure};
+use crate::types::Code;
 use crate::types::object::Profile;
 
 /// What `skep run` was told, checked and with defaults filled in.
@@ -62,5 +64,70 @@ pub struct Stopped {
 
 /// Starts a manager; it listens when this returns.
 pub fn start(options: Options) -> Result<Arc<dyn Daemon>, Failure> {
-    Err(Failure::internal(format!("no node in this build can open {}", options.data_dir.display())))
+    let config = node::Config {
+        data_dir: options.data_dir,
+        listen: options.listen,
+        advertise: options.advertise,
+        join: options.join,
+        token: options.token,
+        peers: options.peers,
+        existing: options.existing,
+        socket: options.socket,
+        socket_group: options.socket_group,
+        http: options.http,
+        profile: options.profile,
+        name: options.name,
+    };
+    match Node::start(config) {
+        Ok(node) => Ok(Arc::new(node)),
+        Err(error) => Err(Failure::from(error)),
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let (exit, code) = match error.failure {
+            StartFailure::Internal => (Exit::Internal, Code::Internal),
+            StartFailure::Refused => (Exit::Refused, Code::FailedPrecondition),
+            StartFailure::Unavailable => (Exit::Unavailable, Code::Unavailable),
+            StartFailure::Damaged => (Exit::Damaged, Code::Internal),
+        };
+        Self { attempted: error.what, code: code.name(), message: error.why, hint: error.hint, exit, change: None }
+    }
+}
+
+impl Daemon for Node {
+    fn listen_addr(&self) -> SocketAddr {
+        Self::listen_addr(self)
+    }
+
+    fn wait(&self) -> Stopped {
+        match Self::wait(self) {
+            node::Stopped::Asked => Stopped { reason: "stopped".to_owned(), hint: String::new(), exit: Exit::Done },
+            node::Stopped::Removed => Stopped {
+                reason: "this node is no longer a member of the swarm; its log was moved aside".to_owned(),
+                hint: format!(
+                    "to join again, move {} away and start with --join HOST:PORT and a token",
+                    self.data_dir().display()
+                ),
+                exit: Exit::Refused,
+            },
+            node::Stopped::Fenced(why) => Stopped {
+                reason: why,
+                hint: format!(
+                    "the others go on; to come back, move {} away, join again with a token, and remove the old member",
+                    self.data_dir().display()
+                ),
+                exit: Exit::Damaged,
+            },
+        }
+    }
+
+    fn stop(&self, deadline: Duration) {
+        Self::stop(self, deadline);
+    }
+
+    fn progress(&self) -> bool {
+        Self::progress(self)
+    }
 }

@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_table_is_aligned_and_clean() {
         let rows = [json!({"id": "a", "name": "web\u{1b}[31m", "n": null}), json!({"id": "abc", "name": "", "n": 7})];
-        let expected = "ID   NAME       N\na    web\u{FFFD}[31m  -\nabc  -          7\n";
+        let expected = "ID   NAME      N\na    web\u{FFFD}[31m  -\nabc  -         7\n";
         assert_eq!(table(&[("ID", "id"), ("NAME", "name"), ("N", "n")], &rows), expected);
     }
 

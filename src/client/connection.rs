@@ -10,6 +10,7 @@ use super::local::connect_unix;
 use super::{ClientError, TlsTarget};
 use crate::codec::frame::{self, FrameKind, HEADER, Header};
 use crate::codec::request::Ping;
+use crate::pki;
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{Code, Status};
@@ -73,6 +74,8 @@ impl Connection {
                 .and_then(|()| stream.conn.complete_io(&mut stream.sock))
                 .map_err(|error| handshake_failed(&target.addr, &error))?;
         }
+        pki::check_protocol(stream.conn.alpn_protocol())
+            .map_err(|error| ClientError::Unreachable(prefixed(&target.addr, error.into())))?;
         Ok(Self::over(Box::new(stream), target.addr.clone()))
     }
 
@@ -170,6 +173,10 @@ impl Connection {
     }
 
     fn lost(&self, error: &io::Error) -> ClientError {
+        // In TLS 1.3 a client learns only when it reads that its certificate was refused.
+        if let Some(status) = tls_status(&self.peer, error) {
+            return ClientError::Refused(status);
+        }
         ClientError::Lost(match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => silent(&self.peer),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
@@ -247,17 +254,27 @@ fn dial(addr: &str, deadline: Instant) -> Result<TcpStream, ClientError> {
 }
 
 fn handshake_failed(addr: &str, error: &io::Error) -> ClientError {
+    if let Some(status) = tls_status(addr, error) {
+        return ClientError::Unreachable(status);
+    }
     let status = match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => silent(addr),
-        // A TLS alert or a certificate that does not verify: trying again changes nothing.
-        io::ErrorKind::InvalidData => {
-            Status::new(Code::Unauthenticated, format!("{addr} did not prove to be a manager of this swarm: {error}"))
-                .with_hint("check the address, and the token with `skep token show` on a manager of that swarm")
-        }
         _ => Status::new(Code::Unavailable, format!("the connection to {addr} broke during the handshake: {error}"))
             .with_hint("check that the port is a skep manager's"),
     };
     ClientError::Unreachable(status)
+}
+
+/// A refusal by TLS, in words: trying again changes nothing.
+fn tls_status(peer: &str, error: &io::Error) -> Option<Status> {
+    let refusal: &rustls::Error = error.get_ref()?.downcast_ref()?;
+    let (message, hint) = pki::explain(refusal);
+    Some(prefixed(peer, Status::new(Code::Unauthenticated, message).with_hint(hint)))
+}
+
+fn prefixed(peer: &str, mut status: Status) -> Status {
+    status.message = format!("{peer}: {}", status.message);
+    status
 }
 
 /// A pong that cannot be written in this time means that the manager does not read.

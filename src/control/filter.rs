@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn names_and_ids_narrow_each_other_for_other_kinds() {
-        let network = Object::Network(Network { id: ObjectId(1), ..Network::default() });
+        let network = Object::Network(Box::new(Network { id: ObjectId(1), ..Network::default() }));
         let both = filter(|f| (f.names, f.id_prefixes) = (vec!["x".to_owned()], vec![ObjectId(1).to_string()]));
         assert!(!matches(&both, &network));
         assert!(matches(&filter(|f| f.id_prefixes = vec![ObjectId(1).to_string()]), &network));

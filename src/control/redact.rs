@@ -1,11 +1,12 @@
 //! What of an object may leave a manager. One place, for lists, inspections and watches.
 //!
-//! Written as whitelists: the copies name every field, so that a field added to a kind does not compile until somebody
-//! has decided here whether people may see it.
+//! Secrets and the cluster are written as whitelists: the copies name every field, so that a field added to them does not
+//! compile until somebody has decided here whether people may see it.
 
 use crate::types::Object;
 use crate::types::object::{
-    CaSettings, Cluster, ClusterSpec, JoinTokens, RootCa, RootRotation, Secret, SecretSpec, Sensitive,
+    CaSettings, Cluster, ClusterSpec, JoinTokens, RootCa, RootRotation, Runtime, Secret, SecretSpec, Sensitive,
+    TaskSpec,
 };
 
 /// A copy of `object` without anything that must stay inside the managers.
@@ -13,9 +14,20 @@ pub fn redact(object: &Object) -> Object {
     match object {
         Object::Secret(secret) => Object::Secret(redact_secret(secret)),
         Object::Cluster(cluster) => Object::Cluster(Box::new(redact_cluster(cluster))),
+        Object::Service(service) => {
+            let mut service = service.clone();
+            redact_task_spec(&mut service.spec.task);
+            if let Some(previous) = &mut service.previous_spec {
+                redact_task_spec(&mut previous.task);
+            }
+            Object::Service(service)
+        }
+        Object::Task(task) => {
+            let mut task = task.clone();
+            redact_task_spec(&mut task.spec);
+            Object::Task(task)
+        }
         Object::Node(_)
-        | Object::Service(_)
-        | Object::Task(_)
         | Object::Network(_)
         | Object::Config(_)
         | Object::Extension(_)
@@ -34,6 +46,12 @@ pub(super) fn hidden_bytes(object: &Object) -> usize {
     match object {
         Object::Secret(secret) => secret.spec.data.0.len(),
         _ => 0,
+    }
+}
+
+fn redact_task_spec(spec: &mut TaskSpec) {
+    if let Runtime::Container(container) = &mut spec.runtime {
+        container.registry_auth = Sensitive::default();
     }
 }
 

@@ -32,7 +32,8 @@ const MARK_EVERY: Duration = Duration::from_millis(500);
 pub struct Watch {
     request: WatchRequest,
     cursor: Cursor,
-    snapshot: Option<Snapshot>,
+    /// In a box: most watches are done with it soon.
+    snapshot: Option<Box<Snapshot>>,
     /// Where the events begin; told once the snapshot is complete.
     begin: Option<Revision>,
     /// Taken from the ring, not yet sent. Shared with the ring and the other watchers.
@@ -65,8 +66,9 @@ impl Watch {
             }
             None => {
                 let (state, cursor) = store.view_and_watch();
-                let snapshot = Snapshot { state, kind: Kind::ALL[0], after: None };
-                (cursor, Some(snapshot).filter(|_| !request.skip_snapshot))
+                let snapshot =
+                    (!request.skip_snapshot).then(|| Box::new(Snapshot { state, kind: Kind::ALL[0], after: None }));
+                (cursor, snapshot)
             }
         };
         let at = cursor.seen();

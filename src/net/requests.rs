@@ -484,13 +484,13 @@ impl<S: Service> Requests<S> {
             Served::Leader if leads => self.decide(now, key, effects),
             Served::Leader => {
                 let (call, body) = (pending.incoming.call, pending.incoming.body.clone());
-                self.to_leader(now, key, call, body, effects);
+                self.pass_on(now, key, call, body, effects);
             }
         }
     }
 
     /// Passes a call on to the leader, or holds it until there is one.
-    fn to_leader(&mut self, now: Instant, key: Key, call: Call, body: Bytes, effects: &mut Vec<Effect>) {
+    fn pass_on(&mut self, now: Instant, key: Key, call: Call, body: Bytes, effects: &mut Vec<Effect>) {
         let Some(pending) = self.requests.get_mut(&key) else { return };
         let leader = self.leadership.leader.filter(|leader| *leader != self.node_id);
         let Some(to) = leader.filter(|_| !pending.incoming.forwarded) else {
@@ -605,7 +605,7 @@ impl<S: Service> Requests<S> {
             if self.knows_leader() || !alone {
                 let Some(pending) = self.requests.get(&key) else { return };
                 let (call, body) = order.call(&pending.incoming);
-                return self.to_leader(now, key, call, body, effects);
+                return self.pass_on(now, key, call, body, effects);
             }
         }
         let token = self.token(key);
@@ -625,7 +625,10 @@ impl<S: Service> Requests<S> {
         let Some(key) = self.tokens.remove(&token) else { return };
         let Some(pending) = self.requests.get_mut(&key) else { return };
         match std::mem::replace(&mut pending.phase, Phase::Deciding) {
-            Phase::Dialling(_, order, _) => self.on_dialled(key, order, reply, effects),
+            Phase::Dialling(_, order, until) => {
+                self.drop_timer(until, key);
+                self.on_dialled(key, order, reply, effects);
+            }
             Phase::Forwarded(..) => self.on_forward_ended(now, key, reply, effects),
             phase => pending.phase = phase,
         }
@@ -891,16 +894,18 @@ impl<S: Service> Requests<S> {
     /// Forgets a request and everything that points to it.
     fn remove(&mut self, key: Key) -> Option<Pending> {
         self.unhold(key);
+        if let Some(Phase::Dialling(_, _, until)) = self.requests.get(&key).map(|pending| &pending.phase) {
+            self.drop_timer(*until, key);
+        }
         let pending = self.requests.remove(&key)?;
         self.by_stream.remove(&pending.incoming.stream);
         self.timers.remove(&(pending.incoming.deadline, key));
         match pending.phase {
-            Phase::Proposed(token) | Phase::Ordered(token) | Phase::Forwarded(token, _) => {
+            Phase::Proposed(token)
+            | Phase::Ordered(token)
+            | Phase::Forwarded(token, _)
+            | Phase::Dialling(token, ..) => {
                 self.tokens.remove(&token);
-            }
-            Phase::Dialling(token, _, until) => {
-                self.tokens.remove(&token);
-                self.timers.remove(&(until, key));
             }
             Phase::Deciding | Phase::Held(_) | Phase::Gathered | Phase::Reading(_) => {}
         }
@@ -912,11 +917,16 @@ impl<S: Service> Requests<S> {
             && let Some(pending) = self.requests.get_mut(&key)
         {
             self.held_bytes -= pending.incoming.body.len();
-            if let Phase::Held(from) = std::mem::replace(&mut pending.phase, Phase::Deciding)
-                && from != pending.incoming.deadline
-            {
-                self.timers.remove(&(from, key));
+            if let Phase::Held(from) = std::mem::replace(&mut pending.phase, Phase::Deciding) {
+                self.drop_timer(from, key);
             }
+        }
+    }
+
+    /// Drops a timer, unless it falls together with the request's deadline.
+    fn drop_timer(&mut self, at: Instant, key: Key) {
+        if self.requests.get(&key).is_some_and(|pending| pending.incoming.deadline != at) {
+            self.timers.remove(&(at, key));
         }
     }
 

@@ -227,7 +227,12 @@ impl DataDir {
 
     /// Writes the node's key with a new data key, its chain and the swarm's root. The key goes first: a chain without
     /// its key is of no use.
-    pub fn write_identity(&self, identity: &NodeIdentity, root_pem: &str, data_key: &DataKey) -> Result<(), StartError> {
+    pub fn write_identity(
+        &self,
+        identity: &NodeIdentity,
+        root_pem: &str,
+        data_key: &DataKey,
+    ) -> Result<(), StartError> {
         self.write_key(identity.key(), data_key)?;
         self.replace("pki/node.crt", identity.chain_pem().as_bytes())?;
         self.replace("pki/root.crt", root_pem.as_bytes())

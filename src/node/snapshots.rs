@@ -77,7 +77,11 @@ pub fn spawn_writer(
                 Ok(mark) => {
                     let took = monotonic().since(begin);
                     seconds.record(took);
-                    log::info!("wrote a snapshot at log index {} ({} bytes) in {took:?}", mark.position.index, mark.bytes);
+                    log::info!(
+                        "wrote a snapshot at log index {} ({} bytes) in {took:?}",
+                        mark.position.index,
+                        mark.bytes
+                    );
                     remove_old(&snapshots);
                     Event::SnapshotCreated { mark }
                 }

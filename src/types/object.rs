@@ -303,7 +303,18 @@ impl Object {
 
     /// Its id.
     pub fn id(&self) -> ObjectId {
-        each!(self, object => object.id.into())
+        match self {
+            Self::Node(node) => node.id.into(),
+            Self::Service(service) => service.id,
+            Self::Task(task) => task.id,
+            Self::Network(network) => network.id,
+            Self::Cluster(cluster) => cluster.id.into(),
+            Self::Secret(secret) => secret.id,
+            Self::Config(config) => config.id,
+            Self::Extension(extension) => extension.id,
+            Self::Resource(resource) => resource.id,
+            Self::Volume(volume) => volume.id,
+        }
     }
 
     /// Its version and times.
@@ -375,10 +386,15 @@ impl Object {
         asked.chain(assigned.iter().map(|attachment| attachment.network_id))
     }
 
-    /// The secrets that a service or task refers to. May repeat.
+    /// The secrets that a service, task or volume refers to. May repeat.
     pub fn referenced_secrets(&self) -> impl Iterator<Item = ObjectId> {
+        let of_volume: &[VolumeSecret] = match self {
+            Self::Volume(volume) => &volume.spec.secrets,
+            _ => &[],
+        };
+        let of_volume = of_volume.iter().map(|secret| secret.secret);
         let of_container = self.container().into_iter().flat_map(|spec| &spec.secrets).map(|secret| secret.secret_id);
-        of_container.chain(self.resource_references(ResourceReferenceKind::Secret))
+        of_container.chain(of_volume).chain(self.resource_references(ResourceReferenceKind::Secret))
     }
 
     /// The configs that a service or task refers to. May repeat.

@@ -224,3 +224,6 @@ fn figures(histogram: &Histogram, elapsed: Duration) -> Value {
         "max_us": histogram.max(),
     })
 }
+
+#[cfg(test)]
+mod tests;

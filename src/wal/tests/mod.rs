@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 pub(crate) mod disk;
 mod golden;
+mod inspect;
 mod log;
 mod snapshots;
 mod thread;
@@ -206,7 +207,7 @@ impl Pair {
         let middle = all.len() / 2;
         if let Some(entry) = all.get(middle) {
             let part = reader.read(Index(entry.index), last.index.next(), 0).unwrap();
-            assert_eq!(part, [entry.clone()]);
+            assert_eq!(part, std::slice::from_ref(entry));
             let part = reader.read(Index(entry.index), last.index.next(), 1500).unwrap();
             assert_eq!(part, all[middle..middle + part.len()]);
             let part = reader.read(first, Index(entry.index), u64::MAX).unwrap();
