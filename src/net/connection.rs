@@ -87,6 +87,8 @@ pub(super) struct Connection {
     pub deadline: Option<Instant>,
     /// Pings sent since anything arrived.
     pub missed: u32,
+    /// When the first ping was sent; a pong that claims an older one is made up.
+    pub first_ping_ns: Option<u64>,
     /// It is in the list of those to be flushed.
     pub dirty: bool,
     /// It is in the list of those to be read.
@@ -119,6 +121,7 @@ impl Connection {
             outgoing: HashMap::new(),
             deadline: None,
             missed: 0,
+            first_ping_ns: None,
             dirty: false,
             readable: false,
             eager: false,

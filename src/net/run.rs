@@ -96,8 +96,8 @@ pub struct Limits {
     /// Bytes that wait to be sent on one connection. Appends over it are dropped; answers over it close the connection:
     /// its other side does not read.
     pub queue_bytes: usize,
-    /// The same on a connection that has not authenticated, and for urgent frames on any.
-    pub small_queue_bytes: usize,
+    /// The same for frames that overtake others.
+    pub urgent_queue_bytes: usize,
     /// Between pings.
     pub ping: Duration,
     /// Pings without any sign of life before a connection is closed.
@@ -115,7 +115,7 @@ impl Default for Limits {
             accept_burst: 64,
             streams: 1024,
             queue_bytes: 16 << 20,
-            small_queue_bytes: 1 << 20,
+            urgent_queue_bytes: 1 << 20,
             ping: Duration::from_secs(1),
             missed_pings: 3,
         }

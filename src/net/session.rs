@@ -27,6 +27,8 @@ use crate::types::{Caller, NodeId, Role};
 const READS: usize = 16;
 /// After the last frame, the other side has so long to close before the socket is closed over its head.
 const LINGER: Duration = Duration::from_secs(1);
+/// Open requests of a connection that has not authenticated.
+const STRANGERS_STREAMS: usize = 16;
 
 impl<H: Handler> Net<H> {
     /// Reads what has arrived on a connection and hands on the frames in it.
@@ -403,7 +405,8 @@ impl<H: Handler> Net<H> {
         }
         let Some(by) = connection.caller.clone() else { return };
         let stream = StreamId { connection: id, stream: header.stream };
-        let is_full = connection.incoming.len() >= limits.streams;
+        let streams = if connection.authenticated { limits.streams } else { limits.streams.min(STRANGERS_STREAMS) };
+        let is_full = connection.incoming.len() >= streams;
         let request = request::decode(body);
         let is_stream = request.as_ref().is_ok_and(|request| request.call.is_stream());
         connection.incoming.insert(header.stream, Open::new(is_stream));
@@ -416,7 +419,7 @@ impl<H: Handler> Net<H> {
             Err(error) => return self.malformed(id, Malformed::Body, &format!("malformed request: {error}")),
         };
         if is_full {
-            let message = format!("{} requests are open on this connection", limits.streams);
+            let message = format!("{streams} requests are open on this connection");
             return self.turn_down(stream, &Status::new(Code::ResourceExhausted, message));
         }
         if self.stopping.is_some() {
@@ -526,7 +529,11 @@ impl<H: Handler> Net<H> {
             Ok(pong) => pong,
             Err(error) => return self.malformed(id, Malformed::Body, &format!("malformed pong: {error}")),
         };
-        let Some(peer) = self.connections.get(id).and_then(Connection::node) else { return };
+        let Some(connection) = self.connections.get(id) else { return };
+        let Some(peer) = connection.node() else { return };
+        if connection.first_ping_ns.is_none_or(|first| pong.sent_ns < first) {
+            return;
+        }
         let Some(rtt_ns) = monotonic().as_nanos().checked_sub(pong.sent_ns) else { return };
         // The peer read its clock about half a round trip ago.
         let then_ms = wall_ms().saturating_sub(rtt_ns / 2_000_000);
@@ -565,6 +572,7 @@ impl<H: Handler> Net<H> {
         let report = self.handler.ping();
         let ping = Ping { sent_ns: monotonic().as_nanos(), wall_ms: wall_ms(), ..report };
         if let Some(connection) = self.connections.get_mut(id) {
+            connection.first_ping_ns.get_or_insert(ping.sent_ns);
             connection.link.lanes.push_urgent(FrameKind::Ping, 0, 0, ping.encode().into());
             self.mark_dirty(id);
         }
@@ -675,7 +683,11 @@ impl<H: Handler> Net<H> {
                 self.meters.evicted.add(1);
                 self.close(id);
             }
-            Stage::Greeting | Stage::Open => {
+            Stage::Greeting => {
+                self.meters.evicted.add(1);
+                self.refuse(id, &Status::new(Code::DeadlineExceeded, "no hello came in time"));
+            }
+            Stage::Open => {
                 self.meters.evicted.add(1);
                 self.refuse(id, &Status::new(Code::DeadlineExceeded, "nothing was asked for too long"));
             }

@@ -51,11 +51,17 @@ fn managers_exchange_calls_and_raft_messages_both_ways() {
     assert_eq!(one.wait("vote", raft), (second, Bytes::from_static(b"vote")));
     for (net, peer) in [(&mut one, second), (&mut two, first)] {
         let measured = |event: &Event| match event {
-            Event::Measured(id, rtt_us, offset_ms) if *id == peer => Some((*rtt_us, *offset_ms)),
+            Event::Measured(id, rtt_us, offset_ms, sync_us) if *id == peer => Some((*rtt_us, *offset_ms, *sync_us)),
             _ => None,
         };
-        let (rtt_us, offset_ms) = net.wait("round trip", measured);
+        let (rtt_us, offset_ms, sync_us) = net.wait("round trip", measured);
         assert!(rtt_us < 5_000_000 && offset_ms.abs() < 1000, "{rtt_us} {offset_ms}");
+        assert_eq!(sync_us, 77, "what the peer reports of itself");
+        let greeted = |event: &Event| match event {
+            Event::Greeted(caller, hello) => Some((caller.is_manager(), hello.node_id)),
+            _ => None,
+        };
+        assert_eq!(net.wait("greeting", greeted), (true, peer));
     }
 }
 

@@ -222,7 +222,9 @@ fn who_says_nothing_is_closed_after_a_while() {
     let mut anonymous = Client::secure(&net, swarm.client(None));
     anonymous.ask(1, Call::GetRoot, b"");
     assert_eq!(anonymous.receive_error(0).code, Code::DeadlineExceeded);
-    assert_eq!(silent.read(&mut [0; 8]).unwrap_or(0), 0);
+    // At most an alert that says goodbye.
+    let mut rest = Vec::new();
+    assert!(silent.read_to_end(&mut rest).unwrap_or(0) < 16);
     assert_eq!(http.read(&mut [0; 8]).unwrap_or(0), 0);
     // One that waits for an answer is not silent.
     let mut waiting = Client::secure(&net, swarm.client(None));
@@ -232,10 +234,6 @@ fn who_says_nothing_is_closed_after_a_while() {
     let mut byte = [0];
     let nothing = waiting.stream.read(&mut byte).unwrap_err();
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
-    // Nor is a local client that waits for events.
-    let mut local = Client::local(&net);
-    std::thread::yield_now();
-    local.echo(1, b"");
 }
 
 #[test]
