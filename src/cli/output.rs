@@ -116,10 +116,7 @@ fn grow(value: &Value, depth: usize, text: &mut String) {
     let indent = "  ".repeat(depth);
     for (key, value) in entries {
         match value {
-            Value::Null => {}
-            Value::String(text) if text.is_empty() => {}
-            Value::Object(fields) if fields.is_empty() => {}
-            Value::Array(items) if items.is_empty() => {}
+            empty if is_empty(empty) => {}
             Value::Object(_) | Value::Array(_) => {
                 text.push_str(&format!("{indent}{key}\n"));
                 grow(value, depth + 1, text);
@@ -132,6 +129,17 @@ fn grow(value: &Value, depth: usize, text: &mut String) {
             }
             other => text.push_str(&format!("{indent}{key} {}\n", cell(other))),
         }
+    }
+}
+
+/// Whether a value has nothing to show.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Array(items) => items.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
@@ -154,8 +162,7 @@ mod tests {
 
     #[test]
     fn a_tree_leaves_out_what_is_empty() {
-        let value =
-            json!({"id": "x", "spec": {"labels": {}, "data": "one\ntwo\n", "list": [{"k": 1}, 2]}, "none": null});
+        let value = json!({"id": "x", "spec": {"labels": {"none": ""}, "data": "one\ntwo\n", "list": [{"k": 1}, 2]}, "none": null});
         let expected = "id: x\nspec:\n  data:\n    one\n    two\n  list:\n    -\n      k: 1\n    - 2\n";
         assert_eq!(tree(&value), expected);
     }
