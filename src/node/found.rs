@@ -113,7 +113,6 @@ fn cluster(id: ClusterId, root_ca: RootCa, profile: Profile) -> Cluster {
         root_ca,
         network_bootstrap_keys: Vec::new(),
         encryption_key_lamport_clock: 0,
-        blacklisted_certificates: Default::default(),
         unlock_keys: Vec::new(),
         fips: false,
         default_address_pool: vec!["10.0.0.0/8".to_owned()],

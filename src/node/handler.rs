@@ -17,7 +17,7 @@ use crate::codec::raft_message;
 use crate::codec::request::Ping;
 use crate::control::{self, Context, Control};
 use crate::net::handler::{Command, Handler, Incoming, Outbox, Reply, StreamId, Target};
-use crate::net::requests::{self, Effect, Event, Leadership, Limits, NotProposed, ProposalResult, RaftOrder, Requests};
+use crate::net::requests::{Effect, Event, Leadership, Limits, NotProposed, ProposalResult, RaftOrder, Requests};
 use crate::raft::run::Handle;
 use crate::raft::{self, FetchSnapshot, Order, OrderResult};
 use crate::store::Store;
@@ -758,6 +758,3 @@ fn log_leadership(before: &raft::Leadership, after: &raft::Leadership, own: Node
         _ => {}
     }
 }
-
-/// What the requests machine calls its tokens.
-pub type Token = requests::Token;

@@ -85,10 +85,12 @@ impl Services {
                 )
                 .with_hint("try again"),
             ),
-            Outcome::Forgotten => Step::Refuse(
-                Status::new(Code::Unknown, "the request is too old to tell whether it was carried out")
-                    .with_hint("start again on an empty data directory"),
-            ),
+            Outcome::Forgotten => Step::Refuse(Status {
+                // Asking again, here or elsewhere, gives the same answer.
+                hopeless: true,
+                ..Status::new(Code::Unknown, "the request is too old to tell whether it was carried out")
+                    .with_hint("start again on an empty data directory")
+            }),
         }
     }
 }

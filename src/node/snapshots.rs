@@ -199,16 +199,12 @@ impl Mover {
                 None => serving.reader.next_chunk(),
             };
             match chunk {
-                // A part larger than the whole window goes when the window is full, or it would never go.
-                Ok(Some(chunk))
-                    if chunk.len() as i64 > serving.credit
-                        && serving.credit < i64::from(crate::codec::frame::INITIAL_CREDIT / 2) =>
-                {
-                    serving.next = Some(chunk);
-                    return;
-                }
-                Ok(Some(chunk)) => {
-                    serving.credit -= chunk.len() as i64;
+                Ok(Some(mut chunk)) => {
+                    // What does not fit into the window waits for the next credit.
+                    let room = usize::try_from(serving.credit).unwrap_or(0).min(chunk.len());
+                    let rest = chunk.split_off(room);
+                    serving.credit -= room as i64;
+                    serving.next = (!rest.is_empty()).then_some(rest);
                     let _ = self.net.send(Completion::Served { stream, body: chunk.into(), end: false });
                 }
                 Ok(None) => {

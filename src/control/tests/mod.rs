@@ -175,7 +175,6 @@ fn cluster() -> Cluster {
         root_ca: RootCa::default(),
         network_bootstrap_keys: Vec::new(),
         encryption_key_lamport_clock: 0,
-        blacklisted_certificates: BTreeMap::new(),
         unlock_keys: Vec::new(),
         fips: false,
         default_address_pool: Vec::new(),

@@ -67,7 +67,6 @@ pub(super) fn cluster() -> Object {
         },
         network_bootstrap_keys: vec![key("networking:gossip")],
         encryption_key_lamport_clock: 4,
-        blacklisted_certificates: BTreeMap::from([(NodeId(5), Timestamp(99))]),
         unlock_keys: vec![key("swarm-manager")],
         fips: false,
         default_address_pool: vec!["10.0.0.0/8".into()],

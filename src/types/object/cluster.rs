@@ -17,8 +17,6 @@ pub struct Cluster {
     pub network_bootstrap_keys: Vec<EncryptionKey>,
     /// Raised whenever a bootstrap key is made.
     pub encryption_key_lamport_clock: u64,
-    /// Certificates of removed nodes that have not expired yet: CN to the time they do.
-    pub blacklisted_certificates: BTreeMap<NodeId, Timestamp>,
     /// Keys that unlock managers.
     pub unlock_keys: Vec<EncryptionKey>,
     /// Whether only FIPS-validated cryptography may be used.
