@@ -166,7 +166,7 @@ impl World {
         let mut world = Self {
             seed,
             entropy: SeededEntropy::new(seed),
-            now: Instant::from_nanos(1_000_000_000),
+            now: Instant::from_nanos(10_000_000_000),
             nodes: BTreeMap::new(),
             net: Network::healthy(),
             settings: RaftSettings::for_profile(Profile::Lan),
@@ -369,8 +369,12 @@ impl World {
         self.nodes[&id].state().expect("the node runs")
     }
 
+    fn view<T>(&self, id: NodeId, read: impl FnOnce(&State) -> T) -> T {
+        self.nodes[&id].run.as_ref().expect("the node runs").applier.store().view(read)
+    }
+
     pub fn voters(&self, id: NodeId) -> usize {
-        self.state(id).members().values().filter(|member| member.role == MemberRole::Voter).count()
+        self.view(id, |state| state.members().values().filter(|member| member.role == MemberRole::Voter).count())
     }
 
     pub fn first_index(&self, id: NodeId) -> Index {
@@ -402,7 +406,8 @@ impl World {
     /// Waits until everybody that runs has applied the same entries.
     pub fn settle(&mut self) {
         self.run_until("everybody has caught up", ms(30_000), |world| {
-            let applied: Vec<_> = world.nodes.values().filter_map(Node::state).map(|state| state.applied()).collect();
+            let running = world.nodes.values().filter_map(|node| node.run.as_ref());
+            let applied: Vec<_> = running.map(|run| run.applier.store().view(State::applied)).collect();
             world.leader().is_some() && applied.windows(2).all(|pair| pair[0] == pair[1])
         });
     }
@@ -695,7 +700,7 @@ impl World {
             && leadership.serving
         {
             self.agreement.leads(leadership.term.0, id);
-            check_acked(&self.acked, &self.state(id));
+            self.view(id, |state| check_acked(&self.acked, state));
             self.reigns.push((self.now, id));
         }
         let machine = &self.nodes[&id].run.as_ref().expect("it just finished a turn").machine;
@@ -760,7 +765,7 @@ impl World {
                 self.agreement.applied(id, entry, *hash);
             }
             if turn.installed {
-                let hash = self.state(id).hash();
+                let hash = self.view(id, State::hash);
                 self.agreement.state(id, position.index.0, hash);
             }
         }
@@ -846,7 +851,7 @@ impl World {
         if self.connectable(a, b) {
             self.silent.remove(&pair);
             for (one, other) in [(a, b), (b, a)] {
-                if self.state(one).is_removed(other) {
+                if self.view(one, |state| state.is_removed(other)) {
                     // The hello is answered with it.
                     self.links.remove(&pair);
                     return self.stop(other, Stop::Removed);
@@ -1029,7 +1034,7 @@ impl World {
 
     fn think(&mut self, at: usize) {
         if self.load {
-            let after = self.between((100, 20_000));
+            let after = self.between((1_000, 50_000));
             self.schedule(after, Target::Client(at));
         }
     }
@@ -1040,7 +1045,7 @@ impl World {
                 self.retry_soon(id, token);
             }
             Reply::ReadReady(tokens) => {
-                let revision = self.state(id).revision();
+                let revision = self.view(id, State::revision);
                 for token in tokens {
                     let Some(at) = self.answered(id, token) else { continue };
                     let doing = self.clients[at].doing.take().expect("found by its token");
