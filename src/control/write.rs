@@ -15,6 +15,7 @@ use super::{encode, refusal, validate};
 
 /// What to do with a write.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "lives for one match; a box would cost every write an allocation")]
 pub enum Decision {
     /// This attempt was judged before; its answer is the answer.
     Remembered(Outcome),
