@@ -23,7 +23,7 @@ use crate::types::{
 use crate::wal::{self, Recovered, Wal};
 
 /// A node's identity and what seals its disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Keys {
     /// Certificate and key.
     pub identity: NodeIdentity,

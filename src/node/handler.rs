@@ -397,7 +397,6 @@ impl NodeHandler {
             .collect();
         for node in &gone {
             self.links.remove(node);
-            self.metrics.remove(&rtt_metric(*node));
         }
         self.peers = members;
         self.dial_peers(out);
@@ -486,10 +485,6 @@ impl NodeHandler {
             }
         }
     }
-}
-
-fn rtt_metric(node: NodeId) -> String {
-    format!("skep_peer_rtt_microseconds{{peer=\"{node}\"}}")
 }
 
 impl Handler for NodeHandler {
@@ -647,7 +642,6 @@ impl Handler for NodeHandler {
             link.clock_offset_ms = clock_offset_ms;
             link.sync_us = ping.sync_us;
         }
-        self.metrics.gauge(&rtt_metric(peer)).set(rtt_us);
         let mark = (Index(ping.mark_index), ping.mark_sum);
         self.raft.link(raft::Event::Measured { node: peer, rtt_us, sync_us: ping.sync_us, mark });
     }
@@ -709,6 +703,10 @@ impl Handler for NodeHandler {
                     if let Some(fetching) = self.fetching.take() {
                         out.commands.push(Command::Abandon { token: fetching.token });
                     }
+                }
+                Completion::Hint(node, addr) => {
+                    self.hints.insert(node, addr);
+                    self.dial_peers(out);
                 }
                 Completion::Shutdown => out.commands.push(Command::Shutdown),
             }

@@ -15,7 +15,7 @@ use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, IssueRequest, JoinAnswer, JoinRequest};
 use crate::types::object::{Availability, NodeDescription, Sensitive};
-use crate::types::{ChangeId, Code, Role, Status};
+use crate::types::{ChangeId, Code, NodeId, Role, Status};
 
 /// One attempt may take so long.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -165,4 +165,35 @@ pub fn place(addr: &str, keys: &Keys, hello: &Hello, advertise: &str) -> Result<
             }
         }
     })
+}
+
+/// Finds the managers behind `--peer` addresses: the hello of each says who it is. What is found is handed to `found`;
+/// addresses that do not answer are tried again until `ended`.
+pub fn find_peers(
+    addrs: Vec<String>,
+    keys: &Keys,
+    hello: &Hello,
+    found: impl Fn(NodeId, String),
+    ended: impl Fn() -> bool,
+) -> Result<(), StartError> {
+    let mut left = addrs;
+    let mut pause = Duration::from_millis(100);
+    while !left.is_empty() && !ended() {
+        let mut silent = Vec::new();
+        for addr in left {
+            let trust = Trust::Roots(keys.root_pem.clone());
+            let connect = target(&addr, Some(&keys.identity), trust, Some(hello.clone()))?;
+            match Client::tls(connect, Duration::from_secs(2)) {
+                Ok(client) => found(client.hello().node_id, addr),
+                Err(error) => {
+                    log::debug!("--peer {addr}: {}", error.into_status());
+                    silent.push(addr);
+                }
+            }
+        }
+        left = silent;
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+    Ok(())
 }

@@ -52,6 +52,8 @@ pub enum Completion {
     Taken(u32),
     /// The fetch is over, one way or the other.
     FetchEnded,
+    /// A manager answers at this address, whatever the members' list says.
+    Hint(NodeId, String),
     /// Close everything.
     Shutdown,
 }

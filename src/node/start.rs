@@ -22,7 +22,7 @@ use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::RealDisk;
 use crate::sys::metrics::Metrics;
 use crate::sys::queue::bounded;
-use crate::sys::thread::Thread;
+use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, wall_ms};
 use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
@@ -200,7 +200,7 @@ struct Starter {
     stop: Arc<StopCell>,
     watched: Arc<AtomicBool>,
     raft: run::Handle,
-    raft_inbox: Inbox,
+    raft_inbox: Option<Inbox>,
     net: NetHandle<Completion>,
     net_parts: Option<(net::Config, NodeHandler, NetInbox<Completion>)>,
     net_thread: Option<Thread>,
@@ -266,7 +266,7 @@ impl Starter {
             stop,
             watched,
             raft,
-            raft_inbox,
+            raft_inbox: Some(raft_inbox),
             net,
             net_parts,
             net_thread: None,
@@ -349,13 +349,15 @@ impl Starter {
             return Err(internal("the net thread does not answer"));
         }
         let workers = Workers { wal: wal_queue, apply: apply_queue, reader };
+        let inbox = self.raft_inbox.take().ok_or_else(|| internal("the raft thread was started already"))?;
         let raft_thread =
-            raft_run::spawn(machine, self.raft_inbox, &self.raft, workers, outlet, &self.metrics).map_err(internal)?;
+            raft_run::spawn(machine, inbox, &self.raft, workers, outlet, &self.metrics).map_err(internal)?;
         // A member says nothing before it knows what it has: its hello names the end of its log.
         if let (Some((config, mut handler, inbox)), Some(active)) = (self.net_parts.take(), active) {
             handler.activate(active);
             self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
         }
+        self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
         let threads = vec![net_thread, raft_thread, wal_thread, apply_thread];
         // These two end when the last sender to them goes with the threads above.
@@ -380,13 +382,31 @@ impl Starter {
         })
     }
 
-    /// Listens, answering health checks only, and asks for a place: the leader calls back before it agrees.
-    fn join(&mut self) -> Result<(Wal, Recovered), StartError> {
-        if let Some((config, handler, inbox)) = self.net_parts.take() {
-            self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
+    /// Dials the `--peer` addresses on a thread of its own: they have names and no identities yet.
+    fn look_for_peers(&mut self, raft_id: RaftId, lineage: Lineage) -> Result<(), StartError> {
+        let addrs = std::mem::take(&mut self.config.peers);
+        if addrs.is_empty() {
+            return Ok(());
         }
-        let addr = self.file.join.clone().unwrap_or_default();
-        let hello = Hello {
+        let hello = Hello { raft_id: Some(raft_id), lineage, last: self.raft.durable().last, ..self.hello() };
+        let keys = self.opened.keys.clone();
+        let (net, stop) = (self.net.clone(), self.stop.clone());
+        let found = move |node, addr| {
+            // A hint that is lost for want of room is no loss: the members' list has an address too.
+            let _ = net.send(Completion::Hint(node, addr));
+        };
+        thread::spawn("peers", move || {
+            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, || stop.is_stopped()) {
+                log::warn!("cannot look for --peer addresses: {error}");
+            }
+        })
+        .map_err(internal)?;
+        Ok(())
+    }
+
+    /// The hello of a node without a place.
+    fn hello(&self) -> Hello {
+        Hello {
             protocol: PROTOCOL,
             cluster_id: self.identity.cluster_id,
             node_id: self.identity.node_id,
@@ -398,7 +418,16 @@ impl Starter {
             advertise: self.identity.advertise.clone(),
             feature_level: FEATURE_LEVEL,
             revision: Revision(0),
-        };
+        }
+    }
+
+    /// Listens, answering health checks only, and asks for a place: the leader calls back before it agrees.
+    fn join(&mut self) -> Result<(Wal, Recovered), StartError> {
+        if let Some((config, handler, inbox)) = self.net_parts.take() {
+            self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
+        }
+        let addr = self.file.join.clone().unwrap_or_default();
+        let hello = self.hello();
         let answer = join::place(&addr, &self.opened.keys, &hello, &self.identity.advertise)?;
         let JoinAnswer { raft_id, advertise, lineage, profile, .. } = answer;
         log::info!("joined the swarm as member {raft_id} at {advertise}");

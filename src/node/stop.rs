@@ -42,6 +42,11 @@ impl StopCell {
         }
     }
 
+    /// Whether there is a reason.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// Blocks until there is a reason.
     pub fn wait(&self) -> Stopped {
         let mut slot = self.lock();
