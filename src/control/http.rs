@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::store::Store;
 use crate::sys::metrics::Metrics;
 use crate::types::Kind;
-use crate::types::api::RaftState;
+use crate::types::api::{LinkReport, RaftState};
 
 use super::{Context, report};
 
@@ -22,10 +22,7 @@ pub fn http(path: &str, context: &Context, store: &Store, metrics: &Metrics) -> 
             None => (200, TEXT, "ok\n".to_owned()),
             Some(why) => (503, TEXT, format!("{why}\n")),
         },
-        "/metrics" => {
-            refresh(context, store, metrics);
-            (200, METRICS, metrics.render())
-        }
+        "/metrics" => (200, METRICS, metrics.render() + &gauges(context, store)),
         _ => (404, TEXT, "not found: there are /healthz, /readyz and /metrics\n".to_owned()),
     }
 }
@@ -46,39 +43,47 @@ fn not_ready(context: &Context, store: &Store) -> Option<String> {
     }
 }
 
-fn refresh(context: &Context, store: &Store, metrics: &Metrics) {
+/// What is read off the context and the store at this moment. Not kept in the registry, where a peer that left or a kind
+/// that emptied would stand for ever with its last number.
+fn gauges(context: &Context, store: &Store) -> String {
     let raft = &context.raft;
-    let set = |name: &str, value: u64| metrics.gauge(name).set(value);
-    set("skep_raft_term", raft.term.0);
-    set("skep_raft_commit_index", raft.commit.0);
-    set("skep_raft_applied_index", raft.applied.0);
-    set("skep_raft_last_index", raft.last.0);
-    set("skep_raft_snapshot_index", raft.snapshot.0);
-    set("skep_raft_log_bytes", raft.log_bytes);
-    set("skep_raft_is_leader", u64::from(raft.state == RaftState::Leader));
-    set("skep_raft_has_leader", u64::from(raft.leader.is_some()));
-    set("skep_raft_leaderless_ms", raft.leaderless_ms);
-    set("skep_raft_members", raft.members.len() as u64);
-    let (revision, objects) = store.view(|state| {
-        let counts = Kind::ALL.map(|kind| (kind, state.count(kind) as u64, state.bytes(kind)));
-        (state.revision(), counts)
-    });
-    set("skep_store_revision", revision.0);
-    for (kind, count, bytes) in objects {
-        set(&format!("skep_store_objects{{kind=\"{kind}\"}}"), count);
-        set(&format!("skep_store_object_bytes{{kind=\"{kind}\"}}"), bytes);
+    let (revision, objects) = store
+        .view(|state| (state.revision(), Kind::ALL.map(|kind| (kind, state.count(kind) as u64, state.bytes(kind)))));
+    let mut text = String::new();
+    for (name, value) in [
+        ("skep_raft_term", raft.term.0),
+        ("skep_raft_commit_index", raft.commit.0),
+        ("skep_raft_applied_index", raft.applied.0),
+        ("skep_raft_last_index", raft.last.0),
+        ("skep_raft_snapshot_index", raft.snapshot.0),
+        ("skep_raft_log_bytes", raft.log_bytes),
+        ("skep_raft_is_leader", u64::from(raft.state == RaftState::Leader)),
+        ("skep_raft_has_leader", u64::from(raft.leader.is_some())),
+        ("skep_raft_leaderless_ms", raft.leaderless_ms),
+        ("skep_raft_members", raft.members.len() as u64),
+        ("skep_store_revision", revision.0),
+    ] {
+        family(&mut text, name, [(String::new(), value)]);
     }
-    for link in &context.links {
-        let label = |name: &str| {
-            let mut name = name.to_owned();
-            let _ = write!(name, "{{peer=\"{}\"}}", link.node_id);
-            name
-        };
-        set(&label("skep_peer_up"), u64::from(link.alive));
-        set(&label("skep_peer_rtt_us"), link.rtt_us);
-        set(&label("skep_peer_sync_us"), link.sync_us);
-        // A gauge holds no sign: the offset is given both ways, one of them zero.
-        set(&label("skep_peer_clock_ahead_ms"), u64::try_from(link.clock_offset_ms).unwrap_or(0));
-        set(&label("skep_peer_clock_behind_ms"), u64::try_from(-link.clock_offset_ms).unwrap_or(0));
+    let by_kind = |kind: Kind| format!("{{kind=\"{kind}\"}}");
+    family(&mut text, "skep_store_objects", objects.iter().map(|(kind, count, _)| (by_kind(*kind), *count)));
+    family(&mut text, "skep_store_object_bytes", objects.iter().map(|(kind, _, bytes)| (by_kind(*kind), *bytes)));
+    let links = &context.links;
+    let by_peer = |link: &LinkReport| format!("{{peer=\"{}\"}}", link.node_id);
+    family(&mut text, "skep_peer_up", links.iter().map(|link| (by_peer(link), u64::from(link.alive))));
+    family(&mut text, "skep_peer_rtt_us", links.iter().map(|link| (by_peer(link), link.rtt_us)));
+    family(&mut text, "skep_peer_sync_us", links.iter().map(|link| (by_peer(link), link.sync_us)));
+    family(&mut text, "skep_peer_clock_offset_ms", links.iter().map(|link| (by_peer(link), link.clock_offset_ms)));
+    text
+}
+
+/// One metric with its labels; nothing when there is nothing to say.
+fn family<V: std::fmt::Display>(text: &mut String, name: &str, values: impl IntoIterator<Item = (String, V)>) {
+    let mut values = values.into_iter().peekable();
+    if values.peek().is_some() {
+        let _ = writeln!(text, "# TYPE {name} gauge");
+    }
+    for (labels, value) in values {
+        let _ = writeln!(text, "{name}{labels} {value}");
     }
 }

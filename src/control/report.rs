@@ -77,9 +77,9 @@ pub(super) fn members(state: &State, context: &Context) -> Vec<MemberReport> {
 /// reached, how many are needed, who led last and how long ago.
 pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
     let raft = &context.raft;
-    let voters = voters(context).count();
-    let (reachable, majority) = (reachable(context), voters / 2 + 1);
-    if context.joining() || raft.leader.is_some() || voters == 0 || reachable >= majority {
+    let all = voters(context).count();
+    let (reachable, majority) = (reachable(context), all / 2 + 1);
+    if context.joining() || raft.leader.is_some() || all == 0 || reachable >= majority {
         return None;
     }
     let age = seconds(raft.leaderless_ms);
@@ -89,12 +89,12 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
         }
         None => format!("no leader has been known for {age}"),
     };
-    let lost: Vec<String> = voters_list(context)
+    let lost: Vec<String> = voters(context)
         .filter(|member| !is_reachable(context, member))
         .map(|member| format!("{} at {}", name(state, context, member.node_id), member.addr))
         .collect();
     let message = format!(
-        "the swarm has no leader: {reachable} of {voters} managers can be reached from here, and {majority} are needed; {last}"
+        "the swarm has no leader: {reachable} of {all} managers can be reached from here, and {majority} are needed; {last}"
     );
     let hint = format!(
         "start {} again, or look at the network between them; reads work with `--stale`; if their disks are lost for \
@@ -110,7 +110,7 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
     let (reachable, majority) = (reachable(context), voters / 2 + 1);
     if voters == 2 {
         warnings.push("2 managers tolerate no failure: losing either stops the swarm; add a third".to_owned());
-    } else if voters > 0 && voters % 2 == 0 {
+    } else if voters > 0 && voters.is_multiple_of(2) {
         let fewer = voters - 1;
         warnings.push(format!("{voters} managers tolerate no more failures than {fewer}: add or remove one"));
     }
@@ -150,12 +150,8 @@ fn name(state: &State, context: &Context, node_id: NodeId) -> String {
     refusal::name(state, Kind::Node, node_id.into())
 }
 
-fn voters_list(context: &Context) -> impl Iterator<Item = &Member> {
-    context.raft.members.iter().filter(|member| member.role == MemberRole::Voter)
-}
-
 fn voters(context: &Context) -> impl Iterator<Item = &Member> {
-    voters_list(context)
+    context.raft.members.iter().filter(|member| member.role == MemberRole::Voter)
 }
 
 fn is_reachable(context: &Context, member: &Member) -> bool {

@@ -32,7 +32,8 @@ const MARK_EVERY: Duration = Duration::from_millis(500);
 pub struct Watch {
     request: WatchRequest,
     cursor: Cursor,
-    snapshot: Option<Snapshot>,
+    /// In a box: most watches are done with it soon.
+    snapshot: Option<Box<Snapshot>>,
     /// Where the events begin; told once the snapshot is complete.
     begin: Option<Revision>,
     /// Taken from the ring, not yet sent. Shared with the ring and the other watchers.
@@ -47,8 +48,45 @@ pub struct Watch {
 #[derive(Debug)]
 struct Snapshot {
     state: State,
+    /// Kinds not begun, last one first.
+    kinds: Vec<Kind>,
+    /// The present kind, its objects, and how many of them were sent.
     kind: Kind,
-    after: Option<ObjectId>,
+    ids: Vec<ObjectId>,
+    sent: usize,
+}
+
+impl Snapshot {
+    fn of(state: State, kinds: &[Kind]) -> Self {
+        let wanted = |kind: &Kind| kinds.is_empty() || kinds.contains(kind);
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().rev().filter(wanted).collect();
+        Self { state, kinds, kind: Kind::ALL[0], ids: Vec::new(), sent: 0 }
+    }
+
+    /// Goes on to the next kind; false when there is none. Its objects are looked up once, not for every part.
+    fn next_kind(&mut self, wanted: &Filter) -> bool {
+        let Some(kind) = self.kinds.pop() else { return false };
+        self.kind = kind;
+        self.ids = self.state.find(kind, &filter::selectors(wanted)).iter().map(|stored| stored.object.id()).collect();
+        self.sent = 0;
+        true
+    }
+
+    /// The next objects of the present kind, and how many ids they take.
+    fn objects(&self, wanted: &Filter) -> (Vec<Object>, usize) {
+        let (mut objects, mut bytes, mut seen) = (Vec::new(), 0, 0);
+        for stored in self.ids[self.sent..].iter().filter_map(|id| self.state.get(self.kind, *id)) {
+            seen += 1;
+            if shows(wanted, &stored.object) {
+                bytes += query::visible_bytes(stored);
+                objects.push(redact::redact(&stored.object));
+                if bytes >= SNAPSHOT_PART_BYTES {
+                    break;
+                }
+            }
+        }
+        (objects, seen)
+    }
 }
 
 impl Watch {
@@ -65,8 +103,8 @@ impl Watch {
             }
             None => {
                 let (state, cursor) = store.view_and_watch();
-                let snapshot = Snapshot { state, kind: Kind::ALL[0], after: None };
-                (cursor, Some(snapshot).filter(|_| !request.skip_snapshot))
+                let snapshot = (!request.skip_snapshot).then(|| Box::new(Snapshot::of(state, &request.kinds)));
+                (cursor, snapshot)
             }
         };
         let at = cursor.seen();
@@ -101,37 +139,20 @@ impl Watch {
     /// `None` once there is nothing left of the snapshot.
     fn snapshot_part(&mut self, room: usize) -> Option<Pull> {
         let snapshot = self.snapshot.as_mut()?;
-        let (mut objects, mut bytes) = (Vec::new(), 0);
-        let (mut kind, mut after) = (snapshot.kind, snapshot.after);
-        'kinds: loop {
-            let wanted = self.request.kinds.is_empty() || self.request.kinds.contains(&kind);
-            let found =
-                if wanted { snapshot.state.find(kind, &filter::selectors(&self.request.filter)) } else { Vec::new() };
-            let start = after.map_or(0, |after| found.partition_point(|stored| stored.object.id() <= after));
-            for stored in &found[start..] {
-                after = Some(stored.object.id());
-                if shows(&self.request.filter, &stored.object) {
-                    bytes += query::visible_bytes(stored);
-                    objects.push(redact::redact(&stored.object));
-                    if bytes >= SNAPSHOT_PART_BYTES {
-                        break 'kinds;
-                    }
-                }
+        let wanted = &self.request.filter;
+        let (mut objects, mut seen) = snapshot.objects(wanted);
+        while objects.is_empty() {
+            if !snapshot.next_kind(wanted) {
+                self.snapshot = None;
+                return None;
             }
-            match Kind::ALL.get(kind as usize + 1) {
-                Some(next) => (kind, after) = (*next, None),
-                None if objects.is_empty() => {
-                    self.snapshot = None;
-                    return None;
-                }
-                None => break,
-            }
+            (objects, seen) = snapshot.objects(wanted);
         }
         let part = envelope::encode(&WatchItem::Snapshot { objects });
         if part.len() > room {
             return Some(Pull::Full);
         }
-        (snapshot.kind, snapshot.after) = (kind, after);
+        snapshot.sent += seen;
         Some(Pull::Part(part.into()))
     }
 

@@ -17,6 +17,8 @@ use super::run::{HTTP, LISTEN, Net, Timer, UNIX};
 use crate::types::error::{Code, Status};
 use crate::types::{Caller, NodeId};
 
+/// Bytes not yet on the wire that the kernel takes of one connection.
+const UNSENT: u32 = 128 << 10;
 /// After the process ran out of descriptors or memory, accepting begins again so much later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -154,10 +156,7 @@ impl<H: Handler> Net<H> {
     }
 
     fn accept_tcp(&mut self, socket: TcpStream, addr: SocketAddr) {
-        let _ = socket.set_nodelay(true);
-        // Nodes that only ask now and then are not pinged; the kernel finds out when they are gone.
-        let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60));
-        let _ = socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive);
+        tune(&socket);
         let tls = match ServerConnection::new(self.settings.credentials.server()) {
             Ok(tls) => tls,
             Err(error) => {
@@ -350,6 +349,16 @@ impl<H: Handler> Net<H> {
             self.warned.insert(peer, (self.now, message.to_owned()));
         }
     }
+}
+
+/// Sets what makes a connection quick and a dead one noticed. Where the system refuses, it works all the same.
+pub(super) fn tune(socket: &TcpStream) {
+    let _ = socket.set_nodelay(true);
+    let socket = socket2::SockRef::from(socket);
+    // Nodes that only ask now and then are not pinged; the kernel finds out when they are gone.
+    let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)));
+    // The kernel would take megabytes of appends on a slow line, and no heartbeat can overtake what it has taken.
+    let _ = socket.set_tcp_notsent_lowat(UNSENT);
 }
 
 enum Accepted {

@@ -16,6 +16,9 @@ use crate::types::api::{Call, Forwarded};
 use crate::types::error::{Code, Status};
 use crate::types::limits::MAX_FRAME_BYTES;
 
+/// Bytes of answers that wait to be sent on a connection that has not authenticated.
+const STRANGERS_QUEUE_BYTES: usize = 256 << 10;
+
 /// A call that has no answer yet, or not all of it.
 #[derive(Debug)]
 pub(super) struct OutgoingCall {
@@ -238,16 +241,16 @@ impl<H: Handler> Net<H> {
         self.mark_dirty(id);
         let limits = self.settings.limits;
         let Some(connection) = self.connections.get(id) else { return };
-        let budget = if connection.authenticated { limits.queue_bytes } else { limits.small_queue_bytes };
+        let budget = if connection.authenticated { limits.queue_bytes } else { STRANGERS_QUEUE_BYTES };
         if connection.link.lanes.bulk_bytes() > budget
-            || connection.link.lanes.urgent_bytes() > limits.small_queue_bytes
+            || connection.link.lanes.urgent_bytes() > limits.urgent_queue_bytes
         {
             // Perhaps it was only a busy turn: what the socket takes now does not count.
             self.flush_one(id);
         }
         let Some(connection) = self.connections.get(id) else { return };
         if connection.link.lanes.bulk_bytes() > budget
-            || connection.link.lanes.urgent_bytes() > limits.small_queue_bytes
+            || connection.link.lanes.urgent_bytes() > limits.urgent_queue_bytes
         {
             self.meters.slow_readers.add(1);
             log::debug!("closing a connection from {}: it does not read its answers", connection.addr);
@@ -267,7 +270,7 @@ impl<H: Handler> Net<H> {
         };
         let lanes = &mut connection.link.lanes;
         let (waiting, budget) = if urgent {
-            (lanes.urgent_bytes(), limits.small_queue_bytes)
+            (lanes.urgent_bytes(), limits.urgent_queue_bytes)
         } else {
             (lanes.bulk_bytes(), limits.queue_bytes)
         };

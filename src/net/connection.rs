@@ -87,12 +87,18 @@ pub(super) struct Connection {
     pub deadline: Option<Instant>,
     /// Pings sent since anything arrived.
     pub missed: u32,
+    /// When the first ping was sent; a pong that claims an older one is made up.
+    pub first_ping_ns: Option<u64>,
     /// It is in the list of those to be flushed.
     pub dirty: bool,
     /// It is in the list of those to be read.
     pub readable: bool,
     /// Its other side may have ended it: it is read until it says so, not only until a read comes back short.
     pub eager: bool,
+    /// Writing failed: what can still be read may say why, then it is closed.
+    pub doomed: bool,
+    /// When the other side's certificate ends, milliseconds since 1970.
+    pub expires_ms: u64,
     /// All output has left and the socket's sending side is shut.
     pub output_ended: bool,
 }
@@ -115,9 +121,12 @@ impl Connection {
             outgoing: HashMap::new(),
             deadline: None,
             missed: 0,
+            first_ping_ns: None,
             dirty: false,
             readable: false,
             eager: false,
+            doomed: false,
+            expires_ms: u64::MAX,
             output_ended: false,
         }
     }

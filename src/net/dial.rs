@@ -10,6 +10,7 @@ use mio::event::Event;
 use mio::net::TcpStream;
 use rustls::ClientConnection;
 
+use super::accept::tune;
 use super::connection::{Connection, Dial, Entry, Purpose, Stage};
 use super::handler::{ConnectionId, Handler, Reply};
 use super::link::{Link, Socket};
@@ -232,7 +233,7 @@ impl<H: Handler> Net<H> {
         let error = match socket.take_error() {
             Ok(None) => match socket.peer_addr() {
                 Ok(_) => {
-                    let _ = socket.set_nodelay(true);
+                    tune(socket);
                     connection.stage = Stage::Handshaking;
                     return self.mark_dirty(id);
                 }

@@ -118,7 +118,7 @@ pub(super) fn parse(head: &[u8]) -> Parsed {
     let mut lines = [httparse::EMPTY_HEADER; LINES];
     let mut request = httparse::Request::new(&mut lines);
     match request.parse(head) {
-        Ok(httparse::Status::Complete(_)) if head.len() > HEAD => Parsed::Refused(431),
+        Ok(httparse::Status::Complete(length)) if length > HEAD => Parsed::Refused(431),
         Ok(httparse::Status::Complete(_)) => match (request.method, request.path) {
             (Some("GET"), Some(path)) => Parsed::Get(path.split('?').next().unwrap_or(path).to_owned()),
             _ => Parsed::Refused(405),

@@ -327,3 +327,184 @@ fn pause(peer: &mut Peer, jitter: &mut SeededEntropy) -> Duration {
     let half = pause / 2;
     half + Duration::from_millis(jitter.below(half.as_millis() as u64 + 1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: NodeId = NodeId(7);
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_nanos(ms * 1_000_000)
+    }
+
+    fn connection(number: u64) -> ConnectionId {
+        ConnectionId(number)
+    }
+
+    /// The machine, and what it asked for since it was last looked at.
+    struct Bench {
+        peers: Peers,
+        effects: Vec<Effect>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let mut bench = Self { peers: Peers::new(1, Duration::from_secs(5)), effects: Vec::new() };
+            bench.peers.set(at(0), vec![(PEER, "peer:1".to_owned())], &mut bench.effects);
+            bench
+        }
+
+        fn up(&mut self, ms: u64, number: u64, outbound: bool) {
+            self.peers.link_up(at(ms), PEER, connection(number), outbound, &mut self.effects);
+        }
+
+        fn down(&mut self, ms: u64, number: u64) {
+            self.peers.link_down(at(ms), PEER, connection(number), &mut self.effects);
+        }
+
+        fn failed(&mut self, ms: u64, attempt: u64, failure: Failure) {
+            self.peers.dial_failed(at(ms), PEER, attempt, failure, &mut self.effects);
+        }
+
+        /// Lets time pass in steps of a millisecond; gives back when the next effect came.
+        fn wait(&mut self, from: u64) -> u64 {
+            for ms in from..from + 10_000 {
+                self.peers.expire(at(ms), &mut self.effects);
+                if !self.effects.is_empty() {
+                    return ms;
+                }
+            }
+            panic!("nothing happens any more");
+        }
+
+        #[track_caller]
+        fn check(&mut self, expected: &[Effect]) {
+            assert_eq!(std::mem::take(&mut self.effects), expected);
+        }
+    }
+
+    fn dial(attempt: u64, hurried: bool) -> Effect {
+        Effect::Dial { peer: PEER, attempt, addr: "peer:1".to_owned(), hurried }
+    }
+
+    fn lost(refused: bool) -> Effect {
+        Effect::Disconnected { peer: PEER, refused }
+    }
+
+    #[test]
+    fn failed_dials_come_again_at_growing_intervals() {
+        let mut bench = Bench::new();
+        let (mut now, mut longest) = (0, 0);
+        for attempt in 1..12 {
+            bench.check(&[dial(attempt, false)]);
+            bench.failed(now, attempt, Failure::Refused);
+            let next = bench.wait(now);
+            longest = longest.max(next - now);
+            let bound = (50 << (attempt - 1)).min(2000);
+            assert!((bound / 2..=bound).contains(&(next - now)), "attempt {attempt} after {} ms", next - now);
+            now = next;
+        }
+        assert!(longest > 1000);
+    }
+
+    #[test]
+    fn a_dial_that_hangs_is_given_up() {
+        let mut bench = Bench::new();
+        bench.check(&[dial(1, false)]);
+        assert_eq!(bench.wait(0), 5000);
+        bench.check(&[Effect::Abort(1)]);
+        bench.wait(5000);
+        bench.check(&[dial(2, false)]);
+    }
+
+    #[test]
+    fn a_loss_is_told_after_the_redial_was_refused_and_not_before() {
+        let mut bench = Bench::new();
+        bench.up(1, 1, true);
+        bench.up(2, 2, false);
+        bench.check(&[dial(1, false), Effect::Connected(PEER)]);
+        bench.down(5000, 1);
+        bench.check(&[dial(2, false)]);
+        bench.down(5000, 2);
+        bench.check(&[]);
+        bench.failed(5001, 2, Failure::Refused);
+        bench.check(&[lost(true)]);
+    }
+
+    #[test]
+    fn a_redial_that_fails_otherwise_is_repeated_and_then_told_as_silence() {
+        let mut bench = Bench::new();
+        bench.up(1, 1, true);
+        bench.down(5000, 1);
+        bench.check(&[dial(1, false), Effect::Connected(PEER), dial(2, true)]);
+        bench.failed(5002, 2, Failure::Other);
+        assert_eq!(bench.wait(5002), 5007);
+        bench.check(&[dial(3, true)]);
+        // The third hangs.
+        assert_eq!(bench.wait(5007), 5300);
+        bench.check(&[lost(false)]);
+    }
+
+    #[test]
+    fn a_redial_that_succeeds_in_time_means_nothing_is_told() {
+        let mut bench = Bench::new();
+        bench.up(1, 1, true);
+        bench.down(5000, 1);
+        bench.up(5100, 2, true);
+        bench.check(&[dial(1, false), Effect::Connected(PEER), dial(2, true)]);
+        assert_eq!(bench.peers.best(PEER), Some(connection(2)));
+        assert_eq!(bench.peers.next_deadline(), None, "an idle link needs no timer");
+    }
+
+    #[test]
+    fn a_peer_that_accepts_and_hangs_up_is_not_dialled_without_pause() {
+        let mut bench = Bench::new();
+        bench.check(&[dial(1, false)]);
+        bench.up(1, 1, true);
+        bench.check(&[Effect::Connected(PEER)]);
+        bench.down(2, 1);
+        // Once at once, to find out.
+        bench.check(&[dial(2, true)]);
+        bench.up(3, 2, true);
+        bench.down(4, 2);
+        bench.check(&[lost(false)]);
+        assert!(bench.wait(4) >= 25);
+        bench.check(&[dial(3, false)]);
+    }
+
+    #[test]
+    fn a_call_from_the_peer_ends_the_pause_and_serves_until_our_own_is_up() {
+        let mut bench = Bench::new();
+        let mut now = 0;
+        for attempt in 1..8 {
+            bench.check(&[dial(attempt, false)]);
+            bench.failed(now, attempt, Failure::Refused);
+            now = bench.wait(now);
+        }
+        bench.check(&[dial(8, false)]);
+        bench.failed(now, 8, Failure::Refused);
+        bench.up(now + 1, 1, false);
+        bench.check(&[Effect::Connected(PEER), dial(9, false)]);
+        assert_eq!(bench.peers.best(PEER), Some(connection(1)));
+        bench.up(now + 2, 2, true);
+        assert_eq!(bench.peers.best(PEER), Some(connection(2)));
+        // It dials again: the older connection must be dead.
+        bench.up(now + 3, 3, false);
+        bench.check(&[Effect::Close(connection(1))]);
+    }
+
+    #[test]
+    fn a_peer_that_is_not_wanted_any_more_is_let_go() {
+        let mut bench = Bench::new();
+        bench.up(1, 1, true);
+        bench.check(&[dial(1, false), Effect::Connected(PEER)]);
+        bench.peers.set(at(2), Vec::new(), &mut bench.effects);
+        bench.check(&[Effect::Close(connection(1)), lost(false)]);
+        assert_eq!(bench.peers.next_deadline(), None);
+        // A manager that nobody named may still connect, and is reported.
+        bench.up(3, 2, false);
+        bench.down(4, 2);
+        bench.check(&[Effect::Connected(PEER), lost(false)]);
+    }
+}

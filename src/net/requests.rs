@@ -484,13 +484,13 @@ impl<S: Service> Requests<S> {
             Served::Leader if leads => self.decide(now, key, effects),
             Served::Leader => {
                 let (call, body) = (pending.incoming.call, pending.incoming.body.clone());
-                self.to_leader(now, key, call, body, effects);
+                self.pass_on(now, key, call, body, effects);
             }
         }
     }
 
     /// Passes a call on to the leader, or holds it until there is one.
-    fn to_leader(&mut self, now: Instant, key: Key, call: Call, body: Bytes, effects: &mut Vec<Effect>) {
+    fn pass_on(&mut self, now: Instant, key: Key, call: Call, body: Bytes, effects: &mut Vec<Effect>) {
         let Some(pending) = self.requests.get_mut(&key) else { return };
         let leader = self.leadership.leader.filter(|leader| *leader != self.node_id);
         let Some(to) = leader.filter(|_| !pending.incoming.forwarded) else {
@@ -605,7 +605,7 @@ impl<S: Service> Requests<S> {
             if self.knows_leader() || !alone {
                 let Some(pending) = self.requests.get(&key) else { return };
                 let (call, body) = order.call(&pending.incoming);
-                return self.to_leader(now, key, call, body, effects);
+                return self.pass_on(now, key, call, body, effects);
             }
         }
         let token = self.token(key);

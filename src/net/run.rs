@@ -96,8 +96,8 @@ pub struct Limits {
     /// Bytes that wait to be sent on one connection. Appends over it are dropped; answers over it close the connection:
     /// its other side does not read.
     pub queue_bytes: usize,
-    /// The same on a connection that has not authenticated, and for urgent frames on any.
-    pub small_queue_bytes: usize,
+    /// The same for frames that overtake others.
+    pub urgent_queue_bytes: usize,
     /// Between pings.
     pub ping: Duration,
     /// Pings without any sign of life before a connection is closed.
@@ -115,7 +115,7 @@ impl Default for Limits {
             accept_burst: 64,
             streams: 1024,
             queue_bytes: 16 << 20,
-            small_queue_bytes: 1 << 20,
+            urgent_queue_bytes: 1 << 20,
             ping: Duration::from_secs(1),
             missed_pings: 3,
         }
@@ -126,6 +126,8 @@ impl Default for Limits {
 const RAFT_QUEUE: usize = 4096;
 /// Bytes of appends that wait for the loop.
 const RAFT_QUEUE_BYTES: usize = 32 << 20;
+/// Handshakes of strangers that go on in one turn. One costs about a quarter of a millisecond.
+const HANDSHAKES: usize = 8;
 /// Completions taken in one turn.
 const COMPLETIONS: usize = 8192;
 
@@ -315,6 +317,7 @@ pub(super) struct Net<H: Handler> {
     /// does not keep the loop from everything else.
     pub deferred: VecDeque<(u64, Reply)>,
     pub timers: BTreeSet<(Instant, Timer)>,
+    pub ping_scheduled: bool,
     /// Connections with bytes to be read, or to be sent.
     pub ready: Vec<ConnectionId>,
     pub dirty: Vec<ConnectionId>,
@@ -348,6 +351,7 @@ impl<H: Handler> Net<H> {
             calls: HashMap::new(),
             deferred: VecDeque::new(),
             timers: BTreeSet::new(),
+            ping_scheduled: false,
             ready: Vec::new(),
             dirty: Vec::new(),
             raw: vec![0; READ],
@@ -394,9 +398,7 @@ impl<H: Handler> Net<H> {
     /// Everything but the wait.
     fn turn(&mut self) {
         self.accept();
-        for id in std::mem::take(&mut self.ready) {
-            self.read(id);
-        }
+        self.read_ready();
         self.take_inbox();
         self.take_resolved();
         self.expire();
@@ -410,6 +412,22 @@ impl<H: Handler> Net<H> {
         for _ in 0..3 {
             self.flush();
             self.settle();
+        }
+    }
+
+    /// Reads what has arrived. Handshakes cost most and come from anybody: a few of them in a turn.
+    fn read_ready(&mut self) {
+        let mut handshakes = 0;
+        for id in std::mem::take(&mut self.ready) {
+            let Some(connection) = self.connections.get(id) else { continue };
+            if connection.dial.is_none() && connection.link.is_handshaking() {
+                handshakes += 1;
+                if handshakes > HANDSHAKES {
+                    self.ready.push(id);
+                    continue;
+                }
+            }
+            self.read(id);
         }
     }
 

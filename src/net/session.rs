@@ -1,5 +1,7 @@
 //! The life of a connection after its socket exists: TLS, hello, frames, end.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::connection::{Connection, Dial, Entry, Open, Purpose, Stage};
@@ -9,6 +11,7 @@ use super::meters::{Class, Malformed};
 use super::peers::Failure;
 use super::routes;
 use super::run::{Net, Timer};
+use super::wire::Lanes;
 use crate::codec::frame::{END, FrameKind, Header};
 use crate::codec::request::Ping;
 use crate::codec::{DecodeError, envelope, request};
@@ -23,7 +26,9 @@ use crate::types::{Caller, NodeId, Role};
 /// without end.
 const READS: usize = 16;
 /// After the last frame, the other side has so long to close before the socket is closed over its head.
-const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
+/// Open requests of a connection that has not authenticated.
+const STRANGERS_STREAMS: usize = 16;
 
 impl<H: Handler> Net<H> {
     /// Reads what has arrived on a connection and hands on the frames in it.
@@ -73,6 +78,9 @@ impl<H: Handler> Net<H> {
                 return self.ended(id);
             }
             if received.drained && !(eager && received.raw > 0) {
+                if self.connections.get(id).is_some_and(|connection| connection.doomed) {
+                    self.close(id);
+                }
                 return;
             }
         }
@@ -143,10 +151,13 @@ impl<H: Handler> Net<H> {
         match connection.dial.clone() {
             Some(dial) if connection.stage != Stage::Open => {
                 self.refused_dial(id, &dial, &status, by_them);
-                // What TLS had to say left with the alert; the rest of what arrives has no meaning.
+                // What TLS had to say left with the alert; what arrives has no meaning any more.
                 self.linger(id);
             }
             _ => self.linger(id),
+        }
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.link.lanes = Lanes::default();
         }
     }
 
@@ -233,7 +244,8 @@ impl<H: Handler> Net<H> {
 
     fn set_caller(&mut self, id: ConnectionId, identity: &Identity, expired: bool, stage: Stage) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let Identity { node_id, role, cluster_id, .. } = *identity;
+        let Identity { node_id, role, cluster_id, not_after_ms, .. } = *identity;
+        connection.expires_ms = not_after_ms;
         connection.caller = Some(Caller::Node { node_id, role, cluster_id, expired });
         connection.stage = stage;
     }
@@ -241,11 +253,20 @@ impl<H: Handler> Net<H> {
     /// From here on the limits of members hold.
     fn authenticated(&mut self, id: ConnectionId, class: Class) {
         self.unauthenticated.remove(&id);
-        self.set_deadline(id, None);
         self.reclassify(id, class);
         if let Some(connection) = self.connections.get_mut(id) {
             connection.authenticated = true;
         }
+        self.watch_expiry(id);
+    }
+
+    /// A certificate holds for no longer than it says, also on a connection that was made before its end.
+    fn watch_expiry(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(id) else { return };
+        let left_ms = connection.expires_ms.saturating_sub(wall_ms());
+        // At most a day at a time: the wall clock may be set meanwhile.
+        let left = Duration::from_millis(left_ms.saturating_add(1000)).min(Duration::from_secs(86_400));
+        self.set_deadline(id, Some(self.now + left));
     }
 
     /// Sends this node's hello; marked as the last frame that is not an answer, on a connection for one call.
@@ -271,7 +292,7 @@ impl<H: Handler> Net<H> {
             FrameKind::Error if header.stream == 0 => self.turned_away(id, &body),
             FrameKind::Hello if is_greeting => self.hello(id, header, &body),
             _ if is_greeting => self.malformed(id, Malformed::Order, "a manager's first frame must be its hello"),
-            FrameKind::Hello => self.malformed(id, Malformed::Order, "a hello was not expected"),
+            FrameKind::Hello => self.unexpected_hello(id),
             FrameKind::Request => self.request(id, header, &body),
             FrameKind::Answer | FrameKind::Error => self.reply(id, header, body),
             FrameKind::Credit => self.credit(id, header, &body),
@@ -322,9 +343,20 @@ impl<H: Handler> Net<H> {
             connection.is_peer_link = true;
             let dialled = connection.dial.is_some();
             self.send_ping(id);
-            self.timers.insert((self.next_ping(), Timer::Ping));
+            self.schedule_ping();
             self.peers.link_up(self.now, node, id, dialled, &mut self.effects);
         }
+    }
+
+    fn unexpected_hello(&mut self, id: ConnectionId) {
+        if let Some(Caller::Node { node_id, expired: true, .. }) =
+            self.connections.get(id).and_then(|connection| connection.caller.as_ref())
+        {
+            let message = format!("the certificate of node {node_id} has expired");
+            let hint = "compare the clocks of both machines (`date -u`), then restart the node: it asks for a new one";
+            return self.refuse(id, &Status::new(Code::Unauthenticated, message).with_hint(hint));
+        }
+        self.malformed(id, Malformed::Order, "a hello is for managers, once, as the first frame");
     }
 
     fn check_hello(&self, node: NodeId, hello: &Hello) -> Result<(), Status> {
@@ -373,7 +405,8 @@ impl<H: Handler> Net<H> {
         }
         let Some(by) = connection.caller.clone() else { return };
         let stream = StreamId { connection: id, stream: header.stream };
-        let is_full = connection.incoming.len() >= limits.streams;
+        let streams = if connection.authenticated { limits.streams } else { limits.streams.min(STRANGERS_STREAMS) };
+        let is_full = connection.incoming.len() >= streams;
         let request = request::decode(body);
         let is_stream = request.as_ref().is_ok_and(|request| request.call.is_stream());
         connection.incoming.insert(header.stream, Open::new(is_stream));
@@ -386,7 +419,7 @@ impl<H: Handler> Net<H> {
             Err(error) => return self.malformed(id, Malformed::Body, &format!("malformed request: {error}")),
         };
         if is_full {
-            let message = format!("{} requests are open on this connection", limits.streams);
+            let message = format!("{streams} requests are open on this connection");
             return self.turn_down(stream, &Status::new(Code::ResourceExhausted, message));
         }
         if self.stopping.is_some() {
@@ -496,7 +529,11 @@ impl<H: Handler> Net<H> {
             Ok(pong) => pong,
             Err(error) => return self.malformed(id, Malformed::Body, &format!("malformed pong: {error}")),
         };
-        let Some(peer) = self.connections.get(id).and_then(Connection::node) else { return };
+        let Some(connection) = self.connections.get(id) else { return };
+        let Some(peer) = connection.node() else { return };
+        if connection.first_ping_ns.is_none_or(|first| pong.sent_ns < first) {
+            return;
+        }
         let Some(rtt_ns) = monotonic().as_nanos().checked_sub(pong.sent_ns) else { return };
         // The peer read its clock about half a round trip ago.
         let then_ms = wall_ms().saturating_sub(rtt_ns / 2_000_000);
@@ -506,9 +543,10 @@ impl<H: Handler> Net<H> {
 
     /// Pings every link, and closes those from which nothing has come for too long.
     pub(super) fn ping_all(&mut self) {
+        self.ping_scheduled = false;
         let links: Vec<_> = self.peers.links().collect();
         if !links.is_empty() {
-            self.timers.insert((self.now + self.settings.limits.ping, Timer::Ping));
+            self.schedule_ping();
         }
         for id in links {
             let Some(connection) = self.connections.get_mut(id) else { continue };
@@ -522,16 +560,19 @@ impl<H: Handler> Net<H> {
         }
     }
 
-    /// When all links are pinged next: together, so that they cost one wake-up.
-    fn next_ping(&self) -> crate::sys::time::Instant {
-        let scheduled = self.timers.iter().find(|(_, timer)| *timer == Timer::Ping).map(|(when, _)| *when);
-        scheduled.unwrap_or(self.now + self.settings.limits.ping)
+    /// All links are pinged together, so that they cost one wake-up; without links there is none.
+    fn schedule_ping(&mut self) {
+        if !self.ping_scheduled {
+            self.ping_scheduled = true;
+            self.timers.insert((self.now + self.settings.limits.ping, Timer::Ping));
+        }
     }
 
     fn send_ping(&mut self, id: ConnectionId) {
         let report = self.handler.ping();
         let ping = Ping { sent_ns: monotonic().as_nanos(), wall_ms: wall_ms(), ..report };
         if let Some(connection) = self.connections.get_mut(id) {
+            connection.first_ping_ns.get_or_insert(ping.sent_ns);
             connection.link.lanes.push_urgent(FrameKind::Ping, 0, 0, ping.encode().into());
             self.mark_dirty(id);
         }
@@ -629,13 +670,24 @@ impl<H: Handler> Net<H> {
         let addr = connection.addr.clone();
         match connection.stage {
             Stage::Closing => self.close(id),
+            Stage::Open if connection.authenticated => {
+                if connection.expires_ms > wall_ms() {
+                    return self.watch_expiry(id);
+                }
+                log::info!("closing the connection with {addr}: the certificate it was made with has expired");
+                self.close(id);
+            }
             Stage::Connecting | Stage::Handshaking => {
                 log::debug!("the handshake with {addr} took too long");
                 self.meters.failed_handshakes.add(1);
                 self.meters.evicted.add(1);
                 self.close(id);
             }
-            Stage::Greeting | Stage::Open => {
+            Stage::Greeting => {
+                self.meters.evicted.add(1);
+                self.refuse(id, &Status::new(Code::DeadlineExceeded, "no hello came in time"));
+            }
+            Stage::Open => {
                 self.meters.evicted.add(1);
                 self.refuse(id, &Status::new(Code::DeadlineExceeded, "nothing was asked for too long"));
             }
@@ -665,7 +717,7 @@ impl<H: Handler> Net<H> {
     /// Sends what waits on a connection.
     pub(super) fn flush_one(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if connection.stage == Stage::Connecting {
+        if connection.stage == Stage::Connecting || connection.doomed {
             return;
         }
         let sent = match connection.link.flush(&mut self.staging) {
@@ -686,16 +738,12 @@ impl<H: Handler> Net<H> {
     /// A socket that takes nothing may still hold the reason why.
     fn cannot_write(&mut self, id: ConnectionId, error: &std::io::Error) {
         log::debug!("a connection takes no more: {error}");
-        if let Some(connection) = self.connections.get_mut(id) {
-            connection.eager = true;
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        (connection.doomed, connection.eager) = (true, true);
+        if !connection.readable {
+            connection.readable = true;
+            self.ready.push(id);
         }
-        let mut raw = std::mem::take(&mut self.raw);
-        let mut plain = std::mem::take(&mut self.plain);
-        if !raw.is_empty() {
-            self.read_with(id, &mut raw, &mut plain);
-            (self.raw, self.plain) = (raw, plain);
-        }
-        self.close(id);
     }
 }
 

@@ -166,7 +166,8 @@ impl NodeHandler {
         }
     }
 
-    fn activate(&mut self, active: Active) {
+    /// The node has its place: requests are served from now on.
+    pub fn activate(&mut self, active: Active) {
         let Active { raft_id, lineage, store, transfer, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());

@@ -12,7 +12,7 @@ use super::outlet::{Completion, Post};
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
 use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
-use crate::net::{self, Credentials, NetHandle};
+use crate::net::{self, Credentials, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
@@ -202,7 +202,8 @@ struct Starter {
     raft: run::Handle,
     raft_inbox: Inbox,
     net: NetHandle<Completion>,
-    net_thread: Thread,
+    net_parts: Option<(net::Config, NodeHandler, NetInbox<Completion>)>,
+    net_thread: Option<Thread>,
     listen: std::net::SocketAddr,
     http: Option<std::net::SocketAddr>,
     socket: std::path::PathBuf,
@@ -213,7 +214,7 @@ fn internal(error: impl std::fmt::Display) -> StartError {
 }
 
 impl Starter {
-    /// Starts the net thread, which answers health checks only until the rest runs.
+    /// Makes the queues between the threads.
     fn new(config: Config, dir: DataDir, file: NodeFile, sockets: Sockets, opened: Opened) -> Result<Self, StartError> {
         let metrics = Metrics::default();
         let stop = Arc::new(StopCell::default());
@@ -253,7 +254,7 @@ impl Starter {
             seed: entropy.next_u64(),
             metrics: metrics.clone(),
         };
-        let net_thread = net::spawn(net_config, NodeHandler::new(parts), net_inbox).map_err(internal)?;
+        let net_parts = Some((net_config, NodeHandler::new(parts), net_inbox));
         let socket = sockets.path;
         Ok(Self {
             config,
@@ -267,7 +268,8 @@ impl Starter {
             raft,
             raft_inbox,
             net,
-            net_thread,
+            net_parts,
+            net_thread: None,
             listen,
             http,
             socket,
@@ -338,13 +340,24 @@ impl Starter {
         )
         .map_err(|error| internal(format!("raft does not accept the log: {error}")))?;
         let active = Active { raft_id, lineage, store, transfer, advertise: self.identity.advertise.clone() };
-        if self.net.send(Completion::Active(Box::new(active))).is_err() {
+        let mut active = Some(active);
+        if self.net_parts.is_none()
+            && let Some(active) = active.take()
+            // Ahead of everything that raft reports.
+            && self.net.send(Completion::Active(Box::new(active))).is_err()
+        {
             return Err(internal("the net thread does not answer"));
         }
         let workers = Workers { wal: wal_queue, apply: apply_queue, reader };
         let raft_thread =
             raft_run::spawn(machine, self.raft_inbox, &self.raft, workers, outlet, &self.metrics).map_err(internal)?;
-        let threads = vec![self.net_thread, raft_thread, wal_thread, apply_thread];
+        // A member says nothing before it knows what it has: its hello names the end of its log.
+        if let (Some((config, mut handler, inbox)), Some(active)) = (self.net_parts.take(), active) {
+            handler.activate(active);
+            self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
+        }
+        let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -367,7 +380,11 @@ impl Starter {
         })
     }
 
+    /// Listens, answering health checks only, and asks for a place: the leader calls back before it agrees.
     fn join(&mut self) -> Result<(Wal, Recovered), StartError> {
+        if let Some((config, handler, inbox)) = self.net_parts.take() {
+            self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
+        }
         let addr = self.file.join.clone().unwrap_or_default();
         let hello = Hello {
             protocol: PROTOCOL,

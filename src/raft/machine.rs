@@ -146,6 +146,8 @@ pub struct Machine {
     installing: Option<(u64, Index)>,
     /// Apply was done with it before the disk was.
     installed_early: Option<Applied>,
+    /// Answers to a campaign that came before the report that the campaign could leave.
+    early_votes: Vec<Message>,
 
     proposing: Vec<(Token, Bytes)>,
     pending: VecDeque<(Index, Term, Token)>,
@@ -231,6 +233,7 @@ impl Machine {
             deciding: None,
             installing: None,
             installed_early: None,
+            early_votes: Vec::new(),
             proposing: Vec::new(),
             pending: VecDeque::new(),
             reads: Reads::new(options.nonce),
@@ -272,7 +275,7 @@ impl Machine {
             Event::Tick => self.on_tick(now),
             Event::Peer { from, message } => self.on_peer(now, from, message),
             Event::Propose { token, command } => self.on_propose(token, command),
-            Event::Read { token } => self.reads.add(token),
+            Event::Read { token } => self.reads.add(now, token),
             Event::Order { token, order } => self.on_order(token, order),
             Event::Persisted { number } => self.on_persisted(now, number),
             Event::Applied(applied) => self.on_applied(now, applied),
@@ -341,7 +344,8 @@ impl Machine {
 
     /// When [`Machine::finish`] should be called though nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
-        let retry = self.reads.next_retry(READ_RETRY);
+        // A retry that is due and cannot be made must not keep the caller spinning.
+        let retry = self.reads.next_retry(READ_RETRY).filter(|_| self.can_read());
         [self.failover.deadline(), retry].into_iter().flatten().min()
     }
 
@@ -374,7 +378,7 @@ impl Machine {
 
     fn on_tick(&mut self, now: Instant) {
         // raft-rs panics when a sole voter ticks into a campaign while a Ready is unsynced.
-        if self.is_sole_voter() && !self.in_flight.is_empty() {
+        if self.is_sole_voter() && !self.is_leader() && !self.in_flight.is_empty() {
             return;
         }
         let was_candidate = self.is_candidate();
@@ -419,18 +423,16 @@ impl Machine {
     }
 
     fn watch_snapshots(&mut self, now: Instant) {
-        let waiting: Vec<(u64, NodeId)> = self
-            .replicated
-            .members
-            .iter()
-            .filter(|member| {
-                let progress = self.node.raft.prs().get(member.raft_id.0);
-                progress.is_some_and(|progress| progress.state == ProgressState::Snapshot)
-            })
-            .map(|member| (member.raft_id.0, member.node_id))
-            .collect();
-        for (id, node) in waiting {
+        let members: Vec<(u64, NodeId)> =
+            self.replicated.members.iter().map(|member| (member.raft_id.0, member.node_id)).collect();
+        for (id, node) in members {
+            let progress = self.node.raft.prs().get(id);
+            let is_waiting = progress.is_some_and(|progress| progress.state == ProgressState::Snapshot);
             let peer = self.peers.entry(node).or_default();
+            if !is_waiting {
+                peer.snapshot = None;
+                continue;
+            }
             let since = *peer.snapshot.get_or_insert(now);
             if now.since(since) > SNAPSHOT_PATIENCE || !peer.up {
                 peer.snapshot = None;
@@ -524,13 +526,12 @@ impl Machine {
                 }
             }
         }
-        let committed = self.node.raft.raft_log.committed;
-        if let Err(invalid) = validate::check(&message, self.raft_id.0, committed, self.node.store()) {
+        if let Err(invalid) = validate::check(&message, self.raft_id.0, &self.node.raft.raft_log) {
             if invalid == Invalid::LogLost && message.term >= self.node.raft.term {
                 let text = format!(
                     "the leader has this member's log confirmed up to {}, but it ends at {}: the disk lost acknowledged data",
                     message.commit,
-                    self.node.store().last().index
+                    self.node.raft.raft_log.last_index()
                 );
                 self.effects.stop = Some(Stop::Fenced(text));
             } else {
@@ -539,12 +540,29 @@ impl Machine {
             return;
         }
         match message.msg_type {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.replicated.members.is_empty() => {
+                // Only a voter is asked, and only a member that had its log becomes one.
+                log::warn!("not voting for node {from}: it takes this member for a voter, and there is no log here");
+                return;
+            }
             MessageType::MsgAppend if self.is_over_budget() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(from, message),
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
+                if self.is_candidate() && self.is_unsynced() && self.early_votes.len() < 64 =>
+            {
+                // The request left when everything was synced, and the report of that is still on its way here.
+                self.early_votes.push(message);
+                return;
+            }
             _ => {}
         }
         self.step_raft(message);
         let _ = now;
+    }
+
+    /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.
+    fn is_unsynced(&self) -> bool {
+        self.node.raft.raft_log.persisted < self.node.raft.raft_log.last_index()
     }
 
     fn step_raft(&mut self, message: Message) {
@@ -582,8 +600,6 @@ impl Machine {
 
     fn on_snapshot_fetched(&mut self, position: Position, bytes: u64) {
         let Some(message) = self.offered.take_if(|offered| snapshot_position(offered) == position) else { return };
-        self.log_bytes = 0;
-        self.sizes.clear();
         self.fetched_bytes = bytes;
         self.step_raft(message);
     }
@@ -651,14 +667,17 @@ impl Machine {
     // ---- reads ----
 
     fn begin_reads(&mut self, now: Instant) {
-        let raft = &self.node.raft;
-        // raft-rs drops a round without a word when there is no leader or the leader's term has no commit yet.
-        let can = if self.is_leader() { raft.commit_to_current_term() } else { raft.leader_id != 0 };
-        if can && self.reads.len() > 0 {
+        if self.can_read() && self.reads.len() > 0 {
             for context in self.reads.begin(now, READ_RETRY) {
                 self.node.read_index(context);
             }
         }
+    }
+
+    /// raft-rs drops a round without a word when there is no leader or the leader's term has no commit yet.
+    fn can_read(&self) -> bool {
+        let raft = &self.node.raft;
+        if self.is_leader() { raft.commit_to_current_term() } else { raft.leader_id != 0 }
     }
 
     // ---- orders ----
@@ -874,15 +893,23 @@ impl Machine {
         self.orders.proposed = Some(Proposed { token: wanted.token, index, term, change, node_id: wanted.node_id });
     }
 
-    fn membership_decided(&mut self, index: Index, accepted: bool) {
+    /// What became of the membership change at `index`: apply's verdict, or `None` when raft-rs put nothing in its place.
+    fn membership_decided(&mut self, index: Index, verdict: Option<bool>) {
         let Some(proposed) = self.orders.proposed.take_if(|proposed| proposed.index <= index) else { return };
-        let certain = proposed.index == index && accepted;
+        let decided = proposed.index == index && verdict.is_some();
+        let certain = decided && verdict == Some(true);
         let Some(token) = proposed.token else { return };
         let result = match proposed.change {
             MemberChange::AddLearner { raft_id, addr, .. } if certain => {
                 OrderResult::Done(self.join_answer(raft_id, addr))
             }
             MemberChange::Promote { .. } | MemberChange::Remove { .. } if certain => OrderResult::Done(Answer::Done),
+            // Its id is new and the node is no member, so that apply can have refused it for one reason only.
+            MemberChange::AddLearner { .. } if decided => {
+                let message = format!("node {} was removed from this swarm", proposed.node_id);
+                let hint = "join it again with an empty data directory, as a new node";
+                OrderResult::Refused(Status::new(Code::FailedPrecondition, message).with_hint(hint))
+            }
             _ => OrderResult::Again,
         };
         self.effects.replies.push(Reply::Order(token, result));
@@ -895,7 +922,9 @@ impl Machine {
             member.role == MemberRole::Learner
                 && !self.orders.concerns(member.node_id)
                 && progress.is_some_and(|progress| {
-                    progress.state == ProgressState::Replicate
+                    // After a snapshot raft-rs goes on probing until there is an entry to send.
+                    let is_following = progress.state == ProgressState::Replicate || progress.matched == last;
+                    is_following
                         && progress.recent_active
                         && progress.matched > 0
                         && progress.matched + PROMOTION_LAG >= last
@@ -964,6 +993,8 @@ impl Machine {
                 let position = Position { term: Term(metadata.term), index: Index(metadata.index) };
                 let bytes = self.fetched_bytes;
                 self.node.mut_store().install(SnapshotMark { position, configuration, bytes });
+                self.log_bytes = 0;
+                self.sizes.clear();
                 self.committed.clear();
                 self.committed_bytes = 0;
                 self.deciding = None;
@@ -1072,6 +1103,11 @@ impl Machine {
         if let Some(ready) = ready {
             self.node.on_persist_ready(ready);
         }
+        if !self.is_unsynced() {
+            for vote in std::mem::take(&mut self.early_votes) {
+                self.step_raft(vote);
+            }
+        }
         if self.installing.take_if(|(installed, _)| *installed <= number).is_some()
             && let Some(applied) = self.installed_early.take()
         {
@@ -1109,7 +1145,7 @@ impl Machine {
             } else if entry.data.is_empty() {
                 // The first entry of a term, or a membership change that raft-rs replaced.
                 if self.orders.proposed.as_ref().is_some_and(|proposed| proposed.index == index) {
-                    self.membership_decided(index, false);
+                    self.membership_decided(index, None);
                 }
             } else {
                 self.changes_since_mark += 1;
@@ -1160,7 +1196,7 @@ impl Machine {
             }
             let configuration = self.configuration();
             self.node.mut_store().set_configuration(&configuration);
-            self.membership_decided(at, accepted);
+            self.membership_decided(at, Some(accepted));
         }
         if index.0 > self.node.raft.raft_log.applied {
             self.node.advance_apply_to(index.0);
@@ -1332,7 +1368,10 @@ impl Machine {
             // Nobody needs what everybody active has.
             keep_from = keep_from.max(Index(slowest.unwrap_or(u64::MAX).saturating_add(1)).min(position.index.next()));
         }
-        let keep_from = keep_from.min(position.index.next());
+        // Whoever is being sent an older snapshot needs the log from there on.
+        let sending = self.node.raft.prs().iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let sent = sending.map(|(_, progress)| Index(progress.pending_snapshot)).min().unwrap_or(position.index);
+        let keep_from = keep_from.min(position.index.min(sent).next());
         if keep_from > self.node.store().first() {
             self.node.mut_store().compact(keep_from);
             while self.sizes.len() > 1 && self.sizes[1].0 <= keep_from {
@@ -1416,7 +1455,8 @@ impl Machine {
     fn campaign(&mut self) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
-        if raft.promotable() && !self.is_leader() && !(self.is_sole_voter() && !self.in_flight.is_empty()) {
+        let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
             if let Err(error) = self.node.campaign() {
                 log::debug!("raft did not campaign: {error}");

@@ -30,10 +30,11 @@ struct Round {
 pub struct Reads {
     nonce: u64,
     counter: u64,
-    waiting: Vec<Token>,
+    /// With the time they arrived.
+    waiting: Vec<(Instant, Token)>,
     rounds: VecDeque<Round>,
     /// Answered, and to be let go once applied reaches the index.
-    confirmed: Vec<(Index, Vec<Token>)>,
+    confirmed: Vec<(Index, Round)>,
 }
 
 impl Reads {
@@ -43,14 +44,14 @@ impl Reads {
     }
 
     /// A read arrived.
-    pub fn add(&mut self, token: Token) {
-        self.waiting.push(token);
+    pub fn add(&mut self, now: Instant, token: Token) {
+        self.waiting.push((now, token));
     }
 
     /// Reads that are on their way.
     pub fn len(&self) -> usize {
         let in_rounds: usize = self.rounds.iter().map(|round| round.tokens.len()).sum();
-        let confirmed: usize = self.confirmed.iter().map(|(_, tokens)| tokens.len()).sum();
+        let confirmed: usize = self.confirmed.iter().map(|(_, round)| round.tokens.len()).sum();
         self.waiting.len() + in_rounds + confirmed
     }
 
@@ -67,8 +68,10 @@ impl Reads {
         }
         if !self.waiting.is_empty() && self.rounds.len() < MAX_ROUNDS {
             self.counter += 1;
-            let tokens = std::mem::take(&mut self.waiting);
-            self.rounds.push_back(Round { contexts: vec![self.counter], sent: now, began: now, tokens });
+            let waiting = std::mem::take(&mut self.waiting);
+            let began = waiting.first().map_or(now, |(arrived, _)| *arrived);
+            let tokens = waiting.into_iter().map(|(_, token)| token).collect();
+            self.rounds.push_back(Round { contexts: vec![self.counter], sent: now, began, tokens });
             contexts.push(context(self.nonce, self.counter));
         }
         contexts
@@ -81,33 +84,43 @@ impl Reads {
             .iter()
             .position(|round| round.contexts.iter().any(|&counter| context(self.nonce, counter) == answered));
         if let Some(round) = place.and_then(|place| self.rounds.remove(place)) {
-            self.confirmed.push((index, round.tokens));
+            self.confirmed.push((index, round));
         }
     }
 
     /// Reads that may be answered from a state at `applied`.
     pub fn ready(&mut self, applied: Index) -> Vec<Token> {
         let mut ready = Vec::new();
-        self.confirmed.retain_mut(|(index, tokens)| {
+        self.confirmed.retain_mut(|(index, round)| {
             let keep = *index > applied;
             if !keep {
-                ready.append(tokens);
+                ready.append(&mut round.tokens);
             }
             keep
         });
         ready
     }
 
-    /// Gives up rounds older than `limit`; their callers ask again or have stopped waiting.
+    /// Gives up what is older than `limit`, wherever it waits: for a leader, for an answer, or for entries that a manager
+    /// which was cut off since does not get. The callers ask again or have stopped waiting.
     pub fn expire(&mut self, now: Instant, limit: Duration) -> Vec<Token> {
         let mut failed = Vec::new();
-        self.rounds.retain_mut(|round| {
+        self.waiting.retain(|(arrived, token)| {
+            let keep = now.since(*arrived) < limit;
+            if !keep {
+                failed.push(*token);
+            }
+            keep
+        });
+        let mut is_young = |round: &mut Round| {
             let keep = now.since(round.began) < limit;
             if !keep {
                 failed.append(&mut round.tokens);
             }
             keep
-        });
+        };
+        self.rounds.retain_mut(&mut is_young);
+        self.confirmed.retain_mut(|(_, round)| is_young(round));
         failed
     }
 
@@ -136,10 +149,10 @@ mod tests {
     #[test]
     fn a_read_that_arrives_after_a_round_began_takes_a_later_one() {
         let mut reads = Reads::new(7);
-        reads.add(1);
-        reads.add(2);
+        reads.add(at(0), 1);
+        reads.add(at(0), 2);
         let first = reads.begin(at(0), RETRY);
-        reads.add(3);
+        reads.add(at(0), 3);
         let second = reads.begin(at(1), RETRY);
         reads.confirm(&first[0], Index(5));
         assert_eq!((reads.ready(Index(4)), reads.ready(Index(5))), (vec![], vec![1, 2]));
@@ -150,7 +163,7 @@ mod tests {
     #[test]
     fn a_lost_round_is_begun_again_and_answers_once() {
         let mut reads = Reads::new(7);
-        reads.add(1);
+        reads.add(at(0), 1);
         let first = reads.begin(at(0), RETRY);
         assert!(reads.begin(at(299), RETRY).is_empty());
         let again = reads.begin(at(300), RETRY);
@@ -158,5 +171,22 @@ mod tests {
         reads.confirm(&first[0], Index(1));
         reads.confirm(&again[0], Index(2));
         assert_eq!((reads.ready(Index(2)), reads.len()), (vec![1], 0));
+    }
+
+    #[test]
+    fn reads_are_given_up_wherever_they_wait() {
+        let mut reads = Reads::new(7);
+        reads.add(at(0), 1);
+        let confirmed = reads.begin(at(0), RETRY);
+        reads.confirm(&confirmed[0], Index(9));
+        reads.add(at(0), 2);
+        reads.begin(at(1), RETRY);
+        reads.add(at(5), 3);
+        let limit = Duration::from_millis(10);
+        assert!(reads.expire(at(9), limit).is_empty());
+        let mut failed = reads.expire(at(10), limit);
+        failed.sort_unstable();
+        assert_eq!(failed, [1, 2]);
+        assert_eq!((reads.expire(at(15), limit), reads.len()), (vec![3], 0));
     }
 }

@@ -205,6 +205,9 @@ pub fn spawn(
     outlet: Arc<dyn Outlet>,
     metrics: &Metrics,
 ) -> io::Result<Thread> {
+    // Whoever greets peers once this returns knows where the log ends.
+    *lock(&inbox.shared.durable) = machine.durable();
+    *lock(&inbox.shared.report) = machine.report(monotonic());
     let (fetches, fetches_in) = queue::bounded(1024, metrics.queue("logread"));
     let back = handle.clone();
     let reader = workers.reader.clone();

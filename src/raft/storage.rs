@@ -44,6 +44,8 @@ pub struct Fetch {
 #[derive(Debug, Default)]
 struct Asked {
     fetches: Vec<Fetch>,
+    /// Where the reads begin that were asked for and did not come back yet.
+    outstanding: Vec<u64>,
     /// Entries that came back, until raft has taken them.
     fetched: Option<(u64, Vec<Entry>)>,
     /// A follower needs a newer snapshot than the last.
@@ -232,7 +234,9 @@ impl LogView {
 
     /// A read came back. The caller passes the context on to raft, which then asks for the entries again.
     pub fn fetched(&mut self, fetch: Fetch, entries: Vec<Entry>) -> GetEntriesContext {
-        self.asked.get_mut().fetched = Some((fetch.low.0, entries));
+        let asked = self.asked.get_mut();
+        asked.outstanding.retain(|low| *low != fetch.low.0);
+        asked.fetched = Some((fetch.low.0, entries));
         fetch.context
     }
 
@@ -297,12 +301,15 @@ impl Storage for LogView {
             return Ok(limit(entries, max_size));
         }
         assert!(context.can_async(), "entries that raft reads synchronously are unapplied and stay in memory");
-        asked.fetches.push(Fetch {
-            low: Index(low),
-            high: Index(high),
-            max_bytes: max_size.unwrap_or(1 << 20),
-            context,
-        });
+        // raft-rs asks again with every append that it would like to send meanwhile. A second follower that needs the same
+        // entries asks again after its next heartbeat.
+        if !asked.outstanding.contains(&low) {
+            asked.outstanding.push(low);
+            // The end of the log may not be durable yet; what is in memory need not be read.
+            let in_memory = self.tail.front().map_or(self.last.index.0 + 1, |entry| entry.index);
+            let (low, high) = (Index(low), Index(high.min(in_memory)));
+            asked.fetches.push(Fetch { low, high, max_bytes: max_size.unwrap_or(1 << 20), context });
+        }
         Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 
@@ -411,6 +418,26 @@ mod tests {
         let context = log.fetched(fetch, entries[8..18].to_vec());
         let found = log.entries(10, 20, Some(1), context).expect("fetched");
         assert_eq!(found.len(), 1, "at least one entry, whatever its size");
+    }
+
+    #[test]
+    fn a_read_is_asked_for_once_and_ends_where_memory_begins() {
+        let mut log = view(&[(1, 2), (1, 3), (1, 4), (1, 5)]);
+        while log.tail.front().is_some_and(|entry| entry.index < 4) {
+            log.tail.pop_front();
+        }
+        for _ in 0..3 {
+            assert!(log.entries(2, 6, None, GetEntriesContext::empty(true)).is_err());
+        }
+        let fetches = log.take_fetches();
+        let ranges: Vec<_> = fetches.iter().map(|fetch| (fetch.low, fetch.high)).collect();
+        assert_eq!(ranges, [(Index(2), Index(4))]);
+        for fetch in fetches {
+            log.fetched(fetch, Vec::new());
+        }
+        log.drop_fetched();
+        assert!(log.entries(2, 6, None, GetEntriesContext::empty(true)).is_err());
+        assert_eq!(log.take_fetches().len(), 1, "what came back empty is asked for again");
     }
 
     #[test]

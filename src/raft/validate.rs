@@ -4,8 +4,7 @@
 //! leader. Each rule here stands for one such case; `tests` has one for each.
 
 use raft::eraftpb::{ConfState, EntryType, Message, MessageType};
-
-use super::storage::LogView;
+use raft::{RaftLog, Storage};
 
 /// Why a message was not stepped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,12 +38,37 @@ pub enum Invalid {
     LogLost,
 }
 
-/// Whether raft-rs can take `message`. `own` is this member's raft id, `committed` its commit index.
-pub fn check(message: &Message, own: u64, committed: u64, log: &LogView) -> Result<(), Invalid> {
+/// The log as raft-rs has it, with what it has not handed over yet.
+pub trait Log {
+    /// The last entry's index.
+    fn last(&self) -> u64;
+    /// The commit index.
+    fn committed(&self) -> u64;
+    /// The term of an entry, if it is known.
+    fn term_at(&self, index: u64) -> Option<u64>;
+}
+
+impl<T: Storage> Log for RaftLog<T> {
+    fn last(&self) -> u64 {
+        self.last_index()
+    }
+
+    fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    fn term_at(&self, index: u64) -> Option<u64> {
+        // raft-rs answers 0 for what lies outside.
+        self.term(index).ok().filter(|term| *term != 0)
+    }
+}
+
+/// Whether raft-rs can take `message`. `own` is this member's raft id.
+pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid> {
     if message.to != own || message.from == own || message.from == 0 {
         return Err(Invalid::Addressee);
     }
-    let last = log.last().index.0;
+    let last = log.last();
     match message.msg_type {
         MessageType::MsgHup
         | MessageType::MsgBeat
@@ -60,7 +84,7 @@ pub fn check(message: &Message, own: u64, committed: u64, log: &LogView) -> Resu
         return Err(Invalid::NoTerm);
     }
     match message.msg_type {
-        MessageType::MsgAppend => check_append(message, committed, log),
+        MessageType::MsgAppend => check_append(message, log),
         MessageType::MsgHeartbeat if message.commit > last => Err(Invalid::LogLost),
         MessageType::MsgAppendResponse if message.index > last => Err(Invalid::AcknowledgesTooMuch),
         MessageType::MsgSnapshot => check_snapshot(message, own),
@@ -76,7 +100,7 @@ fn check_read(message: &Message) -> Result<(), Invalid> {
     }
 }
 
-fn check_append(message: &Message, committed: u64, log: &LogView) -> Result<(), Invalid> {
+fn check_append(message: &Message, log: &impl Log) -> Result<(), Invalid> {
     let mut index = message.index;
     let mut term = message.log_term;
     for entry in &message.entries {
@@ -86,7 +110,7 @@ fn check_append(message: &Message, committed: u64, log: &LogView) -> Result<(), 
             return Err(Invalid::Entries);
         }
         term = entry.term;
-        if index <= committed && log.term_at(index).is_some_and(|ours| ours.0 != entry.term) {
+        if index <= log.committed() && log.term_at(index).is_some_and(|ours| ours != entry.term) {
             return Err(Invalid::ContradictsCommitted);
         }
     }
@@ -115,22 +139,27 @@ fn check_snapshot(message: &Message, own: u64) -> Result<(), Invalid> {
 
 #[cfg(test)]
 mod tests {
-    use raft::eraftpb::{Entry, HardState};
+    use raft::eraftpb::Entry;
 
-    use super::super::storage::SnapshotMark;
     use super::*;
-    use crate::types::log::Configuration;
-    use crate::types::{Index, Position, Term};
 
     const OWN: u64 = 2;
 
-    fn log() -> LogView {
-        let base = Position { term: Term(1), index: Index(1) };
-        let configuration = Configuration::default();
-        let mark = SnapshotMark::default();
-        let mut log = LogView::new(base, Vec::new(), base, Vec::new(), mark, &configuration, HardState::default());
-        log.append(&[entry(1, 2), entry(2, 3)]);
-        log
+    /// The terms of all entries, which are committed.
+    struct Terms(Vec<u64>);
+
+    impl Log for Terms {
+        fn last(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn committed(&self) -> u64 {
+            self.last()
+        }
+
+        fn term_at(&self, index: u64) -> Option<u64> {
+            self.0.get(usize::try_from(index).ok()?.checked_sub(1)?).copied()
+        }
     }
 
     fn entry(term: u64, index: u64) -> Entry {
@@ -148,7 +177,7 @@ mod tests {
     }
 
     fn refused(kind: MessageType, edit: impl FnOnce(&mut Message)) -> Result<(), Invalid> {
-        check(&message(kind, edit), OWN, 3, &log())
+        check(&message(kind, edit), OWN, &Terms(vec![1, 1, 2]))
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl SnapshotEncoder {
     /// Writes objects until a chunk is full.
     fn objects(&mut self, kind: Kind, from: ObjectId) -> Result<Next, SnapshotError> {
         let state = self.state.clone();
-        for stored in state.table(kind).from_id(from) {
+        for stored in state.table(kind).since(from) {
             let id = stored.object.id();
             if self.buffer.len() >= SNAPSHOT_CHUNK_BYTES {
                 return Ok(Next::Objects(kind, id));

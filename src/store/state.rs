@@ -57,7 +57,8 @@ pub struct State {
     pub(super) lineage: Lineage,
     pub(super) applied: Position,
     pub(super) revision: Revision,
-    pub(super) tables: [Table; Kind::ALL.len()],
+    /// Boxed, so that a state is small to move and to queue.
+    pub(super) tables: Box<[Table; Kind::ALL.len()]>,
     pub(super) membership: Arc<Membership>,
     pub(super) ring: Ring,
     /// The wrapping sum of the objects' digests.

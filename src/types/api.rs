@@ -277,7 +277,10 @@ pub enum Admin {
     },
 }
 
-/// Begins a watch.
+/// Begins a watch. A change is one item, however large it is, and waits until the watcher has granted so many bytes: a
+/// watcher grants a frame's worth (`limits::MAX_FRAME_BYTES`) more than it ever leaves ungranted.
+///
+/// With a filter, an update is shown when the object matches after it or matched before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchRequest {
     /// Resume after this position; `None` begins with a snapshot of matching objects.

@@ -303,7 +303,18 @@ impl Object {
 
     /// Its id.
     pub fn id(&self) -> ObjectId {
-        each!(self, object => object.id.into())
+        match self {
+            Self::Node(node) => node.id.into(),
+            Self::Service(service) => service.id,
+            Self::Task(task) => task.id,
+            Self::Network(network) => network.id,
+            Self::Cluster(cluster) => cluster.id.into(),
+            Self::Secret(secret) => secret.id,
+            Self::Config(config) => config.id,
+            Self::Extension(extension) => extension.id,
+            Self::Resource(resource) => resource.id,
+            Self::Volume(volume) => volume.id,
+        }
     }
 
     /// Its version and times.

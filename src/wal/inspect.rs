@@ -119,7 +119,7 @@ impl Inspect<'_> {
         let header = segment::read_header(&name, &path, file.as_ref())?;
         self.ready.push_back(Found::Segment { file: name.clone(), header: header.clone() });
         let begins = (sequence, header.first_number, header.previous);
-        if self.expected.is_some_and(|(last, number, previous)| begins != (last + 1, number, previous)) {
+        if self.expected.is_some_and(|(last, number, previous)| begins != (last.wrapping_add(1), number, previous)) {
             let what = "it does not continue the segment before it";
             self.problem(name, 0, &WalError::damaged("", 0, what));
         }
@@ -158,7 +158,7 @@ impl Inspect<'_> {
                 let what = "the batch does not continue the one before it";
                 self.problem(file.clone(), offset, &WalError::damaged("", offset, what));
             }
-            self.expected = Some((sequence, header.number + 1, crc));
+            self.expected = Some((sequence, header.number.wrapping_add(1), crc));
         }
         let records = self.records(&segment, offset);
         let records = records.unwrap_or_else(|error| {

@@ -241,6 +241,7 @@ fn cut(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64) -> Result<Cu
     segment.copy(offset, &mut bytes)?;
     let lost = dir.join(LOST);
     disk.create_dir(&lost).doing("create", &lost)?;
+    disk.sync_dir(dir).doing("sync", dir)?;
     let kept = lost.join(format!("{}-{:016x}-{offset}", segment.name, segment.header.epoch));
     files::replace(disk, &kept, &bytes).doing("write", &kept)?;
     // To the very end: what the disk holds behind the last byte that the page cache shows is not known either.

@@ -1,4 +1,7 @@
 //! Streams of answers: pulled from their source only as far as the receiver's credit goes.
+//!
+//! A part goes whole or not at all. One that is larger than the credit waits until the receiver takes so much, so a
+//! receiver that wants everything grants a frame's worth more than what it leaves ungranted while it reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,8 +24,8 @@ pub(super) struct Streams<W> {
 #[derive(Debug)]
 struct Streaming<W> {
     source: W,
-    /// Bytes that the receiver takes; below zero after a part that was larger than the window.
-    credit: i64,
+    /// Bytes that the receiver takes now.
+    credit: u32,
     wake: Option<Instant>,
 }
 
@@ -42,7 +45,7 @@ impl<W> Streams<W> {
     }
 
     pub fn begin(&mut self, stream: StreamId, source: W) {
-        self.open.insert(stream, Streaming { source, credit: i64::from(INITIAL_CREDIT), wake: None });
+        self.open.insert(stream, Streaming { source, credit: INITIAL_CREDIT, wake: None });
         self.ready.insert(stream);
     }
 
@@ -57,7 +60,7 @@ impl<W> Streams<W> {
 
     pub fn credit(&mut self, stream: StreamId, available: u32) {
         if let Some(streaming) = self.open.get_mut(&stream) {
-            streaming.credit = i64::from(available);
+            streaming.credit = available;
             self.ready.insert(stream);
         }
     }
@@ -86,10 +89,13 @@ impl<W> Streams<W> {
                     self.ready.insert(stream);
                     break;
                 }
-                let Some(room) = room(streaming.credit) else { break };
-                match service.pull(now, &mut streaming.source, room) {
+                if streaming.credit == 0 {
+                    break;
+                }
+                match service.pull(now, &mut streaming.source, streaming.credit as usize) {
                     Pull::Part(body) => {
-                        streaming.credit -= i64::try_from(body.len()).unwrap_or(i64::MAX);
+                        let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+                        streaming.credit = streaming.credit.saturating_sub(bytes);
                         effects.push(Effect::Answer { stream, body, end: false });
                     }
                     Pull::Full => break,
@@ -106,15 +112,5 @@ impl<W> Streams<W> {
                 }
             }
         }
-    }
-}
-
-/// How large the next part may be; `None` when the receiver takes nothing. One change can be larger than the window: it
-/// goes when at least half of the window is free, or it would never go.
-fn room(credit: i64) -> Option<usize> {
-    if credit >= i64::from(INITIAL_CREDIT / 2) {
-        Some(usize::MAX)
-    } else {
-        usize::try_from(credit).ok().filter(|credit| *credit > 0)
     }
 }

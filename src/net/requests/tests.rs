@@ -703,16 +703,18 @@ fn a_stream_sends_what_its_receiver_takes() {
 }
 
 #[test]
-fn a_part_larger_than_the_window_goes_when_the_window_is_free() {
-    let large = INITIAL_CREDIT as usize * 4;
+fn a_part_larger_than_the_window_waits_until_the_receiver_takes_so_much() {
+    let large = INITIAL_CREDIT + 1;
     let mut run = Run::under(1);
-    run.machine.service.parts = VecDeque::from([large, 10]);
-    run.check(ask(1, Call::Watch, "watch"), "")
-        .turn(&format!("part s1 of {large}"))
-        .check(Event::StoreMoved, "")
-        .turn("");
-    run.check(Event::Credit(stream(1), 5), "").turn("").check(Event::Credit(stream(1), INITIAL_CREDIT), "");
-    run.turn("part s1 of 10");
+    run.machine.service.parts = VecDeque::from([large as usize, 10]);
+    run.check(ask(1, Call::Watch, "watch"), "").turn("");
+    run.check(Event::Credit(stream(1), large - 1), "").turn("");
+    run.check(Event::Credit(stream(1), large + 9), "").turn(&format!("part s1 of {large}"));
+    run.check(Event::Credit(stream(1), 10), "").turn("part s1 of 10");
+    // All is used up: there is nothing to ask the source for.
+    let pulls = run.machine.service.pulls;
+    run.check(Event::StoreMoved, "").turn("");
+    assert_eq!(run.machine.service.pulls, pulls);
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub fn hello(cluster: ClusterId, node: NodeId) -> Hello {
 /// What a loop told its handler.
 #[derive(Debug)]
 pub enum Event {
-    Greeted(Caller),
+    Greeted(Caller, Hello),
     TurnedAway(Option<NodeId>, Status),
     Request(Incoming),
     Cancelled(StreamId),
@@ -95,7 +95,7 @@ pub enum Event {
     Raft(NodeId, Bytes),
     Connected(NodeId),
     Disconnected(NodeId, bool, Clock),
-    Measured(NodeId, u64, i64),
+    Measured(NodeId, u64, i64, u64),
 }
 
 /// Records everything. Answers `Query` with its own body, `Health` with the caller's printed form, `GetRoot` with
@@ -138,8 +138,8 @@ impl Handler for Recorder {
         hello(self.cluster, self.node)
     }
 
-    fn greeted(&mut self, caller: &Caller, _: &Hello) -> Result<(), Status> {
-        self.tell(Event::Greeted(caller.clone()));
+    fn greeted(&mut self, caller: &Caller, hello: &Hello) -> Result<(), Status> {
+        self.tell(Event::Greeted(caller.clone(), hello.clone()));
         self.refuse.clone().map_or(Ok(()), Err)
     }
 
@@ -197,8 +197,7 @@ impl Handler for Recorder {
     }
 
     fn measured(&mut self, peer: NodeId, rtt_us: u64, clock_offset_ms: i64, ping: Ping) {
-        assert_eq!(ping.sync_us, 77);
-        self.tell(Event::Measured(peer, rtt_us, clock_offset_ms));
+        self.tell(Event::Measured(peer, rtt_us, clock_offset_ms, ping.sync_us));
     }
 
     fn ping(&mut self) -> Ping {
@@ -228,18 +227,13 @@ impl Handler for Recorder {
 }
 
 /// How a test's loop differs from the usual one.
+#[derive(Default)]
 pub struct Setup {
     pub limits: Limits,
     pub quiet: bool,
     pub refuse: Option<Status>,
     pub removed: Vec<NodeId>,
     pub listen: Option<SocketAddr>,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self { limits: Limits::default(), quiet: false, refuse: None, removed: Vec::new(), listen: None }
-    }
 }
 
 /// A loop that runs.

@@ -4,3 +4,6 @@
 
 mod harness;
 mod links;
+mod refusals;
+mod speed;
+mod strangers;

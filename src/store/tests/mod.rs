@@ -1,6 +1,14 @@
 //! Tests of the store as a whole, through one helper: a scripted log.
 
 mod changes;
+mod golden;
+mod members;
+mod model;
+mod samples;
+mod snapshots;
+mod watching;
+
+use std::collections::BTreeMap;
 
 use crate::types::object::{Annotations, Config};
 use crate::types::*;

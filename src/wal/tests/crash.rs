@@ -177,3 +177,65 @@ fn whenever_the_power_fails_what_was_acknowledged_is_there() {
         }
     }
 }
+
+/// Everything that may be found after a crash within a group: each entry of it may be the last one there. The hard state of
+/// a Ready may be there before its first entry, if that replaces none, with a commit index that fits what is there.
+fn possible(model: &Model, group: &[Persist]) -> Vec<Model> {
+    let mut now = model.clone();
+    let mut states = vec![now.clone()];
+    for whole in group {
+        let replaces = whole.entries[0].index <= now.last().index.0;
+        for len in usize::from(replaces)..whole.entries.len() {
+            let mut part = now.clone();
+            part.apply(&Persist { entries: whole.entries[..len].to_vec(), ..whole.clone() });
+            part.hard_state.commit = part.hard_state.commit.min(part.last().index);
+            states.push(part);
+        }
+        now.apply(whole);
+        states.push(now.clone());
+    }
+    states
+}
+
+#[test]
+fn of_a_group_that_the_power_cut_a_prefix_is_there() {
+    let mut partial = 0;
+    for seed in 0..200 {
+        let mut random = SeededEntropy::new(seed);
+        let segment_bytes = [4096, 8192, 65536][random.below(3) as usize];
+        let mut disk = TestDisk::new();
+        let mut model = Model::default();
+        for life in 0..3 {
+            let (mut wal, recovered) = open(&disk, segment_bytes, life).unwrap();
+            assert!(matches(&wal, &recovered, &model), "seed {seed}");
+            disk.set_budget(random.below(60));
+            let states = loop {
+                let (mut last, mut commit) = (model.last().index.0, model.hard_state.commit.0);
+                let term = (model.hard_state.term.0 + random.below(2)).max(1);
+                let mut next = || {
+                    let replaces = random.below(5) == 0 && last > commit;
+                    let first = if replaces { commit + 1 + random.below(last - commit) } else { last + 1 };
+                    last = first + random.below(9);
+                    commit += random.below(first - commit);
+                    let len = random.below(900) as usize;
+                    persist(entries(term, first..last + 1, len), Some(hard_state(term, 1, commit)))
+                };
+                let group = [next(), next(), next()];
+                let group = &group[..=random.below(3) as usize];
+                let states = possible(&model, group);
+                if wal.write(group).is_err() {
+                    break states;
+                }
+                model = states.last().unwrap().clone();
+            };
+            drop(wal);
+            disk = disk.crash_at_random(&mut random);
+            let (wal, recovered) = open(&disk, segment_bytes, 50 + life).unwrap();
+            let at = states.iter().position(|state| matches(&wal, &recovered, state));
+            let at = at.unwrap_or_else(|| panic!("seed {seed}, life {life}: {recovered:?}"));
+            partial += u32::from(at > 0 && at + 1 < states.len());
+            model = states[at].clone();
+        }
+    }
+    assert!(partial > 30, "{partial}");
+}

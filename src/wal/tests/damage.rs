@@ -237,3 +237,105 @@ fn damage_under_a_running_manager_is_found_by_the_reader() {
     let expected = format!("wal-00000001 is damaged at byte {start}: the batch does not match its checksum");
     assert_eq!(error.to_string(), expected);
 }
+
+/// Changes a few bytes at random, now and then to a value that is special.
+fn mutate(bytes: &mut Vec<u8>, random: &mut SeededEntropy) {
+    for _ in 0..=random.below(4) {
+        let at = random.below(bytes.len() as u64) as usize;
+        match random.below(5) {
+            0 => bytes[at] = 0,
+            1 => bytes[at] = 0xFF,
+            2 => bytes.truncate(at.max(1)),
+            3 => bytes[at..].iter_mut().take(8).for_each(|byte| *byte = 0xFF),
+            _ => bytes[at] ^= 1 << random.below(8),
+        }
+    }
+}
+
+/// Puts the right checksum where one belongs, so that what lies behind it is reached.
+fn forge(bytes: &mut [u8], start: usize, body: usize) {
+    if let Some(whole) = bytes.get_mut(start..start + body + 4) {
+        let crc = crc32fast::hash(&whole[..body]);
+        whole[body..].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+#[test]
+fn no_bytes_make_a_reader_panic() {
+    let mut pair = written();
+    snapshot(&pair.disk, position(2, 3));
+    pair.reopen();
+    let created = SnapshotMark::Created(position(2, 3));
+    pair.write(vec![Persist { snapshot: Some(created), ..persist(vec![], None) }]);
+    pair.wal = None;
+    let paths = pair.disk.paths();
+    let mut opened = 0;
+    for seed in 0..6000 {
+        let mut random = SeededEntropy::new(seed);
+        let disk = pair.disk.duplicate();
+        let path = &paths[random.below(paths.len() as u64) as usize];
+        disk.change(path, |bytes| {
+            mutate(bytes, &mut random);
+            if path.to_string_lossy().contains("snap-") {
+                forge(bytes, 0, 92);
+                forge(bytes, 128, 28);
+            } else {
+                forge(bytes, 0, 508);
+                for start in (SECTOR_BYTES..4096).step_by(SECTOR_BYTES) {
+                    if bytes.get(start..start + 4) == Some(b"SKB\n") && random.below(2) == 0 {
+                        forge(bytes, start, 60);
+                    }
+                }
+            }
+        });
+        for found in crate::wal::inspect(&disk, dir(), Some(&key())).unwrap() {
+            assert!(!format!("{found:?}").is_empty());
+        }
+        if let Ok(mut reader) = crate::wal::SnapshotReader::open(&disk, dir(), &key(), LINEAGE, Index(3)) {
+            let _ = reader.skip_to(random.below(20));
+            while let Ok(Some(_)) = reader.next_chunk() {}
+        }
+        match open(&disk, 4096, seed) {
+            Ok((wal, recovered)) => {
+                opened += 1;
+                let _ = wal.reader().read(recovered.first, recovered.last.index.next(), u64::MAX);
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+    // Some changes hit bytes that mean nothing.
+    assert!(opened > 100 && opened < 5000, "{opened}");
+}
+
+#[test]
+fn no_records_make_a_reader_panic() {
+    use crate::wal::format::{Records, put_record};
+    use crate::wal::{Record, format};
+
+    let mut corpus = Vec::new();
+    for record in [
+        Record::Truncate(Index(3)),
+        Record::Created(position(1, 2)),
+        Record::Entry(entry(1, 3, 40)),
+        Record::Entry(conf_change(2, 4)),
+        Record::Installed(position(1, 2)),
+        Record::HardState(hard_state(1, 2, 3)),
+    ] {
+        put_record(&mut corpus, &record);
+    }
+    assert_eq!(Records::new(corpus.clone().into()).filter_map(Result::ok).count(), 6);
+    for seed in 0..20_000 {
+        let mut bytes = corpus.clone();
+        mutate(&mut bytes, &mut SeededEntropy::new(seed));
+        let len = bytes.len();
+        let mut told = 0;
+        for record in Records::new(bytes.into()) {
+            match record {
+                Ok(Record::Entry(entry)) => told += format::entry_bytes(&entry),
+                Ok(_) => {}
+                Err(offset) => assert!(offset < len),
+            }
+        }
+        assert!(told <= len);
+    }
+}

@@ -25,6 +25,8 @@ struct State {
     budget: u64,
     /// The next sync fails as Linux does it: the error is reported once, the page cache keeps what the disk never got.
     fail_sync: bool,
+    /// Space runs out.
+    is_full: bool,
     syncs: u64,
     operations: u64,
 }
@@ -64,6 +66,7 @@ impl TestDisk {
             pending: Vec::new(),
             budget: u64::MAX,
             fail_sync: false,
+            is_full: false,
             syncs: 0,
             operations: 0,
         };
@@ -112,6 +115,11 @@ impl TestDisk {
     /// Lets the next sync of a file fail.
     pub(crate) fn fail_next_sync(&self) {
         self.lock().fail_sync = true;
+    }
+
+    /// Takes away or gives back the room for new files.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.lock().is_full = is_full;
     }
 
     pub(crate) fn syncs(&self) -> u64 {
@@ -278,6 +286,9 @@ impl File for TestFile {
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
+        if self.disk.lock().is_full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.set_len(len)
     }
 

@@ -298,3 +298,47 @@ fn random_histories_survive_reopening() {
         pair.reopen();
     }
 }
+
+#[test]
+fn a_full_disk_ends_the_log_at_a_segments_end_and_loses_nothing() {
+    let mut pair = Pair::new(8192);
+    pair.append(1, 1..6, 1000);
+    pair.disk.set_full(true);
+    // The segment at hand has its space already.
+    pair.append(1, 6..7, 1000);
+    let error = pair.wal().write(&[persist(entries(1, 7..10, 1000), None)]).unwrap_err();
+    assert_eq!(error.to_string(), "cannot make raft/spare: no storage space");
+    assert!(error.hint().starts_with("make room on the disk"));
+    let error = open(&pair.disk, 8192, 5).unwrap_err();
+    assert!(error.hint().starts_with("make room on the disk"));
+    pair.disk.set_full(false);
+    pair.reopen();
+    pair.append(1, 7..10, 1000);
+    pair.reopen();
+}
+
+#[test]
+fn a_spare_segment_is_taken_over_only_if_it_is_whole() {
+    let spare = dir().join("spare");
+    let check = |spoil: &dyn Fn(&mut Vec<u8>), is_taken: bool| {
+        let mut pair = Pair::new(8192);
+        pair.append(1, 1..2, 100);
+        pair.wal = None;
+        // What the helper does while the log is written.
+        let disk = pair.disk.clone();
+        let file = crate::sys::files::Disk::create(&disk, &spare).unwrap();
+        file.write_at(0, &[0; 8192]).unwrap();
+        file.sync_data().unwrap();
+        disk.change(&spare, |bytes| spoil(bytes));
+        disk.set_full(true);
+        assert_eq!(open(&disk, 8192, 1).is_ok(), is_taken);
+        disk.set_full(false);
+        pair.reopen();
+        pair.append(1, 2..3, 100);
+        pair.reopen();
+    };
+    check(&|_| {}, true);
+    check(&|bytes| bytes[8191] = 1, false);
+    check(&|bytes| bytes.truncate(4096), false);
+    check(&|bytes| bytes.resize(16384, 0), false);
+}

@@ -178,3 +178,72 @@ fn a_replayed_log_does_not_stay_in_memory() {
     assert_eq!(wal.reader().read(Index(1), Index(40), u64::MAX).unwrap().len(), 39);
     assert_eq!(mapped_in(dir.path()), 0);
 }
+
+/// Runs this test's second half in a process of its own, because it ends that process.
+#[test]
+fn a_failed_sync_ends_the_process_and_releases_nothing() {
+    use std::os::unix::process::ExitStatusExt;
+
+    const CHILD: &str = "SKEP_TEST_FAILED_SYNC";
+    if std::env::var_os(CHILD).is_some() {
+        let disk = TestDisk::new();
+        let (wal, _) = open(&disk, 8192, 0).unwrap();
+        let metrics = Metrics::default();
+        let (sender, inbox) = queue::bounded(1, metrics.queue("wal"));
+        disk.fail_next_sync();
+        let batch = persist(entries(1, 1..2, 10), None);
+        sender.try_send(Request::Persist { batch, release: () }).unwrap();
+        let thread = run::spawn(wal, inbox, &metrics, |_, _| println!("released")).unwrap();
+        thread.join(PATIENCE);
+        return;
+    }
+    let name = "wal::tests::thread::a_failed_sync_ends_the_process_and_releases_nothing";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(!stdout.contains("released"), "{stdout}");
+    assert_eq!(output.status.signal(), Some(6), "SIGABRT");
+}
+
+/// Runs this test's second half in a process of its own, which is killed.
+#[test]
+fn what_was_acknowledged_before_a_kill_is_there() {
+    use std::io::{BufRead, BufReader, Write};
+
+    const CHILD: &str = "SKEP_TEST_KILL_DIR";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let (mut wal, recovered) = open_real(Path::new(&dir), 32 << 10);
+        for index in recovered.last.index.0 + 1.. {
+            wal.write(&[persist(vec![entry(1, index, index as usize % 3000)], None)]).unwrap();
+            writeln!(std::io::stdout(), "acknowledged {index}").unwrap();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let name = "wal::tests::thread::what_was_acknowledged_before_a_kill_is_there";
+    let mut acknowledged = 0;
+    for round in 1..=5 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, dir.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            let Some(index) = line.strip_prefix("acknowledged ") else { continue };
+            acknowledged = index.parse().unwrap();
+            if acknowledged >= round * 37 {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        let (wal, recovered) = open_real(dir.path(), 32 << 10);
+        let last = recovered.last.index.0;
+        assert!(last >= acknowledged && acknowledged >= round * 37, "{last} {acknowledged}");
+        let held = wal.reader().read(Index(1), Index(last + 1), u64::MAX).unwrap();
+        assert!(held.iter().zip(1..).all(|(held, index)| *held == entry(1, index, index as usize % 3000)));
+    }
+}
