@@ -68,7 +68,7 @@ pub struct Failure {
     /// How the process ends.
     pub exit: Exit,
     /// A write whose outcome is not known.
-    pub change: Option<WriteId>,
+    pub change: Option<Box<WriteId>>,
 }
 
 impl Failure {
@@ -136,8 +136,8 @@ impl Failure {
             false => format!("{}: {}", self.attempted, self.message),
         };
         let mut object = json!({ "code": self.code, "message": message, "hint": self.hint });
-        if let Some(id) = self.change {
-            object["change_id"] = parse::show_write_id(id).into();
+        if let Some(id) = &self.change {
+            object["change_id"] = parse::show_write_id(**id).into();
         }
         object
     }
@@ -158,7 +158,7 @@ impl From<ClientError> for Failure {
                 let hint =
                     format!("give the same command again with `--change-id {shown}`: it is carried out at most once");
                 let mut failure = Self::refused(Code::Unknown, message).with_hint(hint);
-                failure.change = Some(id);
+                failure.change = Some(Box::new(id));
                 failure
             }
             // A read that was lost changes nothing: whoever asks again does no harm.

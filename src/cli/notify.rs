@@ -58,10 +58,10 @@ impl Notify {
     }
 
     fn send(&self, message: &str) {
-        if let Some(socket) = &self.socket {
-            if let Err(error) = socket.send(message.as_bytes()) {
-                log::warn!("the service manager cannot be told {:?}: {error}", message.trim_end());
-            }
+        if let Some(socket) = &self.socket
+            && let Err(error) = socket.send(message.as_bytes())
+        {
+            log::warn!("the service manager cannot be told {:?}: {error}", message.trim_end());
         }
     }
 }

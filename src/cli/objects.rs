@@ -158,10 +158,10 @@ pub fn document_for_people(object: &Object) -> Value {
 }
 
 fn remove(value: &mut Value, path: &str) {
-    if let Some((parent, field)) = path.rsplit_once('/') {
-        if let Some(Value::Object(fields)) = value.pointer_mut(parent) {
-            fields.remove(field);
-        }
+    if let Some((parent, field)) = path.rsplit_once('/')
+        && let Some(Value::Object(fields)) = value.pointer_mut(parent)
+    {
+        fields.remove(field);
     }
 }
 

@@ -82,19 +82,19 @@ fn serve(daemon: &Arc<dyn Daemon>, notify: &Notify, events: Sender<Event>, inbox
             );
             return Ok(Exit::Done);
         }
-        if let (Some(due), Some(interval)) = (next_ping, notify.interval()) {
-            if now >= due {
-                // Silence is the message when raft, the log or apply are stuck: the service manager restarts us.
-                if daemon.progress() {
-                    notify.alive();
-                } else {
-                    log::warn!(
-                        "no progress for {} s: the service manager is not told that all is well",
-                        interval.as_secs()
-                    );
-                }
-                next_ping = Some(now + interval);
+        if let (Some(due), Some(interval)) = (next_ping, notify.interval())
+            && now >= due
+        {
+            // Silence is the message when raft, the log or apply are stuck: the service manager restarts us.
+            if daemon.progress() {
+                notify.alive();
+            } else {
+                log::warn!(
+                    "no progress for {} s: the service manager is not told that all is well",
+                    interval.as_secs()
+                );
             }
+            next_ping = Some(now + interval);
         }
     }
 }

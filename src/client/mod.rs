@@ -258,10 +258,10 @@ impl Target {
             Self::Local(path) => Connection::local(path, deadline)?,
             Self::Tls(target) => Connection::tls(target, deadline)?,
         };
-        if let Self::Tls(target) = self {
-            if let Some(hello) = &target.hello {
-                connection.send(FrameKind::Hello, 0, &envelope::encode(hello), deadline)?;
-            }
+        if let Self::Tls(target) = self
+            && let Some(hello) = &target.hello
+        {
+            connection.send(FrameKind::Hello, 0, &envelope::encode(hello), deadline)?;
         }
         let hello: Hello = match connection.receive(Some(deadline + GRACE)).map_err(ClientError::before_sending)? {
             (header, body) if header.kind == FrameKind::Hello => {

@@ -186,10 +186,10 @@ impl<'a> Driver<'a> {
     /// Waits for sockets and handles what they bring.
     fn turn(&mut self, wait: Duration, begin: bool) -> Result<(), Failure> {
         let mut events = Events::with_capacity(1024);
-        if let Err(error) = self.poll.poll(&mut events, Some(wait)) {
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                return Err(Failure::internal(format!("cannot poll sockets: {error}")));
-            }
+        if let Err(error) = self.poll.poll(&mut events, Some(wait))
+            && error.kind() != std::io::ErrorKind::Interrupted
+        {
+            return Err(Failure::internal(format!("cannot poll sockets: {error}")));
         }
         for event in &events {
             let number = event.token().0;
@@ -224,16 +224,14 @@ impl<'a> Driver<'a> {
         }
         let operation = match self.plan.work {
             Work::Write | Work::Watch => Operation::Write(self.begun),
-            Work::Mixed if self.begun % 10 == 0 => Operation::Write(self.begun),
+            Work::Mixed if self.begun.is_multiple_of(10) => Operation::Write(self.begun),
             Work::Mixed | Work::Read => Operation::Read,
         };
         self.begun += 1;
         let body = self.encode(operation);
         let since = monotonic();
-        if let Operation::Write(sequence) = operation {
-            if self.plan.work == Work::Watch {
-                self.write_times.insert(sequence, since);
-            }
+        if let (Operation::Write(sequence), Work::Watch) = (operation, self.plan.work) {
+            self.write_times.insert(sequence, since);
         }
         let client = &mut self.clients[number];
         let Some(connection) = client.connection.as_mut() else { return };
@@ -360,10 +358,10 @@ impl<'a> Driver<'a> {
         client.ungranted += header.length;
         if client.ungranted >= INITIAL_CREDIT / 2 {
             let credit = std::mem::take(&mut client.ungranted).to_le_bytes();
-            if let Some(connection) = client.connection.as_mut() {
-                if let Err(error) = connection.send(self.poll.registry(), FrameKind::Credit, header.stream, &credit) {
-                    self.lose(number, &error);
-                }
+            if let Some(connection) = client.connection.as_mut()
+                && let Err(error) = connection.send(self.poll.registry(), FrameKind::Credit, header.stream, &credit)
+            {
+                self.lose(number, &error);
             }
         }
     }

@@ -71,7 +71,7 @@ fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
                 assert!(request.after >= Revision(9));
                 let Write::CreateResource { name, kind, payload, .. } = request.write else { panic!() };
                 assert_eq!(payload.len(), 256);
-                if state.refuse_every.is_some_and(|every| state.changes.len() % every == 0) {
+                if state.refuse_every.is_some_and(|every| state.changes.len().is_multiple_of(every)) {
                     let status = Status::new(Code::ResourceExhausted, "full");
                     send(&mut stream, FrameKind::Error, END, header.stream, &envelope::encode(&status));
                     continue;
