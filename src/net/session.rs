@@ -407,17 +407,16 @@ impl<H: Handler> Net<H> {
         let stream = StreamId { connection: id, stream: header.stream };
         let streams = if connection.authenticated { limits.streams } else { limits.streams.min(STRANGERS_STREAMS) };
         let is_full = connection.incoming.len() >= streams;
-        let request = request::decode(body);
-        let is_stream = request.as_ref().is_ok_and(|request| request.call.is_stream());
-        connection.incoming.insert(header.stream, Open::new(is_stream));
-        let request = match request {
+        let request = match request::decode(body) {
             Ok(request) => request,
             Err(DecodeError::Unknown(what)) => {
+                connection.incoming.insert(header.stream, Open::new(false));
                 let message = format!("this manager does not know the request: unknown {what}");
                 return self.turn_down(stream, &Status::new(Code::Unimplemented, message));
             }
             Err(error) => return self.malformed(id, Malformed::Body, &format!("malformed request: {error}")),
         };
+        connection.incoming.insert(header.stream, Open::new(request.call.is_stream()));
         if is_full {
             let message = format!("{streams} requests are open on this connection");
             return self.turn_down(stream, &Status::new(Code::ResourceExhausted, message));
