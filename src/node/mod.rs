@@ -145,23 +145,7 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// A running manager.
-///
-/// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::time::Duration;
-/// use skep::types::api::Write;
-///
-/// let dir = tempfile::tempdir()?;
-/// let node = skep::Node::start(skep::Config::local(dir.path()))?;
-/// let mut client = node.client()?;
-/// let write = Write::CreateConfig { name: "motd".into(), labels: Default::default(), data: b"hello".to_vec() };
-/// let written = client.write(write, Duration::from_secs(10))?;
-/// println!("config {} at revision {}", written.id, written.revision);
-/// node.stop(Duration::from_secs(5));
-/// # Ok(())
-/// # }
-/// ```
+/// A running manager. The crate's own page shows how to embed one.
 #[derive(Debug)]
 pub struct Node {
     node_id: NodeId,
