@@ -103,7 +103,9 @@ impl Connection {
             return Err(ClientError::Refused(Status::new(Code::InvalidArgument, message)));
         }
         let mut bytes = Vec::with_capacity(HEADER + body.len());
-        frame::write(&mut bytes, kind, 0, stream, body);
+        // A hello with this flag means calls of mine only: no link between managers, which would carry Raft messages.
+        let flags = if kind == FrameKind::Hello { frame::END } else { 0 };
+        frame::write(&mut bytes, kind, flags, stream, body);
         let remaining = deadline.since(monotonic()).max(SHORTEST_WAIT);
         self.transport
             .set_timeouts(Some(remaining))

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crossbeam_channel::{RecvTimeoutError, TryRecvError, TrySendError};
+use crossbeam_channel::{RecvTimeoutError, TrySendError};
 
 use super::metrics::Gauge;
 use super::time::{Instant, monotonic};
@@ -92,11 +92,6 @@ impl<T> Receiver<T> {
     /// Whether nothing is queued now.
     pub fn is_empty(&self) -> bool {
         self.channel.is_empty()
-    }
-
-    /// Whether all senders are gone and nothing is left.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.channel.try_recv(), Err(TryRecvError::Disconnected))
     }
 
     /// Waits for an item; `None` once all senders are gone.
