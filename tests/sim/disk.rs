@@ -22,8 +22,8 @@ struct Inner {
     durable: BTreeMap<PathBuf, SimFile>,
     /// Changes of names since the last sync of a directory, in order.
     unsynced: Vec<NameChange>,
-    /// Syncs are not carried out: the power is about to go.
-    dying: bool,
+    /// So many syncs are still carried out; then the power is gone and nothing has an effect any more.
+    syncs_left: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -49,15 +49,35 @@ struct Bytes {
 }
 
 impl SimDisk {
-    /// From now on syncs do nothing.
-    pub fn begin_to_die(&self) {
-        self.lock().dying = true;
+    /// The power will go at a sync, after `syncs` more of them.
+    pub fn begin_to_die(&self, syncs: u64) {
+        self.lock().syncs_left = Some(syncs);
+    }
+
+    fn is_dead(&self) -> bool {
+        self.lock().syncs_left.is_some_and(|left| left == u64::MAX)
+    }
+
+    /// Whether a sync is carried out.
+    fn may_sync(&self) -> bool {
+        let mut inner = self.lock();
+        match &mut inner.syncs_left {
+            None => true,
+            Some(left @ (0 | u64::MAX)) => {
+                *left = u64::MAX;
+                false
+            }
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+        }
     }
 
     /// The power goes: any subset of what was not synced stays. Names are kept in order, as a journal keeps them.
     pub fn lose_power(&self, entropy: &mut SeededEntropy) {
         let mut inner = self.lock();
-        inner.dying = false;
+        inner.syncs_left = None;
         let kept = entropy.below(inner.unsynced.len() as u64 + 1) as usize;
         let changes: Vec<NameChange> = std::mem::take(&mut inner.unsynced).drain(..kept).collect();
         for change in changes {
@@ -79,6 +99,9 @@ impl SimDisk {
     }
 
     fn change(&self, change: NameChange) {
+        if self.is_dead() {
+            return;
+        }
         let mut inner = self.lock();
         apply(&mut inner.names, change.clone());
         inner.unsynced.push(change);
@@ -115,6 +138,9 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.is_dead() {
+            return Ok(());
+        }
         let file = self.find(from)?;
         self.change(NameChange::Rename(from.to_owned(), to.to_owned(), file));
         Ok(())
@@ -137,8 +163,8 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        let mut inner = self.lock();
-        if !inner.dying {
+        if self.may_sync() {
+            let mut inner = self.lock();
             inner.unsynced.clear();
             inner.durable = inner.names.clone();
         }
@@ -181,7 +207,7 @@ impl Bytes {
 
 impl File for SimFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.disk.is_dead() {
             return Ok(());
         }
         let mut file = self.lock();
@@ -202,7 +228,7 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.disk.lock().dying {
+        if !self.disk.may_sync() {
             return Ok(());
         }
         let mut file = self.lock();

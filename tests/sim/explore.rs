@@ -1,5 +1,8 @@
 //! Faults of every kind in random order; afterwards the swarm must be well and have lost nothing.
 
+use skep::raft::Order;
+use skep::types::NodeId;
+
 use crate::check;
 use crate::world::{World, ms};
 
@@ -11,55 +14,85 @@ fn explore(seed: u64) -> World {
     });
     world.load(5);
     world.payload = 200;
-    for _ in 0..25 {
-        let wait = world.entropy.below(900) + 20;
+    for _ in 0..40 {
+        let wait = world.entropy.below(700) + 20;
         world.run_for(ms(wait));
-        trouble(&mut world);
+        if world.entropy.below(2) == 0 { trouble(&mut world) } else { relief(&mut world) }
     }
     world.recover_and_check();
+    if std::env::var_os("SKEP_SIM_STATS").is_some() {
+        eprintln!(
+            "seed {seed}: {} acked, {} reads, {} reigns, {} nodes, {:?}",
+            world.acked.len(),
+            world.reads_done,
+            world.reigns.len(),
+            world.ids().len(),
+            world.now
+        );
+    }
     world
 }
 
+/// One fault. The leader is hit as often as everybody else together.
 fn trouble(world: &mut World) {
     let ids = world.ids();
-    let id = ids[world.entropy.below(ids.len() as u64) as usize];
+    let any = ids[world.entropy.below(ids.len() as u64) as usize];
+    let id = world.leader().filter(|_| world.entropy.below(2) == 0).unwrap_or(any);
+    let down = ids.iter().filter(|id| !world.is_running(**id)).count();
+    let may_fall = world.is_running(id) && (2 * (down + 1) < ids.len() || world.entropy.below(8) == 0);
     match world.entropy.below(16) {
-        0 | 1 if world.is_running(id) => world.kill(id),
-        2 if world.is_running(id) => world.lose_power(id),
-        3 => {
-            for id in ids {
-                if world.is_running(id) {
-                    world.lose_power(id);
-                }
+        0..=2 if may_fall => world.kill(id),
+        3 | 4 if may_fall => world.lose_power(id),
+        5 => {
+            for id in ids.into_iter().filter(|id| world.is_running(*id)).collect::<Vec<_>>() {
+                world.lose_power(id);
+                world.start(id);
             }
         }
-        4..=7 => {
-            for id in ids {
-                if !world.is_running(id) && world.stopped(id).is_none() {
-                    world.start(id);
-                }
-            }
-        }
-        8 => world.isolate(&[id]),
-        9 => {
+        6 => world.isolate(&[id]),
+        7 => {
             let others: Vec<_> = ids.into_iter().filter(|other| *other != id).collect();
-            world.cut(&[id], &others);
+            if world.entropy.below(2) == 0 { world.cut(&[id], &others) } else { world.cut(&others, &[id]) }
         }
-        10 | 11 => world.heal(),
-        12 => {
+        8 => {
             world.net.drop = world.entropy.below(200);
             world.net.duplicate = world.entropy.below(200);
             world.net.reorder = world.entropy.below(2) == 0;
             world.net.latency_us = (100, 500 + world.entropy.below(60_000));
         }
-        13 => world.pause(id, true),
-        14 => world.stall(id, true),
-        _ => {
-            for id in ids {
+        9 => world.pause(id, true),
+        10 => world.stall(id, true),
+        _ => churn(world, any),
+    }
+}
+
+/// Something gets better.
+fn relief(world: &mut World) {
+    let ids = world.ids();
+    if world.entropy.below(2) == 0 {
+        world.heal();
+    }
+    for id in ids {
+        match world.entropy.below(3) {
+            0 if !world.is_running(id) && world.stopped(id).is_none() => world.start(id),
+            1 => {
                 world.pause(id, false);
                 world.stall(id, false);
             }
+            _ => {}
         }
+    }
+}
+
+/// An order at whoever leads, without insisting.
+fn churn(world: &mut World, id: NodeId) {
+    let Some(leader) = world.leader() else { return };
+    let members = world.state(leader).members().len();
+    match world.entropy.below(4) {
+        0 if members < 6 => world.try_to_join(leader),
+        1 if members > 3 => drop(world.order_at(leader, Order::Leave { node_id: id, force: false })),
+        2 => drop(world.order_at(leader, Order::Snapshot)),
+        _ => drop(world.order_at(leader, Order::Transfer { to: None })),
     }
 }
 

@@ -192,7 +192,7 @@ impl Node {
     /// The power goes in the middle of whatever is being written.
     pub fn lose_power(&mut self, entropy: &mut SeededEntropy) {
         if let Some(run) = self.run.as_mut().filter(|run| run.writing > 0 && entropy.below(4) > 0) {
-            self.disk.begin_to_die();
+            self.disk.begin_to_die(entropy.below(4));
             run.write();
         }
         self.run = None;

@@ -51,7 +51,7 @@ struct Timed {
 
 enum Target {
     Node(NodeId, u64, Happening),
-    Client(usize),
+    Client(usize, u64),
     Links,
     Pings,
 }
@@ -96,6 +96,8 @@ enum Happening {
 #[derive(Default)]
 struct Client {
     doing: Option<Doing>,
+    /// Its newest alarm; earlier ones are void.
+    alarm: u64,
     /// The object it writes, its version, and how often it was written.
     object: Option<(ObjectId, Revision)>,
 }
@@ -239,6 +241,16 @@ impl World {
                 id
             }
             other => panic!("the join was answered {other:?}"),
+        }
+    }
+
+    /// A join that may come to nothing; the next attempt is then made by the same node.
+    pub fn try_to_join(&mut self, leader: NodeId) {
+        let (id, feature_level) = (NodeId(self.next_node), skep::types::api::FEATURE_LEVEL);
+        let order = Order::Join { node_id: id, addr: address(id), feature_level };
+        if let Some(OrderResult::Done(Answer::Joined(answer))) = self.order_at(leader, order) {
+            self.new_node(answer.raft_id);
+            self.boot(id, &Start::Disk);
         }
     }
 
@@ -470,7 +482,7 @@ impl World {
         self.load = true;
         for _ in 0..count {
             let client = self.add_client();
-            self.schedule(ms(1), Target::Client(client));
+            self.wake_client(client, ms(1));
         }
     }
 
@@ -545,7 +557,8 @@ impl World {
         hasher.update(&seq.to_le_bytes());
         self.trace = hasher.finalize();
         match target {
-            Target::Client(client) => self.client_turn(client),
+            Target::Client(client, alarm) if self.clients[client].alarm == alarm => self.client_turn(client),
+            Target::Client(..) => {}
             Target::Links => self.look_at_links(),
             Target::Pings => self.ping_all(),
             Target::Node(id, life, happening) => {
@@ -996,7 +1009,13 @@ impl World {
             None => Event::Read { token },
         };
         self.request(node, event);
-        self.schedule(ms(2000), Target::Client(at));
+        self.wake_client(at, ms(2000));
+    }
+
+    fn wake_client(&mut self, at: usize, after: Duration) {
+        self.clients[at].alarm += 1;
+        let alarm = self.clients[at].alarm;
+        self.schedule(after, Target::Client(at, alarm));
     }
 
     /// The same request once more, perhaps elsewhere.
@@ -1034,8 +1053,8 @@ impl World {
 
     fn think(&mut self, at: usize) {
         if self.load {
-            let after = self.between((1_000, 50_000));
-            self.schedule(after, Target::Client(at));
+            let after = self.between((500, 20_000));
+            self.wake_client(at, after);
         }
     }
 
@@ -1072,11 +1091,10 @@ impl World {
 
     fn retry_soon(&mut self, id: NodeId, token: Token) {
         if let Some(at) = self.answered(id, token) {
-            // The turn that is due at the timeout finds another token and waits on.
             let doing = self.clients[at].doing.as_mut().expect("found by its token");
             doing.since = Instant::from_nanos(0);
             let after = self.between((10_000, 50_000));
-            self.schedule(after, Target::Client(at));
+            self.wake_client(at, after);
         }
     }
 }
