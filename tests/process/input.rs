@@ -191,12 +191,14 @@ fn objects_that_cannot_be_made_changed_or_removed() {
     create(b"2", &["resource", "update", "r", "-", "--if-version", &version]).ok();
     create(b"3", &["resource", "update", "r", "-", "--if-version", &version])
         .refused_with_hint(3, &["cannot update resource r", "update out of sequence", "skep resource inspect r"]);
-    manager.skep(&["config", "update", "web", "--label", "a=b", "--if-version", "1"])
+    manager
+        .skep(&["config", "update", "web", "--label", "a=b", "--if-version", "1"])
         .refused_with_hint(3, &["update out of sequence"]);
     assert_eq!(manager.json(&["resource", "inspect", "r"])["payload"], "Mg==");
 
     // In use.
-    manager.skep(&["extension", "rm", "route"])
+    manager
+        .skep(&["extension", "rm", "route"])
         .refused_with_hint(3, &["cannot remove extension route", "in use by the following resource(s): r"]);
     manager.skep(&["resource", "rm", "r"]).ok();
     manager.skep(&["extension", "rm", "route"]).ok();
@@ -223,9 +225,8 @@ fn a_write_is_asked_about_again_under_its_id() {
     let manager = &swarm.managers[0];
     let revision = manager.json(&["status"])["revision"].to_string();
     let change = format!("{}7@{revision}", "0".repeat(24));
-    let create = |data: &[u8]| {
-        manager.skep_with_input(data, &["config", "create", "motd", "-", "--change-id", &change])
-    };
+    let create =
+        |data: &[u8]| manager.skep_with_input(data, &["config", "create", "motd", "-", "--change-id", &change]);
     let first = create(b"hello").ok();
     // Neither a second config nor "already exists": the first one's answer.
     assert_eq!(create(b"hello").ok(), first);

@@ -169,7 +169,9 @@ impl Writer {
                     self.shared.count.fetch_add(1, Ordering::SeqCst);
                     return Some(written);
                 }
-                Err(ClientError::Refused(status)) if !status.code.is_transient() && status.code.name() != "DeadlineExceeded" => {
+                Err(ClientError::Refused(status))
+                    if !status.code.is_transient() && status.code.name() != "DeadlineExceeded" =>
+                {
                     self.wrong(format!("{name} ({id:?}) was refused: {}: {status}", status.code.name()));
                     return None;
                 }
