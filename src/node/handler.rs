@@ -719,7 +719,7 @@ impl Handler for NodeHandler {
         }
         self.drive(now, Event::TurnEnded, out);
         if let Some(member) = &self.member
-            && member.requests.len() == 0
+            && member.requests.is_empty()
         {
             self.watched.store(false, Relaxed);
         }

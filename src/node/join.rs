@@ -82,8 +82,10 @@ pub fn certificate(
         return Err(StartError::refused(what(addr), "a join token is needed", hint));
     };
     let text = String::from_utf8_lossy(&token.0).trim().to_owned();
-    let parsed: JoinToken =
-        text.parse().map_err(|error: pki::TokenError| StartError::refused(what(addr), &error, error.hint()))?;
+    let parsed: JoinToken = text.parse().map_err(|error: pki::TokenError| {
+        let hint = error.hint();
+        StartError::refused(what(addr), error, hint)
+    })?;
 
     // Nobody is trusted before the root's digest is the token's.
     let root_pem = patiently(addr, |deadline| {

@@ -219,7 +219,7 @@ impl Starter {
         let metrics = Metrics::default();
         let stop = Arc::new(StopCell::default());
         let watched = Arc::new(AtomicBool::new(false));
-        let certificate = opened.keys.identity.identity().clone();
+        let certificate = *opened.keys.identity.identity();
         let mut entropy = OsEntropy;
         let identity = Identity {
             node_id: certificate.node_id,
