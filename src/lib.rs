@@ -34,6 +34,24 @@
 //! Actors are two files: `machine.rs` decides (no clock, no I/O, no threads, no randomness), `run.rs` does (thread,
 //! queues, clock). A whole cluster of machines runs in one thread under one seed in `tests/sim`.
 //!
+//! # Embedding
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use skep::types::api::Write;
+//!
+//! let dir = tempfile::tempdir()?;
+//! let node = skep::Node::start(skep::Config::local(dir.path()))?;
+//! let mut client = node.client()?;
+//! let write = Write::CreateConfig { name: "motd".into(), labels: Default::default(), data: b"be kind".to_vec() };
+//! let written = client.write(write, Duration::from_secs(10))?;
+//! println!("config {} at revision {}", written.id, written.revision);
+//! node.stop(Duration::from_secs(5));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Layers
 //!
 //! A folder may name only folders above it in this table; `tests/layers.rs` reads it and fails on an upward import.
@@ -69,3 +87,5 @@ pub mod store;
 pub mod sys;
 pub mod types;
 pub mod wal;
+
+pub use node::{Config, Node, StartError};

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `skep` binary; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    skep::cli::main()
+}

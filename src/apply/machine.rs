@@ -26,7 +26,7 @@ pub enum Effect {
     Outcome(Outcome),
     /// A membership change was judged. Raft takes up the configuration only if it was accepted.
     Member {
-        /// What was asked; `None` when the entry's two accounts of it disagree.
+        /// What was asked.
         change: MemberChange,
         /// Whether it was made.
         accepted: bool,
@@ -133,4 +133,170 @@ fn agree(outer: &ConfChange, change: &MemberChange) -> bool {
         MemberChange::Remove { raft_id } => (ConfChangeType::RemoveNode, raft_id),
     };
     outer.change_type == kind && outer.node_id == raft_id.0
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use super::*;
+    use crate::store::State;
+    use crate::types::object::Config;
+    use crate::types::{
+        Change, ChangeId, Kind, Lineage, NodeId, ObjectId, Operation, RaftId, Refusal, Revision, Timestamp,
+    };
+
+    pub fn applier() -> Applier {
+        Applier::new(Arc::new(Store::new(State::bootstrap(Lineage(1), NodeId(1), "a:1"), 1 << 20)))
+    }
+
+    pub fn entry(index: u64, payload: Vec<u8>) -> Entry {
+        Entry { index, term: 1, data: payload.into(), ..Entry::default() }
+    }
+
+    /// An entry that makes a config; the id of change and config is the entry's index.
+    pub fn create(index: u64, name: &str) -> Entry {
+        let mut config = Config { id: ObjectId(u128::from(index)), ..Config::default() };
+        config.spec.annotations.name = name.to_owned();
+        let change = Change {
+            id: ChangeId(u128::from(index)),
+            after: Revision(0),
+            time: Timestamp(5),
+            term: None,
+            operations: vec![Operation::Create(config.into())],
+        };
+        entry(index, super::super::encode(&Command::Change(change)))
+    }
+
+    /// A membership entry as raft proposes it, with an outer account of its own.
+    pub fn member(index: u64, kind: ConfChangeType, raft_id: u64, change: &MemberChange) -> Entry {
+        let outer = ConfChange {
+            change_type: kind,
+            node_id: raft_id,
+            context: envelope::encode(change).into(),
+            ..ConfChange::default()
+        };
+        let payload = outer.write_to_bytes().unwrap();
+        Entry { entry_type: EntryType::EntryConfChange, ..entry(index, payload) }
+    }
+
+    pub fn learner(raft_id: u64) -> MemberChange {
+        MemberChange::AddLearner { raft_id: RaftId(raft_id), node_id: NodeId(9), addr: "b:1".into() }
+    }
+
+    /// Applies the entries, each with the effect it must have.
+    fn check(script: &[(Entry, Effect)]) -> Applier {
+        let mut applier = applier();
+        for (entry, expected) in script {
+            assert_eq!(applier.apply(entry).as_ref(), Ok(expected), "{entry:?}");
+            let applied = applier.store().view(State::applied);
+            assert_eq!((applied.index.0, applied.term.0), (entry.index, entry.term));
+            applier.store().view(|state| assert_eq!(state.hash(), state.recompute_hash()));
+        }
+        applier
+    }
+
+    #[test]
+    fn every_kind_of_entry_has_its_effect() {
+        let promote = MemberChange::Promote { raft_id: RaftId(2) };
+        let remove = MemberChange::Remove { raft_id: RaftId(2) };
+        let judged = |change: &MemberChange, accepted| Effect::Member { change: change.clone(), accepted };
+        let address = Command::SetAddress { raft_id: RaftId(2), node_id: NodeId(9), addr: "c:1".into() };
+        let applier = check(&[
+            (entry(2, Vec::new()), Effect::None),
+            (create(3, "one"), Effect::Outcome(Outcome::Committed(Revision(1)))),
+            (
+                create(4, "ONE"),
+                Effect::Outcome(Outcome::Refused(Refusal::NameConflict { kind: Kind::Config, holder: ObjectId(3) })),
+            ),
+            (member(5, ConfChangeType::AddLearnerNode, 2, &learner(2)), judged(&learner(2), true)),
+            (member(6, ConfChangeType::AddLearnerNode, 2, &learner(2)), judged(&learner(2), false)),
+            (entry(7, super::super::encode(&address)), Effect::Address),
+            (member(8, ConfChangeType::AddNode, 2, &promote), judged(&promote, true)),
+        ]);
+        applier.store().view(|state| {
+            assert_eq!(state.members()[&RaftId(2)].addr, "c:1");
+            assert_eq!(state.configuration().voters, [RaftId(1), RaftId(2)]);
+        });
+        let mut applier = applier;
+        let mark = entry(9, super::super::encode(&Command::Mark { floors: vec![(RaftId(2), Index(8))] }));
+        let effect = applier.apply(&mark).unwrap();
+        let sum = applier.store().view(State::hash);
+        assert_eq!(effect, Effect::Mark(StateHash { index: Index(9), revision: Revision(1), sum }));
+        assert_eq!(applier.apply(&member(10, ConfChangeType::RemoveNode, 2, &remove)), Ok(judged(&remove, true)));
+        assert!(applier.store().view(|state| state.floors().is_empty() && state.is_removed(NodeId(9))));
+    }
+
+    #[test]
+    fn a_membership_entry_whose_two_accounts_disagree_is_refused() {
+        let change = learner(2);
+        let refused = Effect::Member { change: change.clone(), accepted: false };
+        let applier = check(&[
+            (member(2, ConfChangeType::AddNode, 2, &change), refused.clone()),
+            (member(3, ConfChangeType::RemoveNode, 2, &change), refused.clone()),
+            (member(4, ConfChangeType::AddLearnerNode, 3, &change), refused),
+        ]);
+        assert_eq!(applier.store().view(|state| state.members().len()), 1);
+    }
+
+    #[test]
+    fn an_entry_that_is_not_understood_is_an_error_and_changes_nothing() {
+        let mut newer = create(2, "one");
+        newer.data = [&[envelope::VERSION + 1][..], &newer.data[1..]].concat().into();
+        let mut cut = create(2, "one");
+        cut.data = cut.data.slice(..cut.data.len() - 1);
+        let conf = |payload: &[u8]| Entry { entry_type: EntryType::EntryConfChange, ..entry(2, payload.to_vec()) };
+        let without_context = ConfChange { node_id: 2, ..ConfChange::default() }.write_to_bytes().unwrap();
+        let joint = Entry { entry_type: EntryType::EntryConfChangeV2, ..entry(2, Vec::new()) };
+        for bad in [newer, cut, conf(b"\xff\xff"), conf(b""), conf(&without_context), joint] {
+            let mut applier = applier();
+            let before = applier.store().view(State::hash);
+            let error = applier.apply(&bad).unwrap_err();
+            assert!(error.to_string().contains("log entry 2"), "{error}");
+            assert_eq!(applier.store().view(State::hash), before);
+        }
+    }
+
+    #[test]
+    fn flipped_bits_never_panic_and_never_corrupt_the_state() {
+        let good = [create(2, "one"), member(2, ConfChangeType::AddLearnerNode, 2, &learner(2))];
+        for entry in good {
+            for (place, bit) in (0..entry.data.len()).flat_map(|place| (0..8).map(move |bit| (place, bit))) {
+                let mut payload = entry.data.to_vec();
+                payload[place] ^= 1 << bit;
+                let mut applier = applier();
+                let result = applier.apply(&Entry { data: payload.into(), ..entry.clone() });
+                let applied = applier.store().view(|state| {
+                    assert_eq!(state.hash(), state.recompute_hash(), "bit {bit} of byte {place}");
+                    state.applied().index.0
+                });
+                assert_eq!(applied, if result.is_ok() { 2 } else { 1 }, "bit {bit} of byte {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_replicas_that_applied_the_same_entries_are_equal() {
+        let entries: Vec<Entry> = (2..50).map(|index| create(index, &format!("c{}", index % 13))).collect();
+        let (mut one, mut two) = (applier(), applier());
+        for entry in &entries {
+            assert_eq!(one.apply(entry), two.apply(entry));
+        }
+        assert_eq!(one.store().view(State::hash), two.store().view(State::hash));
+        two.apply(&entry(50, Vec::new())).unwrap();
+        assert_ne!(one.store().view(State::hash), two.store().view(State::hash));
+    }
+
+    #[test]
+    #[should_panic(expected = "does not follow")]
+    fn a_gap_is_a_broken_invariant() {
+        let _ = applier().apply(&entry(3, Vec::new()));
+    }
+
+    #[test]
+    #[should_panic(expected = "does not follow")]
+    fn a_repeated_entry_is_a_broken_invariant() {
+        let mut applier = applier();
+        applier.apply(&entry(2, Vec::new())).unwrap();
+        let _ = applier.apply(&entry(2, Vec::new()));
+    }
 }

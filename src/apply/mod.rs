@@ -1,4 +1,23 @@
-//! Apply: committed log entries become state.
+//! Apply: committed log entries become state, exactly once, in log order, by one writer.
+//!
+//! [`Applier`] is the machine: one entry in, one [`Effect`] out, no clock, no I/O beyond the store in memory. [`spawn`]
+//! gives it a thread. Raft hands over committed entries in batches, each entry perhaps with a token of the proposal that
+//! waits for it at this manager, and hears once per batch how far the store is, what became of those proposals, and
+//! which membership entries were accepted; only then does it take them up itself.
+//!
+//! Others may rely on this:
+//!
+//! - Two replicas that applied the same entries have the same state: what an entry does depends on the entry, its term
+//!   and the state, on nothing else. [`crate::store::State::hash`] shows it.
+//! - Entries follow each other without a gap and none comes twice. Anything else panics: raft and the store disagree
+//!   about where they are, and every guess would let this replica diverge.
+//! - An entry that cannot be read stops the process with exit code 5 instead of being skipped, for the same reason. It
+//!   was written by a newer version, or by a fault.
+//! - A reader never waits for a batch: the store is locked per entry.
+//!
+//! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same
+//! entries to the same [`Applier`] without a thread.
+
 mod machine;
 mod run;
 

@@ -22,6 +22,7 @@ pub struct Work {
 
 /// What the apply thread is asked to do.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a state is some 250 bytes of pointers, and the queue is short")]
 pub enum Request {
     /// Apply entries.
     Apply(Work),
@@ -136,5 +137,88 @@ impl<F: FnMut(Progress, Vec<(u64, Outcome)>)> Apply<F> {
             Effect::None | Effect::Address => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use raft::eraftpb::ConfChangeType;
+
+    use super::super::machine::tests::{applier, create, entry, learner, member};
+    use super::*;
+    use crate::sys::queue;
+    use crate::types::log::Command;
+    use crate::types::{Kind, Revision};
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_request_is_answered_once_with_everything_it_did() {
+        let metrics = Metrics::default();
+        let (inbox, requests) = queue::bounded(8, metrics.queue("apply"));
+        let (sender, reports) = mpsc::channel();
+        let applier = applier();
+        let store = applier.store().clone();
+        let thread = spawn(applier, requests, &metrics, move |progress, outcomes| {
+            sender.send((progress, outcomes)).unwrap();
+        })
+        .unwrap();
+
+        let entries = vec![
+            (entry(2, Vec::new()), None),
+            (create(3, "one"), Some(30)),
+            (create(4, "two"), None),
+            (member(5, ConfChangeType::AddLearnerNode, 2, &learner(2)), None),
+            (member(6, ConfChangeType::AddLearnerNode, 2, &learner(2)), None),
+            (create(7, "three"), Some(70)),
+            (entry(8, super::super::encode(&Command::Mark { floors: Vec::new() })), None),
+        ];
+        let bytes = entries.iter().map(|(entry, _)| entry.data.len() as u64).sum();
+        inbox.try_send(Request::Apply(Work { entries })).unwrap();
+        let (progress, outcomes) = reports.recv_timeout(SOON).unwrap();
+        let (applied, mark) = store.view(|state| (state.applied(), state.hash()));
+        let expected = Progress {
+            applied,
+            members: vec![(Index(5), true), (Index(6), false)],
+            mark: Some(StateHash { index: Index(8), revision: Revision(3), sum: mark }),
+            bytes,
+            configuration_changed: true,
+        };
+        assert_eq!((progress, applied.index), (expected, Index(8)));
+        let committed = |revision| Outcome::Committed(Revision(revision));
+        assert_eq!(outcomes, [(30, committed(1)), (70, committed(3))]);
+
+        inbox.try_send(Request::Apply(Work { entries: vec![(create(9, "four"), None)] })).unwrap();
+        let (progress, outcomes) = reports.recv_timeout(SOON).unwrap();
+        assert_eq!((progress.applied.index, progress.configuration_changed, outcomes.len()), (Index(9), false, 0));
+        assert_eq!(metrics.counter("skep_apply_entries_total").get(), 8);
+
+        drop(inbox);
+        assert!(thread.join(SOON));
+    }
+
+    #[test]
+    fn entries_follow_an_installed_snapshot() {
+        let metrics = Metrics::default();
+        let (inbox, requests) = queue::bounded(8, metrics.queue("apply"));
+        let (sender, reports) = mpsc::channel();
+        let (applier, mut other) = (applier(), super::super::machine::tests::applier());
+        let store = applier.store().clone();
+        for index in 2..10 {
+            other.apply(&create(index, &format!("c{index}"))).unwrap();
+        }
+        let thread = spawn(applier, requests, &metrics, move |progress, _| sender.send(progress).unwrap()).unwrap();
+        inbox.try_send(Request::Install { state: other.store().snapshot() }).unwrap();
+        inbox.try_send(Request::Apply(Work { entries: vec![(create(10, "c10"), None)] })).unwrap();
+        let installed = reports.recv_timeout(SOON).unwrap();
+        assert_eq!((installed.applied.index, installed.configuration_changed), (Index(9), true));
+        assert_eq!(reports.recv_timeout(SOON).unwrap().applied.index, Index(10));
+        assert_eq!(store.view(|state| state.count(Kind::Config)), 9);
+        drop(inbox);
+        assert!(thread.join(SOON));
     }
 }

@@ -27,8 +27,7 @@ use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa, same_secret};
 use crate::sys::entropy::Entropy;
 use crate::types::api::{Answer, IssueRequest};
 use crate::types::object::{
-    self, Availability, Certificate, Cluster, IssuanceState, JoinTokens, MembershipState, Meta, Node, NodeDescription,
-    NodeSpec, NodeState, NodeStatus, Sensitive,
+    self, Availability, Certificate, Cluster, IssuanceState, JoinTokens, Node, NodeDescription, Sensitive,
 };
 use crate::types::{Change, ChangeId, ClusterId, Code, NodeId, Object, Operation, Role, Status, Timestamp};
 
@@ -87,6 +86,12 @@ pub fn issue(
     check_description(&request.description)?;
     let cluster = directory.cluster().ok_or_else(starting)?;
     let role = role_of_token(&cluster, &request.token)?;
+    if request.role.is_some_and(|wanted| wanted != role) {
+        let wanted = request.role.unwrap_or(role).name();
+        let message = format!("the token is a {} token", role.name());
+        let hint = format!("print a {wanted} token on any manager with `skep token show --role {wanted}`");
+        return Err(Status::new(Code::InvalidArgument, message).with_hint(hint));
+    }
     let root = signer(&cluster)?;
 
     let node_id = node_of_change(request.change);
@@ -99,7 +104,7 @@ pub fn issue(
         after: request.after,
         time: Timestamp(now_ms),
         term: None,
-        operations: vec![Operation::Create(Object::Node(node))],
+        operations: vec![Operation::Create(Object::Node(Box::new(node)))],
     };
     Ok(Issue { change, node_id })
 }
@@ -180,21 +185,11 @@ fn issued(role: Role, csr: String, chain: String) -> Certificate {
 }
 
 fn new_node(id: NodeId, description: NodeDescription, availability: Availability, certificate: Certificate) -> Node {
-    let role = certificate.role;
-    Node {
-        id,
-        meta: Meta::default(),
-        spec: NodeSpec {
-            annotations: object::Annotations::default(),
-            desired_role: role,
-            membership: MembershipState::Accepted,
-            availability,
-        },
-        description,
-        status: NodeStatus { state: NodeState::Unknown, message: String::new(), addr: String::new() },
-        certificate,
-        role,
-    }
+    let mut node = Node::new(id, certificate.role);
+    node.spec.availability = availability;
+    node.description = description;
+    node.certificate = certificate;
+    node
 }
 
 /// The role that a token admits to: the manager's is compared first, and both always, so that the time tells nothing.

@@ -60,7 +60,7 @@ impl Store {
     fn apply(&mut self, change: &Change) {
         for operation in &change.operations {
             match operation {
-                Operation::Create(Object::Node(node)) => self.nodes.insert(node.id, node.clone()),
+                Operation::Create(Object::Node(node)) => self.nodes.insert(node.id, (**node).clone()),
                 other => panic!("{other:?}"),
             };
         }
@@ -70,7 +70,7 @@ impl Store {
 fn cluster(root_ca: object::RootCa) -> Cluster {
     Cluster {
         id: CLUSTER,
-        meta: Meta::default(),
+        meta: crate::types::object::Meta::default(),
         spec: ClusterSpec {
             annotations: Annotations::default(),
             task_history_retention_limit: 5,
@@ -114,6 +114,7 @@ fn request(token: &str) -> IssueRequest {
         csr: pki::signing_request(&key()).unwrap(),
         token: Sensitive(token.as_bytes().to_vec()),
         description: description("m2"),
+        role: None,
         availability: Availability::Active,
     }
 }
@@ -162,7 +163,7 @@ fn the_change_creates_an_accepted_node_and_nothing_else() {
         panic!("{change:?}");
     };
     assert_eq!((node.id, node.role, node.spec.desired_role), (node_id, Role::Worker, Role::Worker));
-    assert_eq!(node.spec.membership, MembershipState::Accepted);
+    assert_eq!(node.spec.membership, crate::types::object::MembershipState::Accepted);
     assert_eq!(node.description.hostname, "m2");
     assert_eq!(node.certificate.csr, request("").csr);
 }

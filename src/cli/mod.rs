@@ -1,1 +1,148 @@
-//! Not written yet.
+//! What a person types and reads: the grammar of the command line, tables and JSON, exit codes, and the daemon's
+//! surroundings (logger, signals, service manager).
+//!
+//! [`main`] is the whole of the binary. Every command except `run`, `wal` and `completions` is a conversation with a
+//! running manager over its control socket, through [`crate::client`]; `run` is the daemon itself.
+//!
+//! What people and scripts may rely on:
+//!
+//! - Exit codes ([`Exit`]) and the JSON of `--json` are stable; both say the same as the text does.
+//! - Messages are `skep: what was attempted: why`, then `hint:` with the next command to type. With `--json` an error is
+//!   one object on standard error: `code`, `message`, `hint`, and `change_id` for a write whose outcome is not known.
+//! - A reader that closes standard output early (`| head`) ends a command quietly.
+//! - What other people stored is printed without its control characters; secrets are not printed at all.
+//!
+//! The logger, the signal handlers and the service manager's notifications are set up here and nowhere else: a program
+//! that embeds a node has its own.
+//!
+//! Not here: decisions. Whether a name is valid or a change allowed is for the manager to say; the command line refuses
+//! only what cannot be sent.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+mod advertise;
+mod args;
+mod bench;
+mod commands;
+mod daemon;
+mod exit;
+mod logger;
+mod notify;
+mod objects;
+mod output;
+mod parse;
+mod run;
+mod session;
+mod wal;
+
+use args::{Cli, Command};
+pub use daemon::{Daemon, Options, Stopped};
+pub use exit::{Exit, Failure};
+use output::Output;
+use session::Session;
+
+/// The binary: reads the process's arguments, does what they say, and gives the exit code.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error, &arguments).into(),
+    };
+    let json = cli.common.json;
+    match dispatch(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            complain(&failure, json);
+            failure.exit.into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> commands::Ended {
+    let mut out = Output::new(Box::new(std::io::stdout()), cli.common.json);
+    match &cli.command {
+        Command::Run(args) => return run::run(&cli.common, args, daemon::start),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "skep", &mut script);
+            out.text(&String::from_utf8_lossy(&script))?;
+            out.flush()?;
+            return Ok(Exit::Done);
+        }
+        Command::Wal(command) => {
+            let exit = wal::run(&mut out, command)?;
+            out.flush()?;
+            return Ok(exit);
+        }
+        Command::Bench(command) => {
+            let exit = bench::run(&cli.common, command, &mut out)?;
+            out.flush()?;
+            return Ok(exit);
+        }
+        _ => {}
+    }
+    let mut session = Session::open(&cli.common, out)?;
+    let exit = ask(&mut session, &cli.command)?;
+    session.out.flush()?;
+    Ok(exit)
+}
+
+/// Commands that are questions to a manager.
+fn ask(session: &mut Session, command: &Command) -> commands::Ended {
+    use crate::types::Kind;
+    match command {
+        Command::Status => commands::status(session),
+        Command::Members => commands::members(session),
+        Command::Watch(args) => commands::watch(session, args),
+        Command::Node(command) => commands::node(session, command),
+        Command::Config(command) => commands::data(session, Kind::Config, command),
+        Command::Secret(command) => commands::data(session, Kind::Secret, command),
+        Command::Extension(command) => commands::extension(session, command),
+        Command::Resource(command) => commands::resource(session, command),
+        Command::Cluster(command) => commands::cluster(session, command),
+        Command::Token(command) => commands::token(session, command),
+        Command::Raft(command) => commands::raft(session, command),
+        Command::Leave(args) => commands::leave(session, args),
+        Command::Run(_) | Command::Completions { .. } | Command::Wal(_) | Command::Bench(_) => {
+            unreachable!("dispatch has handled the commands that ask nobody")
+        }
+    }
+}
+
+/// A command line that is wrong, or a question for help.
+fn not_parsed(error: &clap::Error, arguments: &[OsString]) -> Exit {
+    if !error.use_stderr() {
+        // A reader that left early is no failure here either.
+        let _ = error.print();
+        return Exit::Done;
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let text = text.replace("For more information, try '--help'.", "hint: add --help to see what can be given");
+    if arguments.iter().any(|argument| argument == "--json") {
+        let first = text.lines().next().unwrap_or_default();
+        complain(&Failure::usage(first).with_hint("add --help to see what can be given"), true);
+    } else if text.starts_with("skep")
+        || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    {
+        let _ = write!(std::io::stderr(), "{text}");
+    } else {
+        let _ = write!(std::io::stderr(), "skep: {text}");
+    }
+    Exit::Usage
+}
+
+fn complain(failure: &Failure, json: bool) {
+    // Nobody may be left to read standard error; the exit code still tells.
+    let _ = match json {
+        true => writeln!(std::io::stderr(), "{}", failure.json()),
+        false => write!(std::io::stderr(), "{}", failure.text()),
+    };
+}
+
+#[cfg(test)]
+mod tests;

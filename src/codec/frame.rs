@@ -15,7 +15,8 @@ pub const HEADER: usize = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// An `api::Hello` envelope; the first frame.
+    /// An `api::Hello` envelope; the first frame. With [`END`], its sender makes calls of its own on the connection and
+    /// takes nothing else there: no calls, no Raft messages, no pings.
     Hello = 1,
     /// A request (`codec::request`); opens its stream.
     Request = 2,

@@ -1,1 +1,197 @@
-//! Not written yet.
+//! The service behind the command line: what a request means, decided from the store.
+//!
+//! [`Control`] is asked by the machine that carries requests (`net::requests`) and answers with one of its steps: an
+//! answer, a refusal, a change to propose, an order to raft, a stream. It owns nothing but a handle on the store and what
+//! the node last told it of raft and links ([`Context`]); it blocks on nothing and may be asked again at any time.
+//!
+//! What others may rely on:
+//!
+//! * A write becomes one [`Change`](crate::types::Change) whose ids derive from the caller's change id alone, so that the
+//!   same request asked again, here or at another leader, walks through the same attempts and gets the same answer. A
+//!   conflict on a version that the caller did not name is built again under the next derived id; one on a version that
+//!   the caller named is the caller's answer.
+//! * Whatever must hold when the change is applied ("this kind is registered", "nothing uses this secret") travels inside
+//!   the change. What is checked here as well is checked only to name what is in the way.
+//! * A refusal drawn from the store is marked so that the machine confirms it with the leader first.
+//! * Everything that leaves passes [`redact`]: no secret, private key, unlock key, bootstrap key or join token is in a
+//!   list, an inspection or a watch. Join tokens are told by [`QueryKind::Token`](crate::types::api::QueryKind) only.
+//! * Every refusal says what to do next where there is something to do.
+//!
+//! Not here: who may ask (`net::routes`), waiting and forwarding (`net::requests`), certificates (`ca`), how members are
+//! added and removed (`raft`).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codec::envelope;
+use crate::net::handler::Incoming;
+use crate::net::requests::{Pull, Step};
+use crate::store::Store;
+use crate::sys::time::Instant;
+use crate::types::api::{Answer, Call, LinkReport, RaftReport, RaftState};
+use crate::types::error::{Code, Status};
+use crate::types::{ClusterId, NodeId, Outcome};
+
+mod filter;
+mod http;
+mod membership;
+mod query;
+pub mod redact;
+mod refusal;
+mod report;
+mod validate;
+mod watch;
+mod write;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+pub use http::http;
+pub use query::query;
+pub use report::no_majority;
+pub use watch::Watch;
+pub use write::{Decision, attempt_id, decide_write, object_id};
+
+/// What a manager knows beside its store. The node refreshes it; it may be a little old.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// This node.
+    pub node_id: NodeId,
+    /// The swarm.
+    pub cluster_id: ClusterId,
+    /// The host name, for as long as the store does not know this node.
+    pub hostname: String,
+    /// The version of this build.
+    pub version: String,
+    /// This node's own median sync, microseconds.
+    pub sync_us: u64,
+    /// What raft says of itself.
+    pub raft: RaftReport,
+    /// Links to peers.
+    pub links: Vec<LinkReport>,
+}
+
+impl Context {
+    /// Whether this node has no log yet.
+    pub fn joining(&self) -> bool {
+        self.raft.state == RaftState::Joining
+    }
+
+    /// The leader's identity, if it is known who leads.
+    pub fn leader(&self) -> Option<NodeId> {
+        let leader = self.raft.leader?;
+        self.raft.members.iter().find(|member| member.raft_id == leader).map(|member| member.node_id)
+    }
+}
+
+/// The service.
+#[derive(Debug)]
+pub struct Control {
+    store: Arc<Store>,
+    /// What this manager knows beside its store.
+    pub context: Context,
+}
+
+impl Control {
+    /// A service over `store`.
+    pub const fn new(store: Arc<Store>, context: Context) -> Self {
+        Self { store, context }
+    }
+
+    /// The store it decides from.
+    pub const fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Decides what to do with a request, as [`Service::decide`](crate::net::requests::Service::decide) wants it.
+    /// `now_ms` is the wall clock, for the times of objects. Calls of the CA are not known here.
+    pub fn decide(&self, request: &Incoming, attempt: u32, confirmed: bool, now_ms: u64) -> Step<Watch> {
+        if let Some(status) = self.removed(request) {
+            return Step::Refuse(status);
+        }
+        match request.call {
+            Call::Write => match decode(request) {
+                Ok(write) => match self.store.view(|state| decide_write(state, &write, attempt, now_ms)) {
+                    Decision::Step(step) => step,
+                    Decision::Remembered(outcome) => write::ended(&self.store, &write, &outcome),
+                },
+                Err(status) => Step::Refuse(status),
+            },
+            Call::Query => match decode(request) {
+                Ok(what) => query::decide(&self.store, &what, confirmed, &self.context),
+                Err(status) => Step::Refuse(status),
+            },
+            Call::Watch => match decode(request) {
+                Ok(watch) => match Watch::begin(&self.store, watch) {
+                    Ok(watch) => Step::Stream(watch),
+                    Err(status) => Step::Refuse(status),
+                },
+                Err(status) => Step::Refuse(status),
+            },
+            Call::Admin => match decode(request) {
+                Ok(admin) => self.store.view(|state| membership::admin(state, &self.context, request, admin)),
+                Err(status) => Step::Refuse(status),
+            },
+            Call::Join => match decode(request) {
+                Ok(join) => self.store.view(|state| membership::join(state, request, join)),
+                Err(status) => Step::Refuse(status),
+            },
+            Call::Leave => match decode(request) {
+                Ok(leave) => membership::leave(request, leave),
+                Err(status) => Step::Refuse(status),
+            },
+            Call::SetAddress => match decode(request) {
+                Ok(address) => membership::set_address(request, address),
+                Err(status) => Step::Refuse(status),
+            },
+            Call::ResolveAddress => match decode(request) {
+                Ok(which) => self.store.view(|state| membership::resolve_address(state, which)),
+                Err(status) => Step::Refuse(status),
+            },
+            // That the caller reached this process, and that it is who its certificate says, is all that is asked.
+            Call::Health => Step::Answer(encode(&Answer::Done)),
+            Call::Snapshot => Step::Elsewhere,
+            Call::GetRoot | Call::Issue | Call::CertificateStatus => {
+                Step::Refuse(Status::new(Code::Unimplemented, "this manager offers no certificate authority"))
+            }
+        }
+    }
+
+    /// Turns the outcome of a proposed change into the caller's answer, as
+    /// [`Service::ended`](crate::net::requests::Service::ended) wants it.
+    pub fn ended(&self, request: &Incoming, outcome: &Outcome) -> Step<Watch> {
+        match decode(request) {
+            Ok(write) => write::ended(&self.store, &write, outcome),
+            Err(status) => Step::Refuse(status),
+        }
+    }
+
+    /// The next part of a watch, as [`Service::pull`](crate::net::requests::Service::pull) wants it.
+    pub fn pull(&self, now: Instant, watch: &mut Watch, room: usize) -> Pull {
+        watch.pull(&self.store, now, room)
+    }
+
+    /// A node that was removed may ask for nothing, whatever its certificate says; the manager that passed its call on
+    /// may not have known.
+    fn removed(&self, request: &Incoming) -> Option<Status> {
+        let node_id = request.caller.node_id()?;
+        self.store.view(|state| state.is_removed(node_id)).then(|| {
+            Status::new(Code::PermissionDenied, format!("node {node_id} was removed from the swarm"))
+                .with_hint("to join again, start it on an empty data directory with a join token")
+        })
+    }
+}
+
+/// Encodes an answer.
+pub fn encode(answer: &Answer) -> Bytes {
+    envelope::encode(answer).into()
+}
+
+fn decode<T: serde::de::DeserializeOwned>(request: &Incoming) -> Result<T, Status> {
+    envelope::decode(&request.body, request.body.len()).map_err(|error| {
+        Status::new(Code::InvalidArgument, format!("the request cannot be read: {error}"))
+            .with_hint("use a command line of the same version as the manager")
+    })
+}

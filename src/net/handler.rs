@@ -67,8 +67,9 @@ pub trait Handler: Send {
 
     /// The hello this node sends on a connection that begins now.
     fn hello(&mut self) -> Hello;
-    /// A manager's hello arrived. Refusing closes the connection after the status was sent; nothing else of the
-    /// connection is looked at before this returns.
+    /// A manager's hello arrived; its protocol number, swarm and node id were checked against this node's and the
+    /// certificate. Refusing closes the connection after the status was sent; nothing else of the connection is looked at
+    /// before this returns. The side that was dialled sends its own hello only after this one was accepted.
     fn greeted(&mut self, caller: &Caller, hello: &Hello) -> Result<(), Status>;
     /// A peer refused this node's hello, or ended the connection with a reason.
     fn turned_away(&mut self, peer: Option<NodeId>, status: &Status, out: &mut Outbox);
@@ -76,7 +77,8 @@ pub trait Handler: Send {
     fn request(&mut self, now: Instant, request: Incoming, out: &mut Outbox);
     /// The caller of a stream lost interest, or its connection closed.
     fn cancelled(&mut self, stream: StreamId, out: &mut Outbox);
-    /// The receiver of a stream takes more; `available` is what it takes in all now.
+    /// The receiver of a stream takes more; `available` is what it takes in all now. At first it takes
+    /// `codec::frame::INITIAL_CREDIT`.
     fn credit(&mut self, stream: StreamId, available: u32, out: &mut Outbox);
     /// The reply to a call made with this token.
     fn replied(&mut self, now: Instant, token: u64, reply: Reply, out: &mut Outbox);
@@ -84,7 +86,9 @@ pub trait Handler: Send {
     fn raft(&mut self, from: NodeId, body: Bytes, out: &mut Outbox);
     /// The first usable connection to a manager came up, whoever dialled.
     fn connected(&mut self, peer: NodeId, out: &mut Outbox);
-    /// The last usable connection to a manager closed. `refused`: its address refused the redial too (its process is gone).
+    /// The last usable connection to a manager closed. `refused`: its address refused the redial too (its process is
+    /// gone), which is known within milliseconds; that it did not is told 300 ms after the loss. A redial that succeeds
+    /// within this time means that nothing is told.
     fn disconnected(&mut self, peer: NodeId, refused: bool, out: &mut Outbox);
     /// A pong: round trip and the peer's clock minus ours, and what the peer reports of itself.
     fn measured(&mut self, peer: NodeId, rtt_us: u64, clock_offset_ms: i64, ping: crate::codec::request::Ping);
@@ -105,7 +109,8 @@ pub trait Handler: Send {
 /// Something for the loop to do.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Send an answer, or a part of one; `end` closes the stream. A stream's parts must stay within its credit.
+    /// Send an answer, or a part of one; `end` closes the stream. The parts of a call that is a stream must stay within
+    /// its credit; any other answer is one part, with `end`.
     Answer {
         /// Where to.
         stream: StreamId,
@@ -121,8 +126,9 @@ pub enum Command {
         /// Why.
         status: Status,
     },
-    /// Call another manager over any live connection; replies come back under `token`. With `to: Addr` a connection is
-    /// made for this call alone.
+    /// Call another manager over any live connection; replies come back under `token`, never before the next turn. With
+    /// [`Target::Address`] a connection is made for this call alone, and one that cannot be made is a
+    /// [`Reply::Refused`] with `Unavailable`, or with what the other side said.
     Call {
         /// Chosen by the handler.
         token: u64,
@@ -130,7 +136,8 @@ pub enum Command {
         to: Target,
         /// What.
         call: Call,
-        /// How long the other side may take, milliseconds.
+        /// How long the other side may take, milliseconds: for the answer, or from one part of a stream to the next.
+        /// After that the reply is [`Reply::Lost`].
         deadline_ms: u32,
         /// On whose behalf.
         forwarded: Option<Forwarded>,
@@ -149,8 +156,8 @@ pub enum Command {
         /// The call's token.
         token: u64,
     },
-    /// Send Raft messages: dropped, and reported by the return value of the loop's next `disconnected`, when no
-    /// connection is up. `urgent` ones go before queued appends.
+    /// Send Raft messages over any live connection; dropped when none is up, which [`Handler::disconnected`] has told,
+    /// or when too much waits to be sent on it. `urgent` ones overtake appends. Other threads use `NetHandle::send_raft`.
     Raft {
         /// To whom.
         to: NodeId,
@@ -163,7 +170,8 @@ pub enum Command {
     Peers(Vec<(NodeId, String)>),
     /// Close every connection of a node.
     Disconnect(NodeId),
-    /// Send the same hello again to nobody, accept no new connections, and end the loop once what is queued is written.
+    /// Accept and make no connections any more, refuse requests, and end the loop once what is queued is written, or
+    /// after a second.
     Shutdown,
 }
 

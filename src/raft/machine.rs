@@ -667,7 +667,7 @@ impl Machine {
     // ---- reads ----
 
     fn begin_reads(&mut self, now: Instant) {
-        if self.can_read() && self.reads.len() > 0 {
+        if self.can_read() && !self.reads.is_empty() {
             for context in self.reads.begin(now, READ_RETRY) {
                 self.node.read_index(context);
             }

@@ -48,6 +48,11 @@ impl Reads {
         self.waiting.push((now, token));
     }
 
+    /// Whether no read is on its way.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Reads that are on their way.
     pub fn len(&self) -> usize {
         let in_rounds: usize = self.rounds.iter().map(|round| round.tokens.len()).sum();

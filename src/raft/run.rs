@@ -1,1 +1,490 @@
-//! The raft thread.
+//! The raft thread: owns the [`Machine`], its queues and the clock.
+//!
+//! Events wait in lanes that are looked at in a fixed order, each up to a cap per turn: what the node's own threads
+//! report, votes and heartbeats, a tick, appends, requests. One turn is one batch for the machine and one wakeup for
+//! everybody it concerns.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use raft::eraftpb::{Message, MessageType};
+
+use super::machine::{Durable, Machine};
+use super::{Applied, Effects, Event, FetchSnapshot, Leadership, Outgoing, Replicated, Reply, Report, Stop};
+use crate::apply;
+use crate::codec::raft_message;
+use crate::store::{State, Store};
+use crate::sys::metrics::{Counter, Gauge, Histogram, Metrics};
+use crate::sys::queue::{self, Bell, Receiver, Sender, Waiter};
+use crate::sys::thread::{self, Thread};
+use crate::sys::time::{Instant, monotonic};
+use crate::types::log::StateHash;
+use crate::types::{Member, NodeId, Outcome, Position};
+use crate::wal::{self, LogReader};
+
+/// What leaves the raft, wal and apply threads for the rest of the node. No call may block.
+pub trait Outlet: Send + Sync + 'static {
+    /// Sends encoded Raft messages; false when they were dropped.
+    fn send(&self, to: NodeId, body: Vec<u8>, urgent: bool) -> bool;
+    /// Answers to requests.
+    fn replies(&self, replies: Vec<Reply>);
+    /// Outcomes of proposals.
+    fn outcomes(&self, outcomes: Vec<(u64, Outcome)>);
+    /// The store moved: watchers have something to read.
+    fn moved(&self);
+    /// Who leads changed.
+    fn leadership(&self, leadership: Leadership);
+    /// Keep connections to these.
+    fn peers(&self, members: Vec<Member>);
+    /// Fetch this snapshot.
+    fn fetch_snapshot(&self, fetch: FetchSnapshot);
+    /// Write a snapshot of the store.
+    fn create_snapshot(&self);
+    /// The node must stop.
+    fn stop(&self, stop: Stop);
+}
+
+/// What other threads send to the raft thread.
+#[derive(Debug)]
+pub enum Input {
+    /// For the machine.
+    Event(Event),
+    /// A fetched snapshot's state, ready to be installed.
+    Fetched {
+        /// Its place.
+        position: Position,
+        /// Size of its file.
+        bytes: u64,
+        /// What it holds.
+        state: Box<State>,
+    },
+}
+
+/// Messages per turn and lane.
+const TURN: usize = 1024;
+/// Appends per turn: each may be 256 KiB.
+const APPENDS_PER_TURN: usize = 64;
+/// A frame of messages is sent when it is this long.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// A handle to the raft thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    internal: Sender<Input>,
+    urgent: Sender<Event>,
+    appends: Sender<Event>,
+    requests: Sender<Event>,
+    bell: Bell,
+    shared: Arc<Shared>,
+}
+
+/// What the raft thread publishes.
+#[derive(Debug)]
+struct Shared {
+    report: Mutex<Report>,
+    durable: Mutex<Durable>,
+    mark: Mutex<Option<StateHash>>,
+    turns: AtomicU64,
+    stop: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no code panics while it holds this lock")
+}
+
+impl Handle {
+    /// A message from a peer. A full lane drops it: Raft repeats itself.
+    pub fn peer(&self, from: NodeId, message: Message) -> bool {
+        let bulky = matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgSnapshot)
+            && !message.entries.is_empty();
+        let lane = if bulky { &self.appends } else { &self.urgent };
+        let queued = lane.try_send(Event::Peer { from, message }).is_ok();
+        self.bell.ring();
+        queued
+    }
+
+    /// A proposal, a read or an order; false when the lane is full and nothing was queued.
+    pub fn request(&self, event: Event) -> bool {
+        let queued = self.requests.try_send(event).is_ok();
+        self.bell.ring();
+        queued
+    }
+
+    /// What the node's own threads report. These must not be lost: their number is bounded by what raft handed out.
+    pub fn internal(&self, input: Input) {
+        if self.internal.try_send(input).is_err() {
+            log::error!("the raft thread does not take what the log and apply report: it is stuck");
+            std::process::abort();
+        }
+        self.bell.ring();
+    }
+
+    /// A link came up or went down, a ping returned.
+    pub fn link(&self, event: Event) {
+        self.internal(Input::Event(event));
+    }
+
+    /// The report as of the last tick or change of leadership.
+    pub fn report(&self) -> Report {
+        lock(&self.shared.report).clone()
+    }
+
+    /// What is on disk for certain.
+    pub fn durable(&self) -> Durable {
+        *lock(&self.shared.durable)
+    }
+
+    /// The last own state hash at a mark.
+    pub fn mark(&self) -> Option<StateHash> {
+        *lock(&self.shared.mark)
+    }
+
+    /// Turns of the loop so far: it makes progress while this grows.
+    pub fn turns(&self) -> u64 {
+        self.shared.turns.load(Relaxed)
+    }
+
+    /// Tells the thread to stop after this turn.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Relaxed);
+        self.bell.ring();
+    }
+}
+
+/// The receiving half of a [`Handle`], for [`spawn`].
+#[derive(Debug)]
+pub struct Inbox {
+    internal: Receiver<Input>,
+    urgent: Receiver<Event>,
+    appends: Receiver<Event>,
+    requests: Receiver<Event>,
+    waiter: Waiter,
+    shared: Arc<Shared>,
+}
+
+/// Queues of a raft thread that is started later, so that the threads it talks to can be given the handle first.
+pub fn queues(report: Report, metrics: &Metrics) -> (Handle, Inbox) {
+    let (internal, internal_in) = queue::bounded(1 << 16, metrics.queue("raft_internal"));
+    let (urgent, urgent_in) = queue::bounded(4096, metrics.queue("raft_urgent"));
+    let (appends, appends_in) = queue::bounded(256, metrics.queue("raft_appends"));
+    let (requests, requests_in) = queue::bounded(8192, metrics.queue("raft_requests"));
+    let (bell, waiter) = queue::bell();
+    let shared = Arc::new(Shared {
+        report: Mutex::new(report),
+        durable: Mutex::default(),
+        mark: Mutex::default(),
+        turns: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    });
+    let handle = Handle { internal, urgent, appends, requests, bell, shared: shared.clone() };
+    let inbox =
+        Inbox { internal: internal_in, urgent: urgent_in, appends: appends_in, requests: requests_in, waiter, shared };
+    (handle, inbox)
+}
+
+/// Where the raft thread sends its work.
+#[derive(Debug)]
+pub struct Workers {
+    /// The log thread.
+    pub wal: Sender<wal::run::Request<Vec<Outgoing>>>,
+    /// The apply thread.
+    pub apply: Sender<apply::Request>,
+    /// The log's read side, for followers that lag.
+    pub reader: LogReader,
+}
+
+/// Starts the raft thread.
+pub fn spawn(
+    machine: Machine,
+    inbox: Inbox,
+    handle: &Handle,
+    workers: Workers,
+    outlet: Arc<dyn Outlet>,
+    metrics: &Metrics,
+) -> io::Result<Thread> {
+    // Whoever greets peers once this returns knows where the log ends.
+    *lock(&inbox.shared.durable) = machine.durable();
+    *lock(&inbox.shared.report) = machine.report(monotonic());
+    let (fetches, fetches_in) = queue::bounded(1024, metrics.queue("logread"));
+    let back = handle.clone();
+    let reader = workers.reader.clone();
+    thread::spawn("logread", move || {
+        while let Some(fetch) = fetches_in.recv() {
+            let fetch: super::Fetch = fetch;
+            let entries = reader.read(fetch.low, fetch.high, fetch.max_bytes).unwrap_or_else(|error| {
+                log::warn!("cannot read log entries from {} for a follower: {error}", fetch.low);
+                Vec::new()
+            });
+            back.internal(Input::Event(Event::Fetched { fetch, entries }));
+        }
+    })?;
+    let mut raft = Raft {
+        next_tick: monotonic() + machine.tick_interval(),
+        machine,
+        inbox,
+        workers,
+        outlet,
+        fetches,
+        backlog: VecDeque::new(),
+        apply_backlog: VecDeque::new(),
+        fetched: None,
+        sync_histogram: metrics.histogram("skep_wal_sync_seconds"),
+        proposals: metrics.counter("skep_raft_proposals_total"),
+        reads: metrics.counter("skep_raft_reads_total"),
+        elections: metrics.gauge("skep_raft_elections"),
+        turn_events: metrics.counter("skep_raft_events_total"),
+    };
+    thread::spawn("raft", move || raft.run())
+}
+
+/// The raft thread.
+struct Raft {
+    machine: Machine,
+    inbox: Inbox,
+    workers: Workers,
+    outlet: Arc<dyn Outlet>,
+    fetches: Sender<super::Fetch>,
+    /// What did not fit into a worker's queue yet; bounded by the machine's byte budgets.
+    backlog: VecDeque<wal::run::Request<Vec<Outgoing>>>,
+    apply_backlog: VecDeque<apply::Request>,
+    fetched: Option<(Position, Box<State>)>,
+    next_tick: Instant,
+    sync_histogram: Histogram,
+    proposals: Counter,
+    reads: Counter,
+    elections: Gauge,
+    turn_events: Counter,
+}
+
+impl Raft {
+    fn run(&mut self) {
+        let effects = self.machine.finish(monotonic());
+        self.carry_out(effects);
+        self.publish(monotonic());
+        while !self.inbox.shared.stop.load(Relaxed) {
+            let deadline = self.machine.deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
+            if !self.inbox.waiter.wait_until(deadline) {
+                break;
+            }
+            while self.turn() && !self.inbox.shared.stop.load(Relaxed) {}
+        }
+    }
+
+    /// One batch; true when something was there, so that another look is due before waiting.
+    fn turn(&mut self) -> bool {
+        let now = monotonic();
+        let mut events = 0;
+        for _ in 0..TURN {
+            let Some(input) = self.inbox.internal.try_recv() else { break };
+            events += 1;
+            match input {
+                Input::Event(event) => self.machine.step(now, event),
+                Input::Fetched { position, bytes, state } => {
+                    self.fetched = Some((position, state));
+                    self.machine.step(now, Event::SnapshotFetched { position, bytes });
+                }
+            }
+        }
+        events += self.drain(now, TURN, |inbox| inbox.urgent.try_recv());
+        let ticked = now >= self.next_tick;
+        if ticked {
+            // After a stall one tick is delivered, not the ones that were missed: they would end a healthy leader's term.
+            self.next_tick = now + self.machine.tick_interval();
+            let sync_us = self.sync_histogram.quantile_us(0.5);
+            self.machine.step(now, Event::OwnSync { sync_us });
+            self.machine.step(now, Event::Tick);
+        }
+        events += self.drain(now, APPENDS_PER_TURN, |inbox| inbox.appends.try_recv());
+        events += self.drain(now, TURN, |inbox| inbox.requests.try_recv());
+        let due = self.machine.deadline().is_some_and(|at| at <= now);
+        if events > 0 || ticked || due {
+            let effects = self.machine.finish(now);
+            let announced = effects.leadership.is_some() || effects.peers.is_some();
+            *lock(&self.inbox.shared.durable) = self.machine.durable();
+            *lock(&self.inbox.shared.mark) = self.machine.last_mark();
+            if ticked || announced {
+                self.publish(now);
+            }
+            self.carry_out(effects);
+            self.turn_events.add(events as u64);
+            self.inbox.shared.turns.fetch_add(1, Relaxed);
+        }
+        self.flush_backlogs();
+        events > 0
+    }
+
+    fn drain(&mut self, now: Instant, cap: usize, next: impl Fn(&Inbox) -> Option<Event>) -> usize {
+        let mut events = 0;
+        while events < cap
+            && let Some(event) = next(&self.inbox)
+        {
+            match &event {
+                Event::Propose { .. } => self.proposals.add(1),
+                Event::Read { .. } => self.reads.add(1),
+                _ => {}
+            }
+            self.machine.step(now, event);
+            events += 1;
+        }
+        events
+    }
+
+    fn publish(&self, now: Instant) {
+        let report = self.machine.report(now);
+        self.elections.set(report.elections);
+        *lock(&self.inbox.shared.report) = report;
+    }
+
+    fn carry_out(&mut self, effects: Effects) {
+        for node in send_all(&*self.outlet, effects.messages) {
+            self.machine.step(monotonic(), Event::Unreachable { node });
+        }
+        for (batch, release) in effects.persist {
+            self.backlog.push_back(wal::run::Request::Persist { batch, release });
+        }
+        if let Some(keep_from) = effects.compact {
+            self.backlog.push_back(wal::run::Request::Compact { keep_from });
+        }
+        if let Some(position) = effects.install {
+            let (fetched, state) = self.fetched.take().expect("raft installs only a snapshot that was fetched");
+            assert_eq!(fetched, position, "raft installs the snapshot fetched last");
+            self.apply_backlog.push_back(apply::Request::Install { state: *state });
+        }
+        if !effects.apply.is_empty() {
+            self.apply_backlog.push_back(apply::Request::Apply(apply::Work { entries: effects.apply }));
+        }
+        self.flush_backlogs();
+        if let Some(leadership) = effects.leadership {
+            self.outlet.leadership(leadership);
+        }
+        if let Some(members) = effects.peers {
+            self.outlet.peers(members);
+        }
+        if !effects.replies.is_empty() {
+            self.outlet.replies(effects.replies);
+        }
+        for fetch in effects.fetch {
+            if let Err(queue::Full(fetch)) = self.fetches.try_send(fetch) {
+                // The follower is probed again later.
+                self.machine.step(monotonic(), Event::Fetched { fetch, entries: Vec::new() });
+            }
+        }
+        if effects.create_snapshot {
+            self.outlet.create_snapshot();
+        }
+        if let Some(fetch) = effects.fetch_snapshot {
+            self.outlet.fetch_snapshot(fetch);
+        }
+        if let Some(stop) = effects.stop {
+            self.outlet.stop(stop);
+        }
+    }
+
+    fn flush_backlogs(&mut self) {
+        flush(&mut self.backlog, &self.workers.wal);
+        flush(&mut self.apply_backlog, &self.workers.apply);
+    }
+}
+
+fn flush<T>(backlog: &mut VecDeque<T>, queue: &Sender<T>) {
+    while let Some(item) = backlog.pop_front() {
+        if let Err(queue::Full(item)) = queue.try_send(item) {
+            backlog.push_front(item);
+            break;
+        }
+    }
+}
+
+/// Encodes messages into as few frames as possible, in order per addressee; the addressees whose messages were dropped.
+fn send_all(outlet: &dyn Outlet, messages: Vec<Outgoing>) -> Vec<NodeId> {
+    let mut frames: Vec<(NodeId, bool, Vec<u8>)> = Vec::new();
+    let mut dropped = Vec::new();
+    for Outgoing { to, message } in messages {
+        let urgent = message.entries.is_empty() && message.msg_type != MessageType::MsgSnapshot;
+        let open = frames.iter_mut().find(|(node, lane, body)| *node == to && *lane == urgent && !body.is_empty());
+        let body = match open {
+            Some((_, _, body)) => body,
+            None => {
+                frames.push((to, urgent, Vec::with_capacity(512)));
+                &mut frames.last_mut().expect("just pushed").2
+            }
+        };
+        raft_message::encode_into(&message, body);
+        if body.len() >= FRAME_BYTES {
+            let full = std::mem::take(body);
+            if !outlet.send(to, full, urgent) {
+                dropped.push(to);
+            }
+        }
+    }
+    for (to, urgent, body) in frames {
+        if !body.is_empty() && !outlet.send(to, body, urgent) && !urgent {
+            dropped.push(to);
+        }
+    }
+    dropped.dedup();
+    dropped
+}
+
+/// What the log thread does when a group is durable: acknowledgements leave before raft is told, because peers wait for
+/// them and raft does not.
+pub fn on_durable(
+    handle: Handle,
+    outlet: Arc<dyn Outlet>,
+) -> impl FnMut(wal::run::Durable, Vec<Vec<Outgoing>>) + Send + 'static {
+    move |durable, releases| {
+        let dropped = send_all(&*outlet, releases.into_iter().flatten().collect());
+        handle.internal(Input::Event(Event::Persisted { number: durable.number }));
+        for node in dropped {
+            handle.internal(Input::Event(Event::Unreachable { node }));
+        }
+    }
+}
+
+/// What the apply thread does after each batch.
+pub fn on_applied(
+    handle: Handle,
+    outlet: Arc<dyn Outlet>,
+    store: Arc<Store>,
+) -> impl FnMut(apply::Progress, Vec<(u64, Outcome)>) + Send + 'static {
+    let mut last = store.view(replicated);
+    move |progress, outcomes| {
+        let now = store.view(|state| unless_same(state, &last));
+        if let Some(now) = &now {
+            last = now.clone();
+        }
+        let applied =
+            Applied { position: progress.applied, members: progress.members, mark: progress.mark, replicated: now };
+        if outcomes.is_empty() {
+            outlet.moved();
+        } else {
+            outlet.outcomes(outcomes);
+        }
+        handle.internal(Input::Event(Event::Applied(applied)));
+    }
+}
+
+/// What raft reads of the state.
+pub fn replicated(state: &State) -> Replicated {
+    let settings = state.cluster().map(|cluster| cluster.spec.raft);
+    Replicated {
+        members: state.members().values().cloned().collect(),
+        next_raft_id: state.next_raft_id(),
+        settings: settings.unwrap_or(crate::types::object::RaftSettings::for_profile(Default::default())),
+    }
+}
+
+/// [`replicated`], if it differs; compared in place, because this runs after every batch.
+fn unless_same(state: &State, last: &Replicated) -> Option<Replicated> {
+    let settings = state.cluster().map(|cluster| cluster.spec.raft);
+    let same = settings.is_none_or(|settings| settings == last.settings)
+        && state.next_raft_id() == last.next_raft_id
+        && state.members().values().eq(last.members.iter());
+    if same { None } else { Some(replicated(state)) }
+}
+
+/// How long a stopping raft thread may take.
+pub const STOP_LIMIT: Duration = Duration::from_secs(2);

@@ -250,7 +250,7 @@ impl LogView {
         self.asked.get_mut().snapshot_wanted.take()
     }
 
-    fn from_tail(&self, low: u64, high: u64, max_bytes: Option<u64>) -> Vec<Entry> {
+    fn tail_range(&self, low: u64, high: u64, max_bytes: Option<u64>) -> Vec<Entry> {
         let first = self.tail.front().map_or(self.last.index.0 + 1, |entry| entry.index);
         limit(self.tail.range((low - first) as usize..(high - first) as usize).cloned(), max_bytes)
     }
@@ -291,7 +291,7 @@ impl Storage for LogView {
             return Ok(Vec::new());
         }
         if self.tail.front().is_some_and(|entry| entry.index <= low) {
-            return Ok(self.from_tail(low, high, max_size));
+            return Ok(self.tail_range(low, high, max_size));
         }
         let mut asked = self.asked.borrow_mut();
         if let Some((first, entries)) = &asked.fetched

@@ -100,9 +100,8 @@ fn check_shape(object: &Object) -> Result<(), Refusal> {
     if object.kind().has_unique_names() && object.name().is_none() {
         return Err(Refusal::Invalid(InvalidChange::NameMissing));
     }
-    let annotations = object.annotations();
-    let maps = annotations.into_iter().flat_map(|annotations| [&annotations.labels, &annotations.indices]);
-    let bytes: usize = maps.flatten().map(|(key, value)| key.len() + value.len()).sum();
+    let maps = [object.labels(), object.indices()];
+    let bytes: usize = maps.into_iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > MAX_LABEL_BYTES {
         return Err(Refusal::Invalid(InvalidChange::LabelsTooLarge));
     }

@@ -77,8 +77,14 @@ impl Store {
 
     /// Replaces the state by one from a snapshot. The events between are not known, so the ring starts over: watchers
     /// that have not seen the new state's revision are told [`WatchError::TooOld`].
+    ///
+    /// # Panics
+    ///
+    /// When the new state is older than the present one: raft never asks for that, and what was acknowledged would be gone.
     pub fn install(&self, state: State) {
         let mut inner = self.lock();
+        let (old, new) = (&inner.state, &state);
+        assert!(old.lineage() != new.lineage() || old.applied() <= new.applied(), "{new:?} is older than {old:?}");
         inner.ring.batches.clear();
         inner.ring.bytes = 0;
         inner.ring.base = state.revision();

@@ -168,7 +168,7 @@ pub(super) fn digest(number: u64, record: &Record) -> u128 {
 impl Remembered {
     fn new(record: &Record) -> Self {
         match record.outcome {
-            Outcome::Committed(revision) if revision == record.at.next() => Self::Committed(revision),
+            Outcome::Committed(revision) if revision.0.checked_sub(1) == Some(record.at.0) => Self::Committed(revision),
             _ => Self::Refused(Arc::new((record.at, record.outcome.clone()))),
         }
     }

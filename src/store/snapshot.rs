@@ -159,7 +159,7 @@ impl SnapshotEncoder {
     /// Writes objects until a chunk is full.
     fn objects(&mut self, kind: Kind, from: ObjectId) -> Result<Next, SnapshotError> {
         let state = self.state.clone();
-        for stored in state.table(kind).from_id(from) {
+        for stored in state.table(kind).since(from) {
             let id = stored.object.id();
             if self.buffer.len() >= SNAPSHOT_CHUNK_BYTES {
                 return Ok(Next::Objects(kind, id));
@@ -281,7 +281,7 @@ impl SnapshotDecoder {
             return Err(SnapshotError::Malformed("it must begin with its header"));
         }
         match kind {
-            HEADER => self.state = Some(begin(decode(body)?)),
+            HEADER => self.state = Some(begin(decode(body)?)?),
             REMEMBERED => self.remembered(decode(body)?)?,
             OBJECT => self.object(decode(body)?)?,
             END => self.end = Some(decode(body)?),
@@ -314,14 +314,20 @@ impl SnapshotDecoder {
     }
 }
 
-fn begin(header: Header) -> State {
-    State {
+fn begin(header: Header) -> Result<State, SnapshotError> {
+    // Counters that no swarm reaches would overflow later, where it is too late for an error.
+    let next_raft_id = header.membership.next_raft_id.0;
+    let counters = [header.revision.0, header.applied.index.0, header.applied.term.0, header.forgotten, next_raft_id];
+    if counters.iter().any(|counter| *counter > u64::MAX / 2) {
+        return Err(SnapshotError::Malformed("a counter of its header is out of range"));
+    }
+    Ok(State {
         applied: header.applied,
         revision: header.revision,
         membership: Arc::new(header.membership),
         ring: Ring::resume(Limits::PRODUCT, header.forgotten, header.horizons),
         ..State::new(header.lineage)
-    }
+    })
 }
 
 fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {

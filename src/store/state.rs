@@ -57,7 +57,8 @@ pub struct State {
     pub(super) lineage: Lineage,
     pub(super) applied: Position,
     pub(super) revision: Revision,
-    pub(super) tables: [Table; Kind::ALL.len()],
+    /// Boxed, so that a state is small to move and to queue.
+    pub(super) tables: Box<[Table; Kind::ALL.len()]>,
     pub(super) membership: Arc<Membership>,
     pub(super) ring: Ring,
     /// The wrapping sum of the objects' digests.
@@ -149,7 +150,7 @@ impl State {
     /// The swarm's settings; `None` until the first manager's first change is applied.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.iter(Kind::Cluster).find_map(|stored| match &stored.object {
-            Object::Cluster(cluster) => Some(cluster),
+            Object::Cluster(cluster) => Some(&**cluster),
             _ => None,
         })
     }

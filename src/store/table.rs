@@ -1,11 +1,12 @@
 //! One table: objects by id, and the indexes that answer every selector without a scan.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
 use super::Stored;
-use crate::types::object::MembershipState;
+use crate::types::object::{MembershipState, TaskState};
 use crate::types::{Object, ObjectId, Role, Selector};
 
 /// The objects of one kind. A clone shares everything until one side writes.
@@ -13,12 +14,11 @@ use crate::types::{Object, ObjectId, Role, Selector};
 pub(super) struct Table {
     objects: OrdMap<ObjectId, Arc<Stored>>,
     bytes: u64,
-    /// Lower-case name and holder. Names of nodes and tasks may repeat, so the id is part of the key.
-    names: OrdSet<(Arc<str>, ObjectId)>,
-    /// Lower-case kinds of resources.
-    kinds: OrdSet<(Arc<str>, ObjectId)>,
-    /// Custom indices: index, value, object.
-    custom: OrdSet<(Arc<str>, Arc<str>, ObjectId)>,
+    names: OrdSet<NameKey>,
+    /// Lower-case kinds of resources, and the resources of each.
+    kinds: OrdMap<Arc<str>, OrdSet<ObjectId>>,
+    /// Custom indices: for each the values, and who has them.
+    custom: OrdMap<Arc<str>, OrdSet<(Arc<str>, ObjectId)>>,
     relations: OrdSet<(Relation, ObjectId)>,
 }
 
@@ -27,6 +27,51 @@ pub(super) struct Table {
 enum Relation {
     Role(Role),
     Membership(MembershipState),
+    Service(ObjectId),
+    Node(ObjectId),
+    Slot(ObjectId, u64),
+    DesiredState(TaskState),
+    TaskState(TaskState),
+    Network(ObjectId),
+    Secret(ObjectId),
+    Config(ObjectId),
+}
+
+/// A name as the index orders it: its first bytes, then a hash of all of it. Unlike the name itself this has a fixed size:
+/// a comparison follows no pointer, and copying a node of the tree counts no references. Whoever finds a key compares the
+/// object's name, which is exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct NameKey {
+    /// The first 16 bytes in lower case, padded with zeros, as a big-endian number: in the order of the names.
+    head: u128,
+    /// Of the whole name in lower case.
+    hash: u64,
+    id: ObjectId,
+}
+
+impl NameKey {
+    fn new(name: &str, id: ObjectId) -> Self {
+        // FNV-1a. Names that collide on purpose cost a comparison each, nothing more.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self { head: Self::head(name, 0), hash, id }
+    }
+
+    fn head(name: &str, padding: u8) -> u128 {
+        let mut head = [padding; 16];
+        for (place, byte) in head.iter_mut().zip(name.bytes()) {
+            *place = byte.to_ascii_lowercase();
+        }
+        u128::from_be_bytes(head)
+    }
+
+    /// The keys of every name that begins with `prefix`, and of some that do not.
+    fn with_prefix(prefix: &str) -> RangeInclusive<Self> {
+        let first = Self { head: Self::head(prefix, 0), hash: 0, id: ObjectId(0) };
+        let last = Self { head: Self::head(prefix, 0xff), hash: u64::MAX, id: ObjectId(u128::MAX) };
+        first..=last
+    }
 }
 
 impl Table {
@@ -39,7 +84,7 @@ impl Table {
     }
 
     /// The objects of this id and the ones after it.
-    pub fn from_id(&self, id: ObjectId) -> impl Iterator<Item = &Arc<Stored>> {
+    pub fn since(&self, id: ObjectId) -> impl Iterator<Item = &Arc<Stored>> {
         self.objects.range(id..).map(|(_, stored)| stored)
     }
 
@@ -65,9 +110,13 @@ impl Table {
 
     /// The objects with this name, ignoring case, in order of id.
     pub fn named(&self, name: &str) -> impl Iterator<Item = &Arc<Stored>> {
-        let name = lower(name);
-        let first = (name.clone(), ObjectId(0));
-        self.names.range(first..).take_while(move |(own, _)| *own == name).filter_map(|(_, id)| self.objects.get(id))
+        let range = NameKey::new(name, ObjectId(0))..=NameKey::new(name, ObjectId(u128::MAX));
+        let selector = Selector::Name(name.to_owned());
+        self.objects_of(range).filter(move |stored| selector.matches(&stored.object))
+    }
+
+    fn objects_of(&self, range: RangeInclusive<NameKey>) -> impl Iterator<Item = &Arc<Stored>> {
+        self.names.range(range).filter_map(|key| self.objects.get(&key.id))
     }
 
     /// Everything that matches any of the selectors, in order of id, each once.
@@ -96,32 +145,36 @@ impl Table {
             Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
             Selector::Name(name) => ids.extend(self.named(name).map(|stored| stored.object.id())),
             Selector::NamePrefix(prefix) => {
-                let prefix = lower(prefix);
-                let first = (prefix.clone(), ObjectId(0));
-                let matching = self.names.range(first..).take_while(|(name, _)| name.starts_with(&*prefix));
-                ids.extend(matching.map(|(_, id)| *id));
+                let candidates = self.objects_of(NameKey::with_prefix(prefix));
+                let matching = candidates.filter(|stored| selector.matches(&stored.object));
+                ids.extend(matching.map(|stored| stored.object.id()));
             }
-            Selector::Kind(kind) => {
-                let kind = lower(kind);
-                let first = (kind.clone(), ObjectId(0));
-                ids.extend(self.kinds.range(first..).take_while(|(own, _)| *own == kind).map(|(_, id)| *id));
-            }
+            Selector::Kind(kind) => ids.extend(self.kinds.get(&*lower(kind)).into_iter().flatten()),
             Selector::Custom { index, value } => {
-                let first = (Arc::from(index.as_str()), Arc::from(value.as_str()), ObjectId(0));
-                let matching = self.custom.range(first..);
-                let matching = matching.take_while(|(own, found, _)| **own == **index && **found == **value);
-                ids.extend(matching.map(|(_, _, id)| *id));
+                let from = self.custom_from(index, value);
+                ids.extend(from.take_while(|(found, _)| **found == **value).map(|(_, id)| *id));
             }
             Selector::CustomPrefix { index, prefix } => {
-                let first = (Arc::from(index.as_str()), Arc::from(prefix.as_str()), ObjectId(0));
-                let matching = self.custom.range(first..);
-                let matching = matching.take_while(|(own, found, _)| **own == **index && found.starts_with(&**prefix));
-                ids.extend(matching.map(|(_, _, id)| *id));
+                let from = self.custom_from(index, prefix);
+                ids.extend(from.take_while(|(found, _)| found.starts_with(&**prefix)).map(|(_, id)| *id));
             }
             Selector::Role(role) => self.related(Relation::Role(*role), ids),
             Selector::Membership(state) => self.related(Relation::Membership(*state), ids),
-            _ => {}
+            Selector::Service(id) => self.related(Relation::Service(*id), ids),
+            Selector::Node(id) => self.related(Relation::Node(*id), ids),
+            Selector::Slot(id, slot) => self.related(Relation::Slot(*id, *slot), ids),
+            Selector::DesiredState(state) => self.related(Relation::DesiredState(*state), ids),
+            Selector::TaskState(state) => self.related(Relation::TaskState(*state), ids),
+            Selector::ReferencedNetwork(id) => self.related(Relation::Network(*id), ids),
+            Selector::ReferencedSecret(id) => self.related(Relation::Secret(*id), ids),
+            Selector::ReferencedConfig(id) => self.related(Relation::Config(*id), ids),
         }
+    }
+
+    /// The values of a custom index from `value` on, and who has them.
+    fn custom_from(&self, index: &str, value: &str) -> impl Iterator<Item = &(Arc<str>, ObjectId)> {
+        let first = (Arc::from(value), ObjectId(0));
+        self.custom.get(index).into_iter().flat_map(move |values| values.range(first.clone()..))
     }
 
     fn related(&self, relation: Relation, ids: &mut Vec<ObjectId>) {
@@ -132,8 +185,8 @@ impl Table {
     /// Takes the old object out of every index and puts the new one in, leaving alone what both have.
     fn reindex(&mut self, id: ObjectId, old: Option<&Stored>, new: Option<&Stored>) {
         let (old, new) = (old.map(|stored| &stored.object), new.map(|stored| &stored.object));
-        swap_text(&mut self.names, id, old.and_then(Object::name), new.and_then(Object::name));
-        swap_text(&mut self.kinds, id, old.and_then(resource_kind), new.and_then(resource_kind));
+        self.swap_name(id, old.and_then(Object::name), new.and_then(Object::name));
+        self.swap_kind(id, old.and_then(resource_kind), new.and_then(resource_kind));
         self.swap_custom(id, old, new);
         let (before, after) = (relations(old), relations(new));
         for relation in before.iter().filter(|relation| !after.contains(relation)) {
@@ -145,29 +198,52 @@ impl Table {
     }
 
     fn swap_custom(&mut self, id: ObjectId, old: Option<&Object>, new: Option<&Object>) {
-        let before = old.and_then(Object::annotations).map(|annotations| &annotations.indices);
-        let after = new.and_then(Object::annotations).map(|annotations| &annotations.indices);
+        let before = old.map(Object::indices);
+        let after = new.map(Object::indices);
         if before == after {
             return;
         }
         for (index, value) in before.into_iter().flatten() {
-            self.custom.remove(&(Arc::from(index.as_str()), Arc::from(value.as_str()), id));
+            remove_from(&mut self.custom, index, &(Arc::from(value.as_str()), id));
         }
         for (index, value) in after.into_iter().flatten() {
-            self.custom.insert((Arc::from(index.as_str()), Arc::from(value.as_str()), id));
+            let values = self.custom.entry(Arc::from(index.as_str())).or_default();
+            values.insert((Arc::from(value.as_str()), id));
+        }
+    }
+
+    fn swap_name(&mut self, id: ObjectId, old: Option<&str>, new: Option<&str>) {
+        if old == new {
+            return;
+        }
+        if let Some(old) = old {
+            self.names.remove(&NameKey::new(old, id));
+        }
+        if let Some(new) = new {
+            self.names.insert(NameKey::new(new, id));
+        }
+    }
+
+    fn swap_kind(&mut self, id: ObjectId, old: Option<&str>, new: Option<&str>) {
+        if old == new {
+            return;
+        }
+        if let Some(old) = old {
+            remove_from(&mut self.kinds, &lower(old), &id);
+        }
+        if let Some(new) = new {
+            self.kinds.entry(lower(new)).or_default().insert(id);
         }
     }
 }
 
-fn swap_text(index: &mut OrdSet<(Arc<str>, ObjectId)>, id: ObjectId, old: Option<&str>, new: Option<&str>) {
-    if old == new {
-        return;
-    }
-    if let Some(old) = old {
-        index.remove(&(lower(old), id));
-    }
-    if let Some(new) = new {
-        index.insert((lower(new), id));
+/// Removes a member of a set, and the set with its last member.
+fn remove_from<T: Ord + Clone>(sets: &mut OrdMap<Arc<str>, OrdSet<T>>, key: &str, member: &T) {
+    if let Some(set) = sets.get_mut(key) {
+        set.remove(member);
+        if set.is_empty() {
+            sets.remove(key);
+        }
     }
 }
 
@@ -187,11 +263,25 @@ fn resource_kind(object: &Object) -> Option<&str> {
     }
 }
 
+/// What `object` is found by; may repeat. Resources, the many and small, have none and cost no allocation here.
 fn relations(object: Option<&Object>) -> Vec<Relation> {
+    let Some(object) = object else { return Vec::new() };
+    let mut relations = Vec::new();
     match object {
-        Some(Object::Node(node)) => {
-            vec![Relation::Role(node.spec.desired_role), Relation::Membership(node.spec.membership)]
+        Object::Node(node) => {
+            relations.extend([Relation::Role(node.spec.desired_role), Relation::Membership(node.spec.membership)]);
         }
-        _ => Vec::new(),
+        Object::Task(task) => {
+            relations.extend([Relation::DesiredState(task.desired_state), Relation::TaskState(task.status.state)]);
+            relations.extend(task.node_id.map(|id| Relation::Node(id.into())));
+            if let Some(id) = task.service_id {
+                relations.extend([Relation::Service(id), Relation::Slot(id, task.slot)]);
+            }
+        }
+        _ => {}
     }
+    relations.extend(object.referenced_networks().map(Relation::Network));
+    relations.extend(object.referenced_secrets().map(Relation::Secret));
+    relations.extend(object.referenced_configs().map(Relation::Config));
+    relations
 }

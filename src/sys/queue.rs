@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crossbeam_channel::{RecvTimeoutError, TryRecvError, TrySendError};
+use crossbeam_channel::{RecvTimeoutError, TrySendError};
 
 use super::metrics::Gauge;
 use super::time::{Instant, monotonic};
@@ -84,9 +84,14 @@ impl<T> Receiver<T> {
         Some(item)
     }
 
-    /// Whether all senders are gone and nothing is left.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.channel.try_recv(), Err(TryRecvError::Disconnected))
+    /// Items queued now.
+    pub fn len(&self) -> usize {
+        self.channel.len()
+    }
+
+    /// Whether nothing is queued now.
+    pub fn is_empty(&self) -> bool {
+        self.channel.is_empty()
     }
 
     /// Waits for an item; `None` once all senders are gone.
@@ -144,5 +149,35 @@ impl<T> Latest<T> {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<T>> {
         self.0.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+/// Wakes a thread that has several queues: senders ring after they have queued, the thread waits on the bell and then
+/// looks at every queue in its own order. Rings while one is pending cost nothing and wake nobody twice.
+#[derive(Clone, Debug)]
+pub struct Bell(crossbeam_channel::Sender<()>);
+
+/// The waiting end of a [`Bell`].
+#[derive(Debug)]
+pub struct Waiter(crossbeam_channel::Receiver<()>);
+
+/// A bell and its waiter.
+pub fn bell() -> (Bell, Waiter) {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    (Bell(sender), Waiter(receiver))
+}
+
+impl Bell {
+    /// Wakes the waiter, or makes its next wait return at once.
+    pub fn ring(&self) {
+        // Full means that it was rung and not yet heard; disconnected, that nobody listens any more.
+        let _ = self.0.try_send(());
+    }
+}
+
+impl Waiter {
+    /// Waits for a ring until `deadline`. False once every bell is gone.
+    pub fn wait_until(&self, deadline: Instant) -> bool {
+        !matches!(self.0.recv_timeout(deadline.since(monotonic())), Err(RecvTimeoutError::Disconnected))
     }
 }

@@ -115,6 +115,11 @@ pub struct Query {
     pub what: QueryKind,
 }
 
+/// Objects in one page of a list.
+pub const PAGE_OBJECTS: usize = 1000;
+/// Encoded bytes in one page of a list; a page holds at least one object.
+pub const PAGE_BYTES: usize = 1 << 20;
+
 /// What a [`Query`] reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QueryKind {
@@ -124,8 +129,9 @@ pub enum QueryKind {
     Members,
     /// Raft's progress; always local.
     Raft,
-    /// Objects of a kind.
-    List(Kind, Filter),
+    /// Objects of a kind, in order of id, those after the given one: a page of at most [`PAGE_OBJECTS`] objects and
+    /// about [`PAGE_BYTES`]. The id of a page's last object asks for the next.
+    List(Kind, Filter, Option<ObjectId>),
     /// One object by name, id or unambiguous id prefix.
     Inspect(Kind, String),
     /// The join token for a role.
@@ -271,7 +277,10 @@ pub enum Admin {
     },
 }
 
-/// Begins a watch.
+/// Begins a watch. A change is one item, however large it is, and waits until the watcher has granted so many bytes: a
+/// watcher grants a frame's worth (`limits::MAX_FRAME_BYTES`) more than it ever leaves ungranted.
+///
+/// With a filter, an update is shown when the object matches after it or matched before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchRequest {
     /// Resume after this position; `None` begins with a snapshot of matching objects.
@@ -405,6 +414,8 @@ pub struct IssueRequest {
     pub csr: String,
     /// The join token.
     pub token: Sensitive,
+    /// The role that the node means to take: a token for another one is refused before a node is made.
+    pub role: Option<Role>,
     /// What the node says of itself.
     pub description: NodeDescription,
     /// Whether it takes tasks.
@@ -418,7 +429,8 @@ pub enum Answer {
     Done,
     /// A write is committed.
     Written {
-        /// The object made or changed.
+        /// The object made, changed or removed. All zero when a change is asked about again so late that this manager
+        /// knows only its revision.
         id: ObjectId,
         /// The change's revision.
         revision: Revision,
@@ -429,8 +441,13 @@ pub enum Answer {
     Members(Vec<MemberReport>),
     /// Raft's progress.
     Raft(Box<RaftReport>),
-    /// Objects, redacted, in order of id.
-    Objects(Vec<Object>),
+    /// A page of objects, redacted, in order of id.
+    Objects {
+        /// The objects.
+        objects: Vec<Object>,
+        /// There are more after the last of them.
+        more: bool,
+    },
     /// One object, redacted.
     Object(Box<Object>),
     /// A join token.

@@ -12,13 +12,16 @@ use super::selector::Selector;
 use super::{ClusterId, NodeId, ObjectId, Revision, Role, Timestamp};
 
 mod cluster;
+mod container;
 mod network;
 mod node;
+pub mod readable;
 mod service;
 mod task;
 mod volume;
 
 pub use cluster::*;
+pub use container::*;
 pub use network::*;
 pub use node::*;
 pub use service::*;
@@ -124,7 +127,7 @@ pub struct Annotations {
 /// Bytes that must not appear in logs, errors or `Debug`. `control` redacts them before anything leaves a manager.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Sensitive(#[serde(with = "serde_bytes")] pub Vec<u8>);
+pub struct Sensitive(#[serde(with = "readable")] pub Vec<u8>);
 
 impl fmt::Debug for Sensitive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -181,7 +184,7 @@ pub struct ConfigSpec {
     /// Name and labels.
     pub annotations: Annotations,
     /// The data; at most [`super::limits::MAX_CONFIG_BYTES`].
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "readable")]
     pub data: Vec<u8>,
     /// Template engine applied when a task reads it.
     pub templating: Option<Driver>,
@@ -212,7 +215,7 @@ pub struct Resource {
     /// The extension's name.
     pub kind: String,
     /// The user's bytes; at most [`super::limits::MAX_CONFIG_BYTES`].
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "readable")]
     pub payload: Vec<u8>,
 }
 
@@ -225,21 +228,20 @@ pub struct Driver {
     pub options: BTreeMap<String, String>,
 }
 
-/// An object of any kind.
+/// An object of any kind. The large and few kinds are boxed, so that the small and many ones do not pay for them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(clippy::large_enum_variant, reason = "objects live behind Arc in the store; a box more would be a second hop")]
 pub enum Object {
     /// A machine.
-    Node(Node),
+    Node(Box<Node>),
     /// What should run.
-    Service(Service),
+    Service(Box<Service>),
     /// One instance of a service.
-    Task(Task),
+    Task(Box<Task>),
     /// A network.
-    Network(Network),
+    Network(Box<Network>),
     /// The swarm's settings.
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
     /// Sensitive data.
     Secret(Secret),
     /// Plain data.
@@ -249,8 +251,21 @@ pub enum Object {
     /// An object of a registered kind.
     Resource(Resource),
     /// A volume.
-    Volume(Volume),
+    Volume(Box<Volume>),
 }
+
+macro_rules! from {
+    ($($kind:ident $(in $box:ident)?),*) => {
+        $(impl From<$kind> for Object {
+            fn from(object: $kind) -> Self {
+                Self::$kind($($box::new)?(object))
+            }
+        })*
+    };
+}
+
+from!(Node in Box, Service in Box, Task in Box, Network in Box, Cluster in Box, Volume in Box);
+from!(Secret, Config, Extension, Resource);
 
 macro_rules! each {
     ($object:expr, $inner:ident => $value:expr) => {
@@ -288,7 +303,18 @@ impl Object {
 
     /// Its id.
     pub fn id(&self) -> ObjectId {
-        each!(self, object => object.id.into())
+        match self {
+            Self::Node(node) => node.id.into(),
+            Self::Service(service) => service.id,
+            Self::Task(task) => task.id,
+            Self::Network(network) => network.id,
+            Self::Cluster(cluster) => cluster.id.into(),
+            Self::Secret(secret) => secret.id,
+            Self::Config(config) => config.id,
+            Self::Extension(extension) => extension.id,
+            Self::Resource(resource) => resource.id,
+            Self::Volume(volume) => volume.id,
+        }
     }
 
     /// Its version and times.
@@ -302,25 +328,96 @@ impl Object {
     }
 
     /// Name, labels and custom indices. A node's name there is unused: see [`Object::name`].
-    pub const fn annotations(&self) -> Option<&Annotations> {
+    pub const fn annotations(&self) -> &Annotations {
         match self {
-            Self::Node(node) => Some(&node.spec.annotations),
-            Self::Cluster(cluster) => Some(&cluster.spec.annotations),
-            Self::Secret(secret) => Some(&secret.spec.annotations),
-            Self::Config(config) => Some(&config.spec.annotations),
-            Self::Extension(extension) => Some(&extension.annotations),
-            Self::Resource(resource) => Some(&resource.annotations),
-            Self::Service(_) | Self::Task(_) | Self::Network(_) | Self::Volume(_) => None,
+            Self::Node(node) => &node.spec.annotations,
+            Self::Service(service) => &service.spec.annotations,
+            Self::Task(task) => &task.annotations,
+            Self::Network(network) => &network.spec.annotations,
+            Self::Cluster(cluster) => &cluster.spec.annotations,
+            Self::Secret(secret) => &secret.spec.annotations,
+            Self::Config(config) => &config.spec.annotations,
+            Self::Extension(extension) => &extension.annotations,
+            Self::Resource(resource) => &resource.annotations,
+            Self::Volume(volume) => &volume.spec.annotations,
         }
     }
 
-    /// The name, where there is one: a node's is its host name.
+    /// The name: a node's is its host name. `None` where there is none, as for most tasks.
     pub fn name(&self) -> Option<&str> {
         let name = match self {
             Self::Node(node) => &node.description.hostname,
-            _ => &self.annotations()?.name,
+            _ => &self.annotations().name,
         };
-        (!name.is_empty()).then_some(name.as_str())
+        Some(name.as_str()).filter(|name| !name.is_empty())
+    }
+
+    /// The labels that people gave it.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.annotations().labels
+    }
+
+    /// The custom indices: name to value.
+    pub fn indices(&self) -> &BTreeMap<String, String> {
+        &self.annotations().indices
+    }
+
+    /// What its tasks run, for services and tasks.
+    pub fn task_spec(&self) -> Option<&TaskSpec> {
+        match self {
+            Self::Service(service) => Some(&service.spec.task),
+            Self::Task(task) => Some(&task.spec),
+            _ => None,
+        }
+    }
+
+    /// The networks that a service or task asks for. May repeat.
+    pub fn referenced_networks(&self) -> impl Iterator<Item = ObjectId> {
+        let of_service: &[NetworkAttachmentConfig] = match self {
+            Self::Service(service) => &service.spec.networks,
+            _ => &[],
+        };
+        let of_task = self.task_spec().into_iter().flat_map(|spec| &spec.networks);
+        let assigned: &[NetworkAttachment] = match self {
+            Self::Task(task) => &task.networks,
+            _ => &[],
+        };
+        let asked = of_service.iter().chain(of_task).map(|attachment| attachment.target);
+        asked.chain(assigned.iter().map(|attachment| attachment.network_id))
+    }
+
+    /// The secrets that a service, task or volume refers to. May repeat.
+    pub fn referenced_secrets(&self) -> impl Iterator<Item = ObjectId> {
+        let of_volume: &[VolumeSecret] = match self {
+            Self::Volume(volume) => &volume.spec.secrets,
+            _ => &[],
+        };
+        let of_volume = of_volume.iter().map(|secret| secret.secret);
+        let of_container = self.container().into_iter().flat_map(|spec| &spec.secrets).map(|secret| secret.secret_id);
+        of_container.chain(of_volume).chain(self.resource_references(ResourceReferenceKind::Secret))
+    }
+
+    /// The configs that a service or task refers to. May repeat.
+    pub fn referenced_configs(&self) -> impl Iterator<Item = ObjectId> {
+        let of_container = self.container().into_iter().flat_map(|spec| &spec.configs).map(|config| config.config_id);
+        let credentials = self.container().and_then(|spec| spec.privileges.as_ref()?.credential_spec.as_ref());
+        let credentials = credentials.and_then(|spec| match spec {
+            CredentialSpec::Config(id) => Some(*id),
+            CredentialSpec::File(_) | CredentialSpec::Registry(_) => None,
+        });
+        of_container.chain(credentials).chain(self.resource_references(ResourceReferenceKind::Config))
+    }
+
+    fn container(&self) -> Option<&ContainerSpec> {
+        match &self.task_spec()?.runtime {
+            Runtime::Container(container) => Some(container),
+            Runtime::Attachment { .. } | Runtime::Generic { .. } => None,
+        }
+    }
+
+    fn resource_references(&self, kind: ResourceReferenceKind) -> impl Iterator<Item = ObjectId> {
+        let references = self.task_spec().into_iter().flat_map(|spec| &spec.resource_references);
+        references.filter(move |reference| reference.kind == kind).map(|reference| reference.id)
     }
 }
 
@@ -334,18 +431,32 @@ pub(super) fn matches(object: &Object, selector: &Selector) -> bool {
         Selector::Role(role) => matches!(object, Object::Node(node) if node.spec.desired_role == *role),
         Selector::Membership(state) => matches!(object, Object::Node(node) if node.spec.membership == *state),
         Selector::Kind(kind) => matches!(object, Object::Resource(own) if own.kind.eq_ignore_ascii_case(kind)),
-        Selector::Custom { index, value } => custom_index(object, index) == Some(value.as_str()),
+        Selector::Service(_)
+        | Selector::Node(_)
+        | Selector::Slot(..)
+        | Selector::DesiredState(_)
+        | Selector::TaskState(_) => matches!(object, Object::Task(task) if task_matches(task, selector)),
+        Selector::ReferencedNetwork(id) => object.referenced_networks().any(|own| own == *id),
+        Selector::ReferencedSecret(id) => object.referenced_secrets().any(|own| own == *id),
+        Selector::ReferencedConfig(id) => object.referenced_configs().any(|own| own == *id),
+        Selector::Custom { index, value } => object.indices().get(index) == Some(value),
         Selector::CustomPrefix { index, prefix } => {
-            custom_index(object, index).is_some_and(|value| value.starts_with(prefix.as_str()))
+            object.indices().get(index).is_some_and(|value| value.starts_with(prefix.as_str()))
         }
+    }
+}
+
+fn task_matches(task: &Task, selector: &Selector) -> bool {
+    match selector {
+        Selector::Service(id) => task.service_id == Some(*id),
+        Selector::Node(id) => task.node_id == Some((*id).into()),
+        Selector::Slot(id, slot) => task.service_id == Some(*id) && task.slot == *slot,
+        Selector::DesiredState(state) => task.desired_state == *state,
+        Selector::TaskState(state) => task.status.state == *state,
         _ => false,
     }
 }
 
 fn starts_with_ignoring_case(text: &str, prefix: &str) -> bool {
     text.as_bytes().get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
-}
-
-fn custom_index<'a>(object: &'a Object, index: &str) -> Option<&'a str> {
-    object.annotations()?.indices.get(index).map(String::as_str)
 }

@@ -30,11 +30,11 @@ pub enum Selector {
     Role(Role),
     /// Nodes in this membership state.
     Membership(MembershipState),
-    /// Resources of this kind (an extension's name).
+    /// Resources of this kind (an extension's name, ignoring case as names do).
     Kind(String),
     /// Services and tasks that refer to this network.
     ReferencedNetwork(ObjectId),
-    /// Services and tasks that refer to this secret.
+    /// Services, tasks and volumes that refer to this secret.
     ReferencedSecret(ObjectId),
     /// Services and tasks that refer to this config.
     ReferencedConfig(ObjectId),

@@ -2,13 +2,18 @@
 //!
 //! A segment is reserved and filled with zeros, and both synced, before anything is written to it: a write then changes
 //! blocks that exist, and its sync has no file system journal to wait for. A full disk shows here, one segment early.
+//!
+//! A file named [`SPARE`] is complete; one that is being made has another name. So a start takes over the spare of the
+//! run before, after a look at whether it still is all zeros, and need not wait for a new one to be filled.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::error::{Doing, WalError};
+use super::format::SECTOR_BYTES;
 use super::segment;
 use crate::sys::files::{Disk, File};
 use crate::sys::metrics::Gauge;
@@ -17,11 +22,18 @@ use crate::sys::thread::{self, Thread};
 
 /// The name of a segment that is not in use yet.
 pub(super) const SPARE: &str = "spare";
+/// The name of one that is being made.
+const UNFINISHED: &str = "spare.part";
+
+/// Zeros that are written between two syncs.
+const SYNC_BYTES: u64 = 1 << 20;
 
 /// Where the next segment comes from.
 #[derive(Debug)]
 pub(super) struct Ahead {
     maker: Maker,
+    /// The spare of an earlier run.
+    left: Option<Arc<dyn File>>,
     /// None makes segments when they are asked for, for simulations, which have one thread.
     worker: Option<Worker>,
 }
@@ -46,15 +58,17 @@ struct Maker {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     bytes: u64,
+    /// Nobody waits for the segment that is being made any more.
+    stop: Arc<AtomicBool>,
 }
 
 impl Ahead {
-    /// Removes what an earlier run left over.
+    /// Takes over the spare segment that an earlier run left, or removes what is left of one.
     pub(super) fn new(disk: Arc<dyn Disk>, dir: &Path, bytes: u64, threaded: bool) -> Result<Self, WalError> {
-        let maker = Maker { disk, dir: dir.to_owned(), bytes };
-        maker.remove_spare().doing("remove", &maker.spare())?;
+        let maker = Maker { disk, dir: dir.to_owned(), bytes, stop: Arc::default() };
+        let left = maker.left_over().doing("look at", &maker.spare())?;
         let worker = if threaded { Some(Worker::start(maker.clone()).doing("start a thread for", dir)?) } else { None };
-        Ok(Self { maker, worker })
+        Ok(Self { maker, left, worker })
     }
 
     /// Orders the next segment. The spare one must have been taken and renamed.
@@ -66,6 +80,9 @@ impl Ahead {
 
     /// A file of the right length, all zeros and synced, under the name [`SPARE`]. Waits until it is made.
     pub(super) fn take(&mut self) -> Result<Arc<dyn File>, WalError> {
+        if let Some(file) = self.left.take() {
+            return Ok(file);
+        }
         if let Some(worker) = self.worker.as_mut().filter(|worker| worker.ordered) {
             worker.ordered = false;
             match worker.made.recv() {
@@ -91,6 +108,7 @@ impl Drop for Ahead {
     fn drop(&mut self) {
         if let Some(worker) = &mut self.worker {
             worker.jobs = None;
+            self.maker.stop.store(true, Relaxed);
             if let Some(thread) = worker.thread.take() {
                 // Whoever opens the log next must not find a helper at work on the spare.
                 thread.join(Duration::from_secs(10));
@@ -131,13 +149,48 @@ impl Maker {
         self.dir.join(SPARE)
     }
 
+    fn unfinished(&self) -> PathBuf {
+        self.dir.join(UNFINISHED)
+    }
+
+    /// The spare, if it is whole. The zeros in it were synced before it got its name.
+    fn left_over(&self) -> io::Result<Option<Arc<dyn File>>> {
+        self.remove_if_there(&self.unfinished())?;
+        let file = match self.disk.open(&self.spare()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if file.len()? == self.bytes && self.is_zero(file.as_ref())? {
+            return Ok(Some(file));
+        }
+        // Of another size, or given a header and not used.
+        self.remove_if_there(&self.spare())?;
+        Ok(None)
+    }
+
+    fn is_zero(&self, file: &dyn File) -> io::Result<bool> {
+        let mut chunk = vec![0; self.bytes.min(256 << 10) as usize];
+        let mut offset = 0;
+        while offset < self.bytes {
+            let len = (self.bytes - offset).min(chunk.len() as u64) as usize;
+            file.read_at(offset, &mut chunk[..len])?;
+            if !chunk[..len].chunks(SECTOR_BYTES).all(segment::is_zero) {
+                return Ok(false);
+            }
+            offset += len as u64;
+        }
+        Ok(true)
+    }
+
     fn make(&self) -> io::Result<Arc<dyn File>> {
-        self.remove_spare()?;
-        let file = self.disk.create(&self.spare())?;
-        match self.fill(file.as_ref()) {
+        let unfinished = self.unfinished();
+        self.remove_if_there(&unfinished)?;
+        let file = self.disk.create(&unfinished)?;
+        match self.fill(file.as_ref()).and_then(|()| self.disk.rename(&unfinished, &self.spare())) {
             Ok(()) => Ok(file),
             Err(error) => {
-                let _ = self.remove_spare();
+                let _ = self.disk.remove(&unfinished);
                 Err(error)
             }
         }
@@ -148,15 +201,22 @@ impl Maker {
         let zeros = vec![0; self.bytes.min(256 << 10) as usize];
         let mut offset = 0;
         while offset < self.bytes {
+            if self.stop.load(Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let len = (self.bytes - offset).min(zeros.len() as u64);
             file.write_at(offset, &zeros[..len as usize])?;
             offset += len;
+            // Often, so that a sync of the log, which goes on meanwhile, waits behind a little of this and not behind all.
+            if offset.is_multiple_of(SYNC_BYTES) || offset == self.bytes {
+                file.sync_data()?;
+            }
         }
-        file.sync_data()
+        Ok(())
     }
 
-    fn remove_spare(&self) -> io::Result<()> {
-        match self.disk.remove(&self.spare()) {
+    fn remove_if_there(&self, path: &Path) -> io::Result<()> {
+        match self.disk.remove(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
         }

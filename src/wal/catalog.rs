@@ -241,28 +241,11 @@ impl LogReader {
             }
             catalog.places(low.0, high.0, max_bytes)
         };
-        let mut entries = Vec::new();
-        let mut bytes = 0;
-        for place in places {
-            let mut wanted = place.range.0;
-            for record in format::Records::new(place.segment.batch(place.offset)?.2) {
-                let Ok(Record::Entry(entry)) = record else { continue };
-                if entry.index < wanted || entry.index >= place.range.1 {
-                    continue;
-                }
-                bytes += format::entry_bytes(&entry) as u64;
-                if bytes > max_bytes && !entries.is_empty() {
-                    return Ok(entries);
-                }
-                wanted += 1;
-                entries.push(entry);
-            }
-            if wanted != place.range.1 {
-                let what = format!("the batch does not hold entry {wanted}");
-                return Err(WalError::damaged(&place.segment.name, place.offset, what).into());
-            }
-        }
-        Ok(entries)
+        let result = collect(&places, max_bytes);
+        let mut mapped = places;
+        mapped.dedup_by_key(|place| place.segment.header.sequence);
+        mapped.iter().for_each(|place| place.segment.release());
+        result
     }
 
     /// The first entry that can be read; one past [`Self::last`] when there is none.
@@ -284,4 +267,30 @@ impl LogReader {
     pub fn bytes_since_snapshot(&self) -> u64 {
         self.lock().bytes_since_snapshot()
     }
+}
+
+/// The entries at these places, in order, within the limit.
+fn collect(places: &[Place], max_bytes: u64) -> Result<Vec<Entry>, ReadError> {
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    for place in places {
+        let mut wanted = place.range.0;
+        for record in format::Records::new(place.segment.batch(place.offset)?.2) {
+            let Ok(Record::Entry(entry)) = record else { continue };
+            if entry.index != wanted || wanted == place.range.1 {
+                continue;
+            }
+            bytes += format::entry_bytes(&entry) as u64;
+            if bytes > max_bytes && !entries.is_empty() {
+                return Ok(entries);
+            }
+            wanted += 1;
+            entries.push(entry);
+        }
+        if wanted != place.range.1 {
+            let what = format!("the batch does not hold entry {wanted}");
+            return Err(WalError::damaged(&place.segment.name, place.offset, what).into());
+        }
+    }
+    Ok(entries)
 }

@@ -79,8 +79,12 @@ pub enum WalError {
 
 impl WalError {
     /// What an operator does about it; empty when the message says it all.
-    pub const fn hint(&self) -> &'static str {
+    pub fn hint(&self) -> &'static str {
         match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "make room on the disk; the log needs two segments more than it holds, or shrink it with \
+                 `skep cluster update --snapshot-bytes SIZE --keep-bytes SIZE`"
+            }
             Self::Damaged { .. } => {
                 "look with `skep wal inspect DIR`; to take the data from the other managers again, remove this manager \
                  there with `skep node rm --force`, move its data directory aside and join it anew with `skep run --join`"

@@ -34,6 +34,9 @@ pub(super) const VERSION: u16 = 1;
 /// The oldest reader that understands what this program writes.
 pub(super) const MIN_READER: u16 = 1;
 
+/// No counter gets here in the life of a machine, so that whoever adds one to it needs no care.
+const COUNTER_LIMIT: u64 = 1 << 62;
+
 const SEGMENT_MAGIC: [u8; 8] = *b"SKEPWAL\n";
 const BATCH_MAGIC: [u8; 4] = *b"SKB\n";
 const BATCH_RECORDS: u8 = 1;
@@ -129,7 +132,14 @@ impl SegmentHeader {
                 last: cursor.position()?,
             })
         };
-        read().ok_or_else(|| damaged("the segment's header makes no sense"))
+        let makes_sense = |header: &Self| {
+            let counters = [header.sequence, header.first_number, header.snapshot.index.0, header.last.index.0];
+            counters.iter().all(|counter| *counter < COUNTER_LIMIT)
+                && header.bytes >= SECTOR
+                && header.bytes.is_multiple_of(SECTOR)
+                && header.bytes / SECTOR < u64::from(u32::MAX)
+        };
+        read().filter(makes_sense).ok_or_else(|| damaged("the segment's header makes no sense"))
     }
 }
 
@@ -312,7 +322,7 @@ impl Records {
             HARD_STATE => Record::HardState(cursor.hard_state()?),
             TRUNCATE => Record::Truncate(Index(cursor.u64()?)),
             CREATED => Record::Created(cursor.position()?),
-            INSTALLED => Record::Installed(cursor.position()?),
+            INSTALLED => Record::Installed(cursor.position().filter(|position| position.index.0 < COUNTER_LIMIT)?),
             _ => return None,
         };
         self.offset = self.batch.len() - cursor.0.len();

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 
 /// A file mapped for reading, from its first byte to the length it had then.
 #[derive(Debug)]
@@ -40,6 +40,17 @@ impl Map {
         // reads past the mark, and nobody writes then) would give either value, and checksums judge every byte.
         unsafe { std::ptr::copy_nonoverlapping(self.raw.as_ptr().add(start), bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
+    }
+
+    /// Unmaps the pages that were read so far. They count as this process's memory otherwise, and after replaying a long
+    /// log that would be all of it.
+    pub(super) fn release(&self) {
+        // SAFETY: on a shared map of a file MADV_DONTNEED only drops page table entries: a later access finds the same
+        // bytes in the page cache or in the file. Nothing is ever stored through this map that could be lost.
+        let released = unsafe { self.raw.unchecked_advise(UncheckedAdvice::DontNeed) };
+        if let Err(error) = released {
+            log::debug!("a segment stays mapped in: {error}");
+        }
     }
 }
 

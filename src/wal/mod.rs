@@ -22,10 +22,10 @@
 //!
 //! `wal-<sequence>` are segments: allocated, filled with zeros and synced before use by a helper thread (see `ahead`), then
 //! renamed in with a header that repeats all that a reader needs when older segments are gone. A write is one
-//! positioned write and one `fdatasync`; stores through a writable map with `msync` were measured at up to twenty times
-//! the bytes on the device for the same records (`tests/bench/disk.rs` measures the variants). Reads go through a
-//! read-only map. `snap-<index>` are snapshots, `lost+found/` keeps what was cut off. The bytes are described in `format`
-//! and `snapshot`.
+//! positioned write and one `fdatasync`; a store through a writable map and `msync` was measured at twice the time, and at
+//! 1 MiB on the device for a record of 256 bytes (`tests/bench/disk.rs` measures the other variants). Reads go through
+//! a read-only map. `spare` is the next segment, `snap-<index>` are snapshots, `lost+found/` keeps what was cut off. The
+//! bytes are described in `format` and `snapshot`.
 //!
 //! # Invariants
 //!
@@ -33,7 +33,8 @@
 //! - No sector of a batch is all zeros, and behind the last batch there is nothing but zeros. So a sector of zeros inside
 //!   a batch was never written (a crash did it), and any other mismatch is damage.
 //! - Batches are numbered and chained by checksum through all segments: nothing can be missing in between.
-//! - Entries stand before the hard state that rests on them, and every batch holds the hard state.
+//! - Entries stand before the hard state that rests on them, and every batch holds the hard state: its commit index is
+//!   never past the entries on the disk.
 //! - Nothing is sealed twice under one salt and number: every open starts a new segment, whose salt is new.
 //! - After a failed write or sync the log takes nothing more. The process ends, and the next open writes the last batch
 //!   again before it believes it.
@@ -43,13 +44,14 @@ mod ahead;
 mod catalog;
 mod error;
 mod format;
+mod inspect;
 mod map;
 mod recover;
 pub mod run;
 mod segment;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +65,7 @@ use self::error::Doing;
 pub use self::error::{ReadError, WalError};
 use self::format::{BATCH_HEADER, OTHER_RECORDS, SECTOR};
 pub use self::format::{BatchHeader, HardState, Record, SegmentHeader};
+pub use self::inspect::{Found, Inspect, inspect};
 pub use self::map::report_media_errors;
 pub use self::recover::Cut;
 use self::segment::Segment;
@@ -353,6 +356,9 @@ impl Wal {
         if let Some(hard_state) = persist.hard_state {
             self.state.hard_state = hard_state;
         }
+        // A snapshot holds nothing that is not committed, and Raft does not start from a commit index before its log.
+        let commit = &mut self.state.hard_state.commit;
+        *commit = (*commit).max(self.state.snapshot.index);
         for entry in &persist.entries {
             self.put(entry, written)?;
         }
@@ -363,8 +369,11 @@ impl Wal {
 
     fn put(&mut self, entry: &Entry, written: &mut Written) -> Result<(), WalError> {
         assert_eq!(entry.index, self.state.last.index.0 + 1, "entries are contiguous");
-        let longer = self.buffer.len() - BATCH_HEADER + format::entry_bytes(entry) + OTHER_RECORDS;
-        let room = self.segment.header.bytes - self.offset;
+        let records = self.buffer.len() - BATCH_HEADER + OTHER_RECORDS;
+        let longer = records + format::entry_bytes(entry);
+        let rest = self.segment.header.bytes - self.offset;
+        // A batch that goes to the next segment has all of that.
+        let room = if format::batch_bytes(records) > rest { self.options.segment_bytes - SECTOR } else { rest };
         if self.entries > 0 && (longer > BATCH_BYTES || format::batch_bytes(longer) > room) {
             self.flush(written)?;
         }
@@ -388,9 +397,8 @@ impl Wal {
     /// Writes the open batch and syncs it.
     fn flush(&mut self, written: &mut Written) -> Result<(), WalError> {
         let mut now = self.state;
-        // A snapshot holds nothing that is not committed. And where a batch ends within a Ready, the Ready's commit index
-        // may be ahead of the entries written so far.
-        now.hard_state.commit = now.hard_state.commit.max(now.snapshot.index).min(now.last.index);
+        // Where a batch ends within a Ready, the Ready's commit index may be ahead of the entries written so far.
+        now.hard_state.commit = now.hard_state.commit.min(now.last.index);
         format::put_record(&mut self.buffer, &Record::HardState(now.hard_state));
         let bytes = format::batch_bytes(self.buffer.len() - BATCH_HEADER);
         if bytes > self.segment.header.bytes - self.offset {

@@ -117,6 +117,7 @@ impl State {
             self.is_empty = newest.is_none();
             settle(&segment, newest)?;
         }
+        segment.release();
         Ok(())
     }
 
@@ -187,7 +188,9 @@ impl State {
         Some(effect)
     }
 
-    /// Finds the first entry whose predecessor's term is known, and checks that nothing is missing before it.
+    /// Finds the first entry whose predecessor's term is known, and checks that nothing is missing before it. The term is
+    /// not known when the oldest segment that is left begins by replacing entries of segments that were removed: then
+    /// its first entry, which a snapshot covers, stands in for the predecessor of the second.
     fn finish(&mut self, oldest: u64) -> Result<(), WalError> {
         let snapshot = self.catalog.snapshot();
         if let Some(held) = self.catalog.first_held()
@@ -238,6 +241,7 @@ fn cut(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64) -> Result<Cu
     segment.copy(offset, &mut bytes)?;
     let lost = dir.join(LOST);
     disk.create_dir(&lost).doing("create", &lost)?;
+    disk.sync_dir(dir).doing("sync", dir)?;
     let kept = lost.join(format!("{}-{:016x}-{offset}", segment.name, segment.header.epoch));
     files::replace(disk, &kept, &bytes).doing("write", &kept)?;
     // To the very end: what the disk holds behind the last byte that the page cache shows is not known either.

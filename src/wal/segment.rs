@@ -69,6 +69,13 @@ impl Segment {
         .doing("read", &self.path)
     }
 
+    /// Lets go of the memory that reading has mapped in; the page cache keeps the contents as long as it likes.
+    pub(super) fn release(&self) {
+        if let Some(map) = &self.map {
+            map.release();
+        }
+    }
+
     /// The sector at `offset`.
     pub(super) fn sector(&self, offset: u64) -> Result<[u8; SECTOR_BYTES], WalError> {
         let mut sector = [0; SECTOR_BYTES];
@@ -79,6 +86,12 @@ impl Segment {
     /// The batch at `offset`: its header, its checksum and its opened records. Anything but a whole batch is an error:
     /// this is for batches that were synced.
     pub(super) fn batch(&self, offset: u64) -> Result<(BatchHeader, u32, Bytes), WalError> {
+        let (header, crc, payload) = self.checked(offset)?;
+        Ok((header, crc, self.unseal(offset, &header, payload)?))
+    }
+
+    /// The batch at `offset`, still sealed, when its checksums are right.
+    pub(super) fn checked(&self, offset: u64) -> Result<(BatchHeader, u32, Vec<u8>), WalError> {
         let (header, crc) = BatchHeader::decode(&self.sector(offset)?)
             .filter(|(header, _)| header.epoch == self.header.epoch)
             .ok_or_else(|| self.damaged(offset, "no batch begins here"))?;
@@ -86,7 +99,7 @@ impl Segment {
         if crc32fast::hash(&payload) != header.payload_crc {
             return Err(self.damaged(offset, "the batch does not match its checksum"));
         }
-        Ok((header, crc, self.unseal(offset, &header, payload)?))
+        Ok((header, crc, payload))
     }
 
     /// What stands between a batch's header and the next batch, as it is on the disk.
@@ -189,8 +202,9 @@ pub(super) fn read_header(name: &str, path: &Path, file: &dyn File) -> Result<Se
     Ok(header)
 }
 
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
+/// Whether a sector, or a part of one, is all zeros. By comparison with zeros, which is as fast as memory.
+pub(super) fn is_zero(sector: &[u8]) -> bool {
+    sector == &[0; SECTOR_BYTES][..sector.len()]
 }
 
 /// The file name of a segment.

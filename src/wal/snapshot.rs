@@ -10,14 +10,18 @@
 //! can take up again after a restart. What was written before then keeps its key, and a new salt begins, because a chunk
 //! that was cut off in the middle must not be sealed again under the same number.
 
-use std::io;
+mod reader;
+mod writer;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::reader::SnapshotReader;
+pub(super) use self::reader::{describe, meta};
+pub use self::writer::SnapshotWriter;
 use super::error::{Doing, WalError};
 use super::format::{self, Cursor, MIN_READER, VERSION};
 use crate::pki::seal::{DataKey, SALT_BYTES, SegmentKey, TAG_BYTES};
-use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::{Disk, File};
 use crate::types::log::Configuration;
 use crate::types::{Index, Lineage, Position, RaftId};
@@ -211,248 +215,6 @@ impl Stream {
     }
 }
 
-/// Writes one snapshot file. Nothing of it counts before [`Self::finish`]; dropped before that, it removes what it wrote.
-#[derive(Debug)]
-pub struct SnapshotWriter {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    key: DataKey,
-    header: Header,
-    file: Arc<dyn File>,
-    stream: Stream,
-    buffer: Vec<u8>,
-    finished: bool,
-}
-
-impl SnapshotWriter {
-    /// Begins the snapshot of `position` in `dir`. An unfinished one of the same position is thrown away.
-    pub fn create(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        key: &DataKey,
-        lineage: Lineage,
-        position: Position,
-        configuration: &Configuration,
-    ) -> Result<Self, WalError> {
-        Self::create_with(disk, dir, key, lineage, position, configuration, &mut OsEntropy)
-    }
-
-    /// As [`Self::create`], with the salt from `entropy`.
-    pub fn create_with(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        key: &DataKey,
-        lineage: Lineage,
-        position: Position,
-        configuration: &Configuration,
-        entropy: &mut dyn Entropy,
-    ) -> Result<Self, WalError> {
-        let temporary = dir.join(temporary(position.index));
-        match disk.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing("remove", &temporary),
-            _ => {}
-        }
-        let configuration = configuration.clone();
-        let header = Header { lineage, key_id: key.id(), salt: salt(entropy), position, configuration };
-        let bytes = header.encode();
-        let file = disk.create(&temporary).doing("create", &temporary)?;
-        let stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
-        let (dir, key) = (dir.to_owned(), key.clone());
-        let writer = Self { disk, dir, key, header, file, stream, buffer: Vec::new(), finished: false };
-        writer.file.write_at(0, &bytes).doing("write", &temporary)?;
-        Ok(writer)
-    }
-
-    /// Takes up an unfinished snapshot of `position` that an earlier run of the process left, after its last intact
-    /// chunk; `None` if there is none that fits, and then it has to be created.
-    pub fn resume(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        key: &DataKey,
-        lineage: Lineage,
-        position: Position,
-        configuration: &Configuration,
-        entropy: &mut dyn Entropy,
-    ) -> Result<Option<Self>, WalError> {
-        let name = temporary(position.index);
-        let path = dir.join(&name);
-        let source = match disk.open(&path) {
-            Ok(file) => Source::new(file, name, path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).doing("open", &path),
-        };
-        let Ok((header, bytes)) = Header::read(&source) else { return Ok(None) };
-        let fits = header.check(&source.name, key, lineage).is_ok()
-            && header.position == position
-            && header.configuration == *configuration;
-        if !fits {
-            return Ok(None);
-        }
-        let mut stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
-        while let Ok(Some(_)) = source.next(&mut stream, key, true) {}
-        source.file.set_len(stream.at).doing("cut", &source.path)?;
-        let (dir, key) = (dir.to_owned(), key.clone());
-        let mut writer =
-            Self { disk, dir, key, header, file: source.file, stream, buffer: Vec::new(), finished: false };
-        writer.begin_salt(salt(entropy))?;
-        Ok(Some(writer))
-    }
-
-    /// Appends bytes of the state. Where one call ends and the next begins is kept (up to 1 MiB), but means nothing.
-    pub fn write_chunk(&mut self, plain: &[u8]) -> Result<(), WalError> {
-        for chunk in plain.chunks(CHUNK_BYTES) {
-            self.put(CHUNK, chunk)?;
-        }
-        Ok(())
-    }
-
-    /// Bytes of the state written so far: where a transfer that broke off goes on.
-    pub const fn plain_bytes_written(&self) -> u64 {
-        self.stream.plain
-    }
-
-    /// Makes the snapshot durable and gives it its name.
-    pub fn finish(mut self) -> Result<SnapshotMeta, WalError> {
-        let total = self.stream.total.to_le_bytes();
-        let bytes = self.stream.plain;
-        self.put(LAST, &total)?;
-        let temporary = self.temporary();
-        self.file.sync_data().doing("sync", &temporary)?;
-        let path = self.dir.join(name(self.header.position.index));
-        self.disk.rename(&temporary, &path).doing("rename a file to", &path)?;
-        self.finished = true;
-        self.disk.sync_dir(&self.dir).doing("sync", &self.dir)?;
-        let Header { position, configuration, .. } = self.header.clone();
-        Ok(SnapshotMeta { position, configuration, bytes })
-    }
-
-    /// Leaves the unfinished file for a later [`Self::resume`].
-    pub fn suspend(mut self) {
-        self.finished = true;
-    }
-
-    fn put(&mut self, kind: u8, plain: &[u8]) -> Result<(), WalError> {
-        let len = length(plain.len() + TAG_BYTES);
-        let mut head = Head { kind, len, number: self.stream.number, offset: self.stream.plain, payload_crc: 0 };
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&[0; HEAD]);
-        self.buffer.extend_from_slice(plain);
-        let aad = head.encode();
-        let tag = self.stream.key.seal_slice(head.number, &aad[..HEAD_AAD], &mut self.buffer[HEAD..]);
-        self.buffer.extend_from_slice(&tag);
-        self.write(&mut head)
-    }
-
-    fn begin_salt(&mut self, salt: [u8; SALT_BYTES]) -> Result<(), WalError> {
-        let (number, offset) = (self.stream.number, self.stream.plain);
-        let mut head = Head { kind: SALT, len: length(SALT_BYTES), number, offset, payload_crc: 0 };
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&[0; HEAD]);
-        self.buffer.extend_from_slice(&salt);
-        self.write(&mut head)?;
-        self.stream.key = SegmentKey::derive(&self.key, &salt);
-        Ok(())
-    }
-
-    fn write(&mut self, head: &mut Head) -> Result<(), WalError> {
-        head.payload_crc = crc32fast::hash(&self.buffer[HEAD..]);
-        self.buffer[..HEAD].copy_from_slice(&head.encode());
-        self.file.write_at(self.stream.at, &self.buffer).doing("write", &self.temporary())?;
-        self.stream.passed(head);
-        Ok(())
-    }
-
-    fn temporary(&self) -> PathBuf {
-        self.dir.join(temporary(self.header.position.index))
-    }
-}
-
-impl Drop for SnapshotWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            let temporary = self.temporary();
-            if let Err(error) = self.disk.remove(&temporary) {
-                log::warn!("an unfinished snapshot stays: cannot remove {}: {error}", temporary.display());
-            }
-        }
-    }
-}
-
-/// Reads one snapshot file, chunk by chunk, and believes nothing that its checksums and seals do not vouch for. The
-/// snapshot is whole only when [`Self::next_chunk`] has returned `None`.
-#[derive(Debug)]
-pub struct SnapshotReader {
-    source: Source,
-    key: DataKey,
-    meta: SnapshotMeta,
-    stream: Stream,
-    /// Bytes of the next chunk that were skipped.
-    skip: usize,
-    done: bool,
-}
-
-impl SnapshotReader {
-    /// Opens the snapshot of `index` in `dir`.
-    pub fn open(disk: &dyn Disk, dir: &Path, key: &DataKey, lineage: Lineage, index: Index) -> Result<Self, WalError> {
-        let name = name(index);
-        let path = dir.join(&name);
-        let file = disk.open(&path).doing("open", &path)?;
-        let source = Source::new(file, name, path)?;
-        let (header, bytes) = Header::read(&source)?;
-        header.check(&source.name, key, lineage)?;
-        if header.position.index != index {
-            return Err(source.damaged(0, format!("its header says that it is {}", self::name(header.position.index))));
-        }
-        let stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
-        let end = source.end(stream.at)?;
-        let meta = SnapshotMeta { position: header.position, configuration: header.configuration, bytes: end.offset };
-        Ok(Self { source, key: key.clone(), meta, stream, skip: 0, done: false })
-    }
-
-    /// What it is a snapshot of.
-    pub const fn meta(&self) -> &SnapshotMeta {
-        &self.meta
-    }
-
-    /// The next bytes of the state; `None` after the last, once the end record has vouched for all of them.
-    pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, WalError> {
-        if self.done {
-            return Ok(None);
-        }
-        match self.source.next(&mut self.stream, &self.key, true)? {
-            Some(mut chunk) => {
-                chunk.drain(..self.skip.min(chunk.len()));
-                self.skip = 0;
-                Ok(Some(chunk))
-            }
-            None => {
-                self.done = true;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Goes on after the first `offset` bytes of the state, from where it stands. What is skipped is not read: only
-    /// the heads of its chunks are checked. An offset past the end is an error.
-    pub fn skip_to(&mut self, offset: u64) -> Result<(), WalError> {
-        while offset > self.stream.plain {
-            let head = self.source.head(&self.stream)?;
-            let end = self.stream.plain + u64::from(head.len).saturating_sub(TAG_BYTES as u64);
-            match head.kind {
-                CHUNK if end > offset => {
-                    self.skip = (offset - self.stream.plain) as usize;
-                    return Ok(());
-                }
-                LAST => {
-                    return Err(self.source.damaged(self.stream.at, format!("the state ends before byte {offset}")));
-                }
-                _ => self.source.next(&mut self.stream, &self.key, false)?,
-            };
-        }
-        Ok(())
-    }
-}
-
 /// An open file with its name, for messages.
 #[derive(Debug)]
 struct Source {
@@ -503,24 +265,14 @@ impl Source {
         Ok(head)
     }
 
-    /// Passes the next chunk (its contents, or nothing when they are not `wanted`); `None` at the end.
-    fn next(&self, stream: &mut Stream, key: &DataKey, wanted: bool) -> Result<Option<Vec<u8>>, WalError> {
+    /// Passes the next chunk and returns its contents; `None` at the end.
+    fn next(&self, stream: &mut Stream, key: &DataKey) -> Result<Option<Vec<u8>>, WalError> {
         loop {
             let head = self.head(stream)?;
-            if head.kind == CHUNK && !wanted {
-                stream.passed(&head);
-                return Ok(Some(Vec::new()));
-            }
             let at = stream.at;
-            let mut payload = vec![0; head.len as usize];
-            self.read(at + HEAD as u64, &mut payload)?;
-            if crc32fast::hash(&payload) != head.payload_crc {
-                return Err(self.damaged(at, "a record does not match its checksum"));
-            }
+            let mut payload = self.payload(at, &head)?;
             if head.kind == SALT {
-                let salt = payload.as_slice().try_into().expect("the length of a salt was checked");
-                stream.key = SegmentKey::derive(key, salt);
-                stream.passed(&head);
+                self.pass_salt(stream, key, &head, &payload);
                 continue;
             }
             stream
@@ -540,6 +292,39 @@ impl Source {
         }
     }
 
+    /// Passes records up to the chunk that holds byte `offset` of the state, which is not before the stream; returns how
+    /// much of that chunk comes before it.
+    fn skip(&self, stream: &mut Stream, key: &DataKey, offset: u64) -> Result<usize, WalError> {
+        while stream.plain < offset {
+            let head = self.head(stream)?;
+            match head.kind {
+                SALT => {
+                    let payload = self.payload(stream.at, &head)?;
+                    self.pass_salt(stream, key, &head, &payload);
+                }
+                CHUNK if stream.plain + (u64::from(head.len) - TAG_BYTES as u64) > offset => break,
+                CHUNK => stream.passed(&head),
+                _ => return Err(self.damaged(stream.at, format!("the state ends before byte {offset}"))),
+            }
+        }
+        Ok(usize::try_from(offset - stream.plain).expect("a chunk is far shorter than the address space"))
+    }
+
+    fn payload(&self, at: u64, head: &Head) -> Result<Vec<u8>, WalError> {
+        let mut payload = vec![0; head.len as usize];
+        self.read(at + HEAD as u64, &mut payload)?;
+        if crc32fast::hash(&payload) != head.payload_crc {
+            return Err(self.damaged(at, "a record does not match its checksum"));
+        }
+        Ok(payload)
+    }
+
+    /// What follows is sealed under another salt.
+    fn pass_salt(&self, stream: &mut Stream, key: &DataKey, head: &Head, salt: &[u8]) {
+        stream.key = SegmentKey::derive(key, salt.try_into().expect("the length of a salt was checked with its head"));
+        stream.passed(head);
+    }
+
     /// The head of the end record, read from where it must stand.
     fn end(&self, first: u64) -> Result<Head, WalError> {
         let at = self.len.checked_sub(END as u64).filter(|at| *at >= first);
@@ -550,27 +335,6 @@ impl Source {
             .filter(|head| head.kind == LAST)
             .ok_or_else(|| self.damaged(at, "the snapshot does not end with an end record"))
     }
-}
-
-/// What the snapshot of `position`, which the log rests on, says of itself: its header and end are checked.
-pub(super) fn meta(
-    disk: &dyn Disk,
-    dir: &Path,
-    key: &DataKey,
-    lineage: Lineage,
-    position: Position,
-) -> Result<SnapshotMeta, WalError> {
-    let reader = match SnapshotReader::open(disk, dir, key, lineage, position.index) {
-        Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            let what = "the snapshot that the log rests on is missing";
-            return Err(WalError::damaged(&name(position.index), 0, what));
-        }
-        result => result?,
-    };
-    if reader.meta.position != position {
-        return Err(reader.source.damaged(0, "the snapshot is of another term than the log says"));
-    }
-    Ok(reader.meta)
 }
 
 /// The finished snapshots in `dir`, oldest first.
@@ -608,10 +372,4 @@ pub(super) fn name(index: Index) -> String {
 
 fn temporary(index: Index) -> String {
     format!("{}{UNFINISHED}", name(index))
-}
-
-fn salt(entropy: &mut dyn Entropy) -> [u8; SALT_BYTES] {
-    let mut salt = [0; SALT_BYTES];
-    entropy.fill(&mut salt);
-    salt
 }

@@ -1,10 +1,19 @@
 //! Tests of the store as a whole, through one helper: a scripted log.
 
 mod changes;
+mod golden;
+mod members;
+mod model;
+mod samples;
+mod snapshots;
+mod watching;
+
+use std::collections::BTreeMap;
 
 use crate::types::object::{Annotations, Config};
 use crate::types::*;
 
+use super::ring::Limits;
 use super::{EventBatch, State};
 
 /// A state with a log of its own: ids and times are counted up, so that scripts are short and repeat exactly.
@@ -17,6 +26,12 @@ pub(super) struct Log {
 impl Log {
     pub fn new() -> Self {
         Self { state: State::bootstrap(Lineage(7), NodeId(1), "127.0.0.1:1"), term: Term(1), changes: 0 }
+    }
+
+    /// One whose ring remembers so many changes.
+    pub fn with_ring(records: u64) -> Self {
+        let limits = Limits { records, ..Limits::PRODUCT };
+        Self { state: State::with_limits(Lineage(7), limits), ..Self::new() }
     }
 
     /// A new change made now.
@@ -50,6 +65,11 @@ pub(super) fn config(id: u128, name: &str) -> Object {
     let mut config = Config { id: ObjectId(id), ..Config::default() };
     config.spec.annotations = Annotations { name: name.to_owned(), ..Annotations::default() };
     Object::Config(config)
+}
+
+/// Every object, in order of kind and id.
+pub(super) fn contents(state: &State) -> Vec<Object> {
+    Kind::ALL.into_iter().flat_map(|kind| state.iter(kind)).map(|stored| stored.object.clone()).collect()
 }
 
 /// `object` as an update of the version `version`.

@@ -1,5 +1,7 @@
 //! Watching: events of committed changes, and cursors over the ring that holds them.
 
+pub mod check;
+
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -28,8 +30,8 @@ pub struct EventBatch {
     pub events: Vec<Event>,
     /// A service's encoding for its watchers, made by the first that needs it and shared by all.
     pub encoded: OnceLock<Bytes>,
-    /// What the batch counts for in the ring: the objects, what they replaced (which only the ring keeps alive), and
-    /// a constant for each event.
+    /// What the batch counts for in the ring: the objects, their encoding, what they replaced (which only the ring keeps
+    /// alive), and a constant for each event.
     pub bytes: u64,
 }
 
@@ -38,7 +40,7 @@ impl EventBatch {
     pub fn new(revision: Revision, events: Vec<Event>) -> Self {
         let of_event = |event: &Event| {
             let old = event.old.as_ref().map_or(0, |old| u64::from(old.bytes));
-            EVENT_OVERHEAD_BYTES + u64::from(event.object.bytes) + old
+            EVENT_OVERHEAD_BYTES + 2 * u64::from(event.object.bytes) + old
         };
         let bytes = EVENT_OVERHEAD_BYTES + events.iter().map(of_event).sum::<u64>();
         Self { revision, events, encoded: OnceLock::new(), bytes }

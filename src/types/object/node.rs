@@ -19,6 +19,38 @@ pub struct Node {
     pub certificate: Certificate,
     /// The role the node acts in now; follows `spec.desired_role`.
     pub role: Role,
+    /// Networks the node itself is attached to.
+    pub attachments: Vec<NetworkAttachment>,
+    /// UDP port of VXLAN traffic; zero means 4789.
+    pub vxlan_udp_port: u32,
+}
+
+impl Node {
+    /// A node of which nothing is known yet but that it is taken in with a role.
+    pub fn new(id: NodeId, role: Role) -> Self {
+        Self {
+            id,
+            meta: Meta::default(),
+            spec: NodeSpec {
+                annotations: Annotations::default(),
+                desired_role: role,
+                membership: MembershipState::Accepted,
+                availability: Availability::Active,
+            },
+            description: NodeDescription::default(),
+            status: NodeStatus { state: NodeState::Unknown, message: String::new(), addr: String::new() },
+            certificate: Certificate {
+                role,
+                csr: String::new(),
+                state: IssuanceState::Unknown,
+                error: String::new(),
+                certificate: String::new(),
+            },
+            role,
+            attachments: Vec::new(),
+            vxlan_udp_port: 0,
+        }
+    }
 }
 
 /// What is asked of a node.
@@ -80,8 +112,28 @@ pub struct NodeDescription {
     /// SHA-256 of the root certificates it trusts, base36, empty if unknown.
     pub trust_root_digest: String,
     /// DER subject of the issuer of its certificate.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "readable")]
     pub certificate_issuer: Vec<u8>,
+    /// DER public key of the issuer of its certificate.
+    #[serde(with = "readable")]
+    pub certificate_issuer_public_key: Vec<u8>,
+    /// It uses FIPS-validated cryptography only.
+    pub fips: bool,
+    /// What its CSI plugins know it as.
+    pub csi: Vec<NodeCsiInfo>,
+}
+
+/// A node as one CSI plugin knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCsiInfo {
+    /// The plugin.
+    pub plugin: String,
+    /// The node's id there.
+    pub node_id: String,
+    /// How many volumes it takes; zero means no limit.
+    pub max_volumes_per_node: i64,
+    /// Where the node is: key to value.
+    pub accessible_topology: BTreeMap<String, String>,
 }
 
 /// A countable or named resource.

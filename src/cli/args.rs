@@ -1,0 +1,451 @@
+//! The grammar: every command, flag and default.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::parse;
+use crate::client::WriteId;
+use crate::types::object::{Kind, Profile};
+use crate::types::{Revision, Role};
+
+/// A swarm manager in one small binary: Raft, a replicated object store, mutual TLS and join tokens.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "skep", version, propagate_version = false, disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that may stand after any command.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Print JSON; errors are one JSON object on standard error
+    #[arg(long, global = true, help_heading = "Common options")]
+    pub json: bool,
+    /// Read what this manager has, at once and without a leader
+    #[arg(long, global = true, help_heading = "Common options")]
+    pub stale: bool,
+    /// Give up after this time
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = parse::duration, help_heading = "Common options")]
+    pub timeout: Duration,
+    /// The manager's control socket [default: <data-dir>/skep.sock]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SKEP_SOCKET",
+        hide_env_values = true,
+        help_heading = "Common options"
+    )]
+    pub socket: Vec<PathBuf>,
+    /// The manager's state [default: /var/lib/skep as root, else $XDG_STATE_HOME/skep]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SKEP_DATA_DIR",
+        hide_env_values = true,
+        help_heading = "Common options"
+    )]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Run a manager: it begins a swarm, joins one with --join, or starts again
+    Run(RunArgs),
+    /// This manager's state; exits 4 when it knows no leader
+    Status,
+    /// The managers of the swarm
+    Members,
+    /// Print changes as they are committed
+    Watch(WatchArgs),
+    /// Nodes of the swarm
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Plain data for services
+    #[command(subcommand)]
+    Config(DataCommand),
+    /// Sensitive data for services
+    #[command(subcommand)]
+    Secret(DataCommand),
+    /// Kinds of resource
+    #[command(subcommand)]
+    Extension(ExtensionCommand),
+    /// Objects of a registered kind
+    #[command(subcommand)]
+    Resource(ResourceCommand),
+    /// The swarm's settings
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Join tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// The Raft group
+    #[command(subcommand)]
+    Raft(RaftCommand),
+    /// Take this manager out of the swarm and stop it
+    Leave(LeaveArgs),
+    /// A manager's log on disk
+    #[command(subcommand)]
+    Wal(WalCommand),
+    /// Measure a running swarm
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Where to listen for managers and nodes
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:4242")]
+    pub listen: String,
+    /// Where others reach this manager [default: the listen address, else the one global address]
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<String>,
+    /// Join the swarm of the manager at this address
+    #[arg(long, value_name = "ADDR")]
+    pub join: Option<String>,
+    /// The join token; shows in `ps`, so prefer --token-file or SKEP_TOKEN
+    #[arg(long, value_name = "T", conflicts_with = "token_file")]
+    pub token: Option<String>,
+    /// Read the join token from this file, or from standard input with `-`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// A manager to try besides those remembered; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub peer: Vec<String>,
+    /// Refuse an empty data directory: a disk that is not mounted must not make a new swarm
+    #[arg(long)]
+    pub existing: bool,
+    /// Open the control socket to this group too
+    #[arg(long, value_name = "G")]
+    pub socket_group: Option<String>,
+    /// Serve /healthz, /readyz and /metrics here
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<String>,
+    /// Timing for the network and disk; the first manager's counts
+    #[arg(long, value_name = "PROFILE", default_value = "lan")]
+    pub profile: ProfileArg,
+    /// The node's name [default: the host name]
+    #[arg(long, value_name = "NODE")]
+    pub name: Option<String>,
+    /// How much to log
+    #[arg(long, value_name = "LEVEL", env = "SKEP_LOG", hide_env_values = true, default_value = "info")]
+    pub log: LevelArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProfileArg {
+    /// One site
+    Lan,
+    /// Several sites
+    Wan,
+    /// Slow flash
+    Sdcard,
+}
+
+impl From<ProfileArg> for Profile {
+    fn from(profile: ProfileArg) -> Self {
+        match profile {
+            ProfileArg::Lan => Self::Lan,
+            ProfileArg::Wan => Self::Wan,
+            ProfileArg::Sdcard => Self::Sdcard,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LevelArg {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<LevelArg> for log::LevelFilter {
+    fn from(level: LevelArg) -> Self {
+        match level {
+            LevelArg::Off => Self::Off,
+            LevelArg::Error => Self::Error,
+            LevelArg::Warn => Self::Warn,
+            LevelArg::Info => Self::Info,
+            LevelArg::Debug => Self::Debug,
+            LevelArg::Trace => Self::Trace,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    Manager,
+    Worker,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Manager => Self::Manager,
+            RoleArg::Worker => Self::Worker,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct WatchArgs {
+    /// Begin after this revision [default: with what is committed from now on]
+    #[arg(long, value_name = "REV", value_parser = parse::revision)]
+    pub from: Option<Revision>,
+    /// Only this kind of object; may be repeated
+    #[arg(long, value_name = "K", value_parser = parse::kind)]
+    pub kind: Vec<Kind>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct LeaveArgs {
+    /// Even if the others lose their majority, or no leader answers
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct LsArgs {
+    /// Print ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// name=P, id=P, label=K[=V] or kind=K; P is what the name or id begins with; may be repeated
+    #[arg(long, value_name = "FILTER", value_parser = parse::filter)]
+    pub filter: Vec<parse::FilterTerm>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ObjectArg {
+    /// A name, an id, or an unambiguous beginning of an id
+    #[arg(value_name = "NAME")]
+    pub object: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct WriteArgs {
+    /// Ask what became of an earlier attempt of the same command, as its error printed it
+    #[arg(long, value_name = "ID@REV", value_parser = parse::write_id)]
+    pub change_id: Option<WriteId>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct VersionArg {
+    /// Only if the object still has this version
+    #[arg(long, value_name = "REV", value_parser = parse::revision)]
+    pub if_version: Option<Revision>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RmArgs {
+    #[command(flatten)]
+    pub object: ObjectArg,
+    #[command(flatten)]
+    pub version: VersionArg,
+    #[command(flatten)]
+    pub write: WriteArgs,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List nodes
+    Ls(LsArgs),
+    /// Show one node
+    Inspect(ObjectArg),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum DataCommand {
+    /// Create one from a file and print its id
+    Create {
+        /// Its name
+        name: String,
+        /// The data, or `-` for standard input
+        #[arg(value_name = "FILE|-")]
+        file: PathBuf,
+        /// A label; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = parse::pair)]
+        label: Vec<(String, String)>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Change its labels; the data of an object never changes
+    #[command(group = clap::ArgGroup::new("labels").required(true).multiple(true))]
+    Update {
+        #[command(flatten)]
+        object: ObjectArg,
+        /// Set a label; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = parse::pair, group = "labels")]
+        label: Vec<(String, String)>,
+        /// Remove a label; may be repeated
+        #[arg(long, value_name = "K", group = "labels")]
+        label_rm: Vec<String>,
+        #[command(flatten)]
+        version: VersionArg,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// List them
+    Ls(LsArgs),
+    /// Show one
+    Inspect(ObjectArg),
+    /// Remove one
+    Rm(RmArgs),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum ExtensionCommand {
+    /// Register a kind of resource and print its id
+    Create {
+        /// Its name
+        name: String,
+        /// What it is for
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        description: String,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// List them
+    Ls(LsArgs),
+    /// Show one
+    Inspect(ObjectArg),
+    /// Remove one that no resource uses
+    Rm(RmArgs),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum ResourceCommand {
+    /// Create one from a file and print its id
+    Create {
+        /// Its name
+        name: String,
+        /// The payload, or `-` for standard input
+        #[arg(value_name = "FILE|-")]
+        file: PathBuf,
+        /// The extension it belongs to
+        #[arg(long, value_name = "EXTENSION")]
+        kind: String,
+        /// A label; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = parse::pair)]
+        label: Vec<(String, String)>,
+        /// A custom index; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = parse::pair)]
+        index: Vec<(String, String)>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Replace its payload
+    Update {
+        #[command(flatten)]
+        object: ObjectArg,
+        /// The payload, or `-` for standard input
+        #[arg(value_name = "FILE|-")]
+        file: PathBuf,
+        #[command(flatten)]
+        version: VersionArg,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// List them
+    Ls(LsArgs),
+    /// Show one
+    Inspect(ObjectArg),
+    /// Remove one
+    Rm(RmArgs),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show the settings
+    Inspect,
+    /// Change settings; every manager follows at once
+    #[command(group = clap::ArgGroup::new("settings").required(true).multiple(true))]
+    Update {
+        /// Log between two snapshots, such as 64MiB
+        #[arg(long, value_name = "SIZE", value_parser = parse::size, group = "settings")]
+        snapshot_bytes: Option<u64>,
+        /// Log kept for managers that lag, such as 64MiB
+        #[arg(long, value_name = "SIZE", value_parser = parse::size, group = "settings")]
+        keep_bytes: Option<u64>,
+        /// Validity of node certificates, such as 90d
+        #[arg(long, value_name = "D", value_parser = parse::duration, group = "settings")]
+        cert_expiry: Option<Duration>,
+        #[command(flatten)]
+        version: VersionArg,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Print the join tokens, or one of them
+    Show {
+        /// Only the token for this role
+        #[arg(long, value_name = "ROLE")]
+        role: Option<RoleArg>,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum RaftCommand {
+    /// Raft's progress on this manager
+    Status,
+    /// Hand leadership to another manager
+    Transfer {
+        /// A manager's name or id [default: the one that is furthest]
+        #[arg(value_name = "NODE")]
+        to: Option<String>,
+    },
+    /// Write a snapshot on this manager now and shorten its log
+    Snapshot,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum WalCommand {
+    /// Print segments and batches of a log that no manager has open
+    Inspect {
+        /// The data directory, or its `raft` directory
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Clients; each is one connection with one request outstanding
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub clients: u32,
+    /// Operations in all
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub total: u64,
+    /// Bytes of each resource
+    #[arg(long, value_name = "BYTES", default_value = "256", value_parser = parse::payload_size)]
+    pub size: u64,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Create resources, each with its own id
+    Write(BenchArgs),
+    /// Read one resource, linearizably; --stale reads it locally
+    Read(BenchArgs),
+    /// One write to nine reads
+    Mixed(BenchArgs),
+    /// Watch from every client while 16 more write; an operation is one change delivered to one watcher
+    Watch(BenchArgs),
+}

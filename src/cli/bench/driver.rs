@@ -1,0 +1,474 @@
+//! The event loop that all clients share.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use mio::{Events, Poll, Token};
+
+use super::connection::Connection;
+use super::{Measured, Plan, Work};
+use crate::cli::exit::Failure;
+use crate::codec::frame::{FrameKind, Header, INITIAL_CREDIT};
+use crate::codec::request::Ping;
+use crate::codec::{envelope, request};
+use crate::sys::entropy::{Entropy as _, OsEntropy};
+use crate::sys::time::{Instant, monotonic, wall_ms};
+use crate::types::api::{Answer, Call, Filter, Hello, Query, QueryKind, WatchItem, WatchRequest, Write, WriteRequest};
+use crate::types::limits::MAX_FRAME_BYTES;
+use crate::types::{ChangeId, Code, Kind, Object, Revision, Status};
+
+/// Runs the plan to its end.
+pub fn drive(plan: &Plan) -> Result<Measured, Failure> {
+    let mut driver = Driver::connect(plan)?;
+    driver.greet()?;
+    driver.work()?;
+    Ok(driver.measured)
+}
+
+struct Driver<'a> {
+    plan: &'a Plan,
+    poll: Poll,
+    clients: Vec<Client>,
+    /// Operations begun.
+    begun: u64,
+    /// Operations that have ended, with an answer or an error.
+    ended: u64,
+    /// The newest revision seen: change ids are made after it.
+    revision: Revision,
+    /// When each write of a watch benchmark began, by its number.
+    write_times: BTreeMap<u64, Instant>,
+    measured: Measured,
+}
+
+struct Client {
+    connection: Option<Connection>,
+    socket: usize,
+    watches: bool,
+    state: State,
+    ungranted: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Waits for the manager's hello.
+    Greeting,
+    /// May begin an operation.
+    Ready,
+    /// Waits for the answer to an operation on this stream.
+    Waiting { stream: u32, since: Instant, operation: Operation },
+    /// Was refused and waits a moment, so that a swarm without a leader is not asked a million times.
+    Pausing { until: Instant },
+    /// Receives a watch on this stream; `begun` once the manager said where it begins.
+    Watching { stream: u32, begun: bool },
+    /// Its manager is gone.
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Write(u64),
+    Read,
+}
+
+impl<'a> Driver<'a> {
+    fn connect(plan: &'a Plan) -> Result<Self, Failure> {
+        let writers = if plan.work == Work::Watch { WATCH_WRITERS } else { 0 };
+        allow_descriptors(plan.clients + writers);
+        let poll = Poll::new().map_err(|error| Failure::internal(format!("cannot poll sockets: {error}")))?;
+        let mut clients = Vec::with_capacity(plan.clients + writers);
+        for number in 0..plan.clients + writers {
+            let socket = number % plan.sockets.len();
+            let connection = Connection::open(&plan.sockets[socket], plan.timeout, poll.registry(), Token(number))
+                .map_err(|error| {
+                    Failure::from(Status::new(
+                        Code::Unavailable,
+                        format!("client {number} cannot connect to {}: {error}", plan.sockets[socket].display()),
+                    ))
+                    .with_hint(
+                        "is the manager running? see `skep status`; many clients need many descriptors: `ulimit -n`",
+                    )
+                })?;
+            let watches = plan.work == Work::Watch && number < plan.clients;
+            let connection = Some(connection);
+            clients.push(Client { connection, socket, watches, state: State::Greeting, ungranted: 0 });
+        }
+        Ok(Self {
+            plan,
+            poll,
+            clients,
+            begun: 0,
+            ended: 0,
+            revision: Revision(0),
+            write_times: BTreeMap::new(),
+            measured: Measured::default(),
+        })
+    }
+
+    /// Until every client has its hello and every watcher its beginning.
+    fn greet(&mut self) -> Result<(), Failure> {
+        let deadline = monotonic() + self.plan.timeout;
+        loop {
+            let waiting = self.clients.iter().any(|client| {
+                matches!(client.state, State::Greeting | State::Watching { begun: false, .. })
+                    || (client.watches && client.state == State::Ready)
+            });
+            if !waiting {
+                return Ok(());
+            }
+            if monotonic() >= deadline {
+                return Err(stalled(self.plan.timeout));
+            }
+            for number in 0..self.clients.len() {
+                if self.clients[number].watches && self.clients[number].state == State::Ready {
+                    self.begin_watch(number);
+                }
+            }
+            self.turn(POLL, false)?;
+            self.none_left()?;
+        }
+    }
+
+    fn work(&mut self) -> Result<(), Failure> {
+        let start = monotonic();
+        let (mut last_ended, mut last_progress, mut last_shown) = (0, start, start);
+        while !self.is_done() {
+            let now = monotonic();
+            for number in 0..self.clients.len() {
+                match self.clients[number].state {
+                    State::Pausing { until } if until <= now => self.revive(number),
+                    _ => {}
+                }
+                self.begin(number);
+            }
+            self.turn(POLL, true)?;
+            self.none_left()?;
+            let now = monotonic();
+            let done = self.ended + self.measured.deliveries.total();
+            if done != last_ended {
+                (last_ended, last_progress) = (done, now);
+            } else if now.since(last_progress) > self.plan.timeout + STALL_SLACK {
+                return Err(stalled(self.plan.timeout));
+            }
+            if self.plan.progress && now.since(last_shown) > SHOW_EVERY {
+                last_shown = now;
+                self.show(now.since(start));
+            }
+        }
+        self.measured.elapsed = monotonic().since(start);
+        if self.plan.progress {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        match self.plan.work {
+            Work::Watch => {
+                let watchers =
+                    self.clients.iter().filter(|client| client.watches && client.state != State::Gone).count();
+                let committed = self.measured.writes.total();
+                self.ended >= self.writes_wanted() && self.measured.deliveries.total() >= committed * watchers as u64
+            }
+            _ => self.ended >= self.plan.total,
+        }
+    }
+
+    /// Operations that clients begin; in a watch benchmark each is delivered to every watcher.
+    fn writes_wanted(&self) -> u64 {
+        match self.plan.work {
+            Work::Watch => self.plan.total.div_ceil(self.plan.clients as u64),
+            _ => self.plan.total,
+        }
+    }
+
+    /// Waits for sockets and handles what they bring.
+    fn turn(&mut self, wait: Duration, begin: bool) -> Result<(), Failure> {
+        let mut events = Events::with_capacity(1024);
+        if let Err(error) = self.poll.poll(&mut events, Some(wait))
+            && error.kind() != std::io::ErrorKind::Interrupted
+        {
+            return Err(Failure::internal(format!("cannot poll sockets: {error}")));
+        }
+        for event in &events {
+            let number = event.token().0;
+            let Some(connection) = self.clients[number].connection.as_mut() else { continue };
+            let flushed = if event.is_writable() { connection.flush(self.poll.registry()) } else { Ok(()) };
+            let filled = flushed.and_then(|()| connection.fill());
+            // What arrived before the end counts.
+            let frames = connection.frames();
+            match frames {
+                Ok(frames) => {
+                    for (header, body) in frames {
+                        self.frame(number, header, &body);
+                    }
+                }
+                Err(error) => self.lose(number, &error),
+            }
+            if let Err(error) = filled {
+                self.lose(number, &error);
+            }
+            if begin {
+                self.begin(number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the client's next operation if it may and one is left.
+    fn begin(&mut self, number: usize) {
+        let client = &mut self.clients[number];
+        if client.state != State::Ready || client.watches || self.begun >= self.writes_wanted() {
+            return;
+        }
+        let operation = match self.plan.work {
+            Work::Write | Work::Watch => Operation::Write(self.begun),
+            Work::Mixed if self.begun.is_multiple_of(10) => Operation::Write(self.begun),
+            Work::Mixed | Work::Read => Operation::Read,
+        };
+        self.begun += 1;
+        let body = self.encode(operation);
+        let since = monotonic();
+        if let (Operation::Write(sequence), Work::Watch) = (operation, self.plan.work) {
+            self.write_times.insert(sequence, since);
+        }
+        let client = &mut self.clients[number];
+        let Some(connection) = client.connection.as_mut() else { return };
+        match connection.request(self.poll.registry(), &body) {
+            Ok(stream) => client.state = State::Waiting { stream, since, operation },
+            Err(error) => {
+                client.state = State::Waiting { stream: 0, since, operation };
+                self.lose(number, &error);
+            }
+        }
+    }
+
+    fn encode(&self, operation: Operation) -> Vec<u8> {
+        let deadline_ms = u32::try_from(self.plan.timeout.as_millis()).unwrap_or(u32::MAX);
+        match operation {
+            Operation::Write(sequence) => {
+                let write = Write::CreateResource {
+                    name: format!("{}-{sequence}", self.plan.extension),
+                    kind: self.plan.extension.clone(),
+                    labels: BTreeMap::new(),
+                    indices: BTreeMap::new(),
+                    payload: vec![b'x'; self.plan.size],
+                };
+                let request = WriteRequest { change: ChangeId(OsEntropy.next_u128()), after: self.revision, write };
+                request::encode(Call::Write, deadline_ms, None, &envelope::encode(&request))
+            }
+            Operation::Read => {
+                let object = self.plan.object.expect("a benchmark that reads is prepared with an object");
+                let what = QueryKind::Inspect(Kind::Resource, object.to_string());
+                let query = Query { stale: self.plan.stale, what };
+                request::encode(Call::Query, deadline_ms, None, &envelope::encode(&query))
+            }
+        }
+    }
+
+    fn begin_watch(&mut self, number: usize) {
+        let request = WatchRequest {
+            from: None,
+            skip_snapshot: true,
+            kinds: vec![Kind::Resource],
+            filter: Filter { kinds: vec![self.plan.extension.clone()], ..Filter::default() },
+            include_old: false,
+        };
+        let body = request::encode(Call::Watch, u32::MAX, None, &envelope::encode(&request));
+        let client = &mut self.clients[number];
+        let Some(connection) = client.connection.as_mut() else { return };
+        match connection.request(self.poll.registry(), &body) {
+            Ok(stream) => client.state = State::Watching { stream, begun: false },
+            Err(error) => self.lose(number, &error),
+        }
+    }
+
+    fn frame(&mut self, number: usize, header: Header, body: &[u8]) {
+        let client = &mut self.clients[number];
+        match (header.kind, client.state) {
+            (FrameKind::Hello, State::Greeting) => match envelope::decode::<Hello>(body, MAX_FRAME_BYTES) {
+                Ok(hello) => {
+                    client.state = State::Ready;
+                    self.revision = self.revision.max(hello.revision);
+                }
+                Err(error) => self.lose(number, &std::io::Error::other(error)),
+            },
+            (FrameKind::Ping, _) => {
+                let sent_ns = Ping::decode(body).map(|ping| ping.sent_ns).unwrap_or_default();
+                let pong = Ping { sent_ns, wall_ms: wall_ms(), ..Ping::default() }.encode();
+                if let Some(connection) = client.connection.as_mut() {
+                    let _ = connection.send(self.poll.registry(), FrameKind::Pong, 0, &pong);
+                }
+            }
+            (FrameKind::Error, _) if header.stream == 0 => {
+                let text = refusal(body);
+                self.lose(number, &std::io::Error::other(text));
+            }
+            (FrameKind::Answer, State::Waiting { stream, since, operation }) if header.stream == stream => {
+                client.state = State::Ready;
+                self.answered(since, operation, body);
+            }
+            (FrameKind::Error, State::Waiting { stream, .. }) if header.stream == stream => {
+                client.state = State::Pausing { until: monotonic() + PAUSE };
+                self.ended += 1;
+                self.count_error(refusal(body));
+            }
+            (FrameKind::Answer, State::Watching { stream, .. }) if header.stream == stream => {
+                self.watched(number, header, body);
+            }
+            (FrameKind::Error, State::Watching { stream, .. }) if header.stream == stream => {
+                self.lose(number, &std::io::Error::other(refusal(body)));
+            }
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, since: Instant, operation: Operation, body: &[u8]) {
+        let us = micros(monotonic().since(since));
+        self.ended += 1;
+        match (operation, envelope::decode::<Answer>(body, MAX_FRAME_BYTES)) {
+            (Operation::Write(_), Ok(Answer::Written { revision, .. })) => {
+                self.revision = self.revision.max(revision);
+                self.measured.writes.record(us);
+            }
+            (Operation::Read, Ok(Answer::Object(_))) => self.measured.reads.record(us),
+            (_, Ok(_)) => self.count_error("the manager answered something else than was asked".to_owned()),
+            (_, Err(error)) => self.count_error(error.to_string()),
+        }
+    }
+
+    fn watched(&mut self, number: usize, header: Header, body: &[u8]) {
+        match envelope::decode::<WatchItem>(body, MAX_FRAME_BYTES) {
+            Ok(WatchItem::Begin { .. }) => {
+                self.clients[number].state = State::Watching { stream: header.stream, begun: true };
+            }
+            Ok(WatchItem::Change { events, .. }) => {
+                let now = monotonic();
+                for event in events {
+                    if let Some(began) = self.write_time(&event.object) {
+                        self.measured.deliveries.record(micros(now.since(began)));
+                    }
+                }
+            }
+            Ok(WatchItem::Snapshot { .. } | WatchItem::Mark { .. }) => {}
+            Err(error) => return self.lose(number, &std::io::Error::other(error)),
+        }
+        let client = &mut self.clients[number];
+        client.ungranted += header.length;
+        if client.ungranted >= INITIAL_CREDIT / 2 {
+            let credit = std::mem::take(&mut client.ungranted).to_le_bytes();
+            if let Some(connection) = client.connection.as_mut()
+                && let Err(error) = connection.send(self.poll.registry(), FrameKind::Credit, header.stream, &credit)
+            {
+                self.lose(number, &error);
+            }
+        }
+    }
+
+    fn write_time(&self, object: &Object) -> Option<Instant> {
+        let Object::Resource(resource) = object else { return None };
+        let sequence = resource.annotations.name.strip_prefix(&self.plan.extension)?.strip_prefix('-')?;
+        self.write_times.get(&sequence.parse().ok()?).copied()
+    }
+
+    /// The client's connection is gone; what it waited for is an error.
+    fn lose(&mut self, number: usize, error: &std::io::Error) {
+        let client = &mut self.clients[number];
+        client.connection = None;
+        let waited = matches!(client.state, State::Waiting { .. });
+        client.state = match client.watches || client.state == State::Greeting {
+            true => State::Gone,
+            false => State::Pausing { until: monotonic() + PAUSE },
+        };
+        if waited {
+            self.ended += 1;
+        }
+        self.count_error(format!("the connection broke: {error}"));
+    }
+
+    /// After a pause: go on, on a new connection if the old one is gone.
+    fn revive(&mut self, number: usize) {
+        let client = &mut self.clients[number];
+        if client.connection.is_some() {
+            client.state = State::Ready;
+            return;
+        }
+        let path: &Path = &self.plan.sockets[client.socket];
+        match Connection::open(path, PAUSE, self.poll.registry(), Token(number)) {
+            Ok(connection) => {
+                client.connection = Some(connection);
+                client.state = State::Greeting;
+            }
+            Err(_) => client.state = State::Gone,
+        }
+    }
+
+    fn count_error(&mut self, text: String) {
+        self.measured.errors += 1;
+        self.measured.first_error.get_or_insert(text);
+    }
+
+    /// An error once there is nobody left to begin an operation.
+    fn none_left(&self) -> Result<(), Failure> {
+        let able = |client: &&Client| !client.watches && client.state != State::Gone;
+        if self.clients.iter().any(|client| able(&client)) && self.watchers_alive() {
+            return Ok(());
+        }
+        let why = self.measured.first_error.clone().unwrap_or_default();
+        Err(Failure::from(Status::new(Code::Unavailable, format!("all clients lost their manager: {why}")))
+            .with_hint("see what became of the managers: `skep members`"))
+    }
+
+    fn watchers_alive(&self) -> bool {
+        self.plan.work != Work::Watch || self.clients.iter().any(|client| client.watches && client.state != State::Gone)
+    }
+
+    fn show(&self, elapsed: Duration) {
+        let (done, total) = match self.plan.work {
+            Work::Watch => (self.measured.deliveries.total(), self.writes_wanted() * self.plan.clients as u64),
+            _ => (self.ended, self.plan.total),
+        };
+        let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
+        let _ = write!(std::io::stderr(), "\r\x1b[K{done}/{total}  {rate:.0}/s  {} errors", self.measured.errors);
+    }
+}
+
+fn refusal(body: &[u8]) -> String {
+    match envelope::decode::<Status>(body, MAX_FRAME_BYTES) {
+        Ok(status) => format!("{}: {}", status.code.name(), status.message),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn stalled(timeout: Duration) -> Failure {
+    let message = format!("no operation has ended for {} s", (timeout + STALL_SLACK).as_secs());
+    Failure::from(Status::new(Code::Unavailable, message))
+        .with_hint("see whether the swarm has a leader: `skep status`")
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Raises the limit of open descriptors as far as the system lets us; too few show as errors when connecting.
+fn allow_descriptors(clients: usize) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = clients as u64 + 64;
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |maximum| wanted.min(maximum)));
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
+
+/// Writers beside the watchers.
+const WATCH_WRITERS: usize = 16;
+/// How long the loop waits for sockets before it looks at pauses.
+const POLL: Duration = Duration::from_millis(10);
+/// A client that was refused waits so long.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How much longer than the timeout the benchmark waits for anything to happen.
+const STALL_SLACK: Duration = Duration::from_secs(1);
+/// How often a terminal is shown how far it is.
+const SHOW_EVERY: Duration = Duration::from_millis(200);

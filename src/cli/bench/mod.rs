@@ -1,0 +1,229 @@
+//! `skep bench`: many clients in one event loop, and what they measured.
+//!
+//! A client is one connection with one request outstanding, an operation is one answer to it. Nothing is retried: a
+//! refusal is an error and counts as one. The driver shares the machine with the managers that it measures, so it is
+//! one thread that spends its time in the kernel; threads per client would measure the scheduler.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::args::{BenchArgs, BenchCommand, Common};
+use super::exit::{Exit, Failure};
+use super::output::{Output, table};
+use super::session::{data_dir, unexpected};
+use crate::client::Client;
+use crate::sys::entropy::{Entropy as _, OsEntropy};
+use crate::types::api::{Answer, Write};
+use crate::types::{Kind, ObjectId};
+
+mod connection;
+mod driver;
+mod histogram;
+
+use histogram::Histogram;
+
+/// What the clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Write,
+    Read,
+    Mixed,
+    Watch,
+}
+
+/// A benchmark, ready to run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub work: Work,
+    /// Clients are spread over these in turn.
+    pub sockets: Vec<PathBuf>,
+    pub clients: usize,
+    /// Operations in all.
+    pub total: u64,
+    /// Bytes of each resource.
+    pub size: usize,
+    /// Reads may be answered from the local store.
+    pub stale: bool,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// The extension, new for this run.
+    pub extension: String,
+    /// What is read.
+    pub object: Option<ObjectId>,
+    /// Show how far it is.
+    pub progress: bool,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    pub writes: Histogram,
+    pub reads: Histogram,
+    pub deliveries: Histogram,
+    pub errors: u64,
+    /// The first error's text.
+    pub first_error: Option<String>,
+    pub elapsed: Duration,
+}
+
+impl Measured {
+    /// What operations are counted in.
+    fn operations(&self, work: Work) -> Histogram {
+        match work {
+            Work::Write => self.writes.clone(),
+            Work::Read => self.reads.clone(),
+            Work::Watch => self.deliveries.clone(),
+            Work::Mixed => {
+                let mut both = self.writes.clone();
+                both.add(&self.reads);
+                both
+            }
+        }
+    }
+}
+
+/// `skep bench`.
+pub fn run(common: &Common, command: &BenchCommand, out: &mut Output) -> Result<Exit, Failure> {
+    let (work, args) = match command {
+        BenchCommand::Write(args) => (Work::Write, args),
+        BenchCommand::Read(args) => (Work::Read, args),
+        BenchCommand::Mixed(args) => (Work::Mixed, args),
+        BenchCommand::Watch(args) => (Work::Watch, args),
+    };
+    let plan = prepare(common, work, args)?;
+    let measured = driver::drive(&plan)?;
+    report(&plan, &measured, out)?;
+    if let Some(error) = &measured.first_error {
+        eprintln!("skep: {} of {} operations failed, the first with: {error}", measured.errors, plan.total);
+    }
+    Ok(if measured.operations(work).total() == 0 { Exit::Unavailable } else { Exit::Done })
+}
+
+/// Makes what the benchmark needs: an extension of its own, and an object to read.
+fn prepare(common: &Common, work: Work, args: &BenchArgs) -> Result<Plan, Failure> {
+    let sockets = match common.socket.as_slice() {
+        [] => vec![data_dir(common)?.join("skep.sock")],
+        sockets => sockets.to_vec(),
+    };
+    let mut client = Client::local(&sockets[0], common.timeout)?;
+    let attempted = || "cannot prepare the benchmark".to_owned();
+    let extension = format!("bench-{:08x}", OsEntropy.next_u64() as u32);
+    let size = usize::try_from(args.size).map_err(|_| Failure::usage("--size is too large"))?;
+    let create = Write::CreateExtension {
+        name: extension.clone(),
+        description: "made by skep bench".to_owned(),
+        labels: Default::default(),
+    };
+    client.write(create, common.timeout).map_err(|error| Failure::from(error).while_attempting(attempted))?;
+    let mut object = None;
+    if matches!(work, Work::Read | Work::Mixed) {
+        let create = Write::CreateResource {
+            name: format!("{extension}-object"),
+            kind: extension.clone(),
+            labels: Default::default(),
+            indices: Default::default(),
+            payload: vec![b'x'; size],
+        };
+        let written =
+            client.write(create, common.timeout).map_err(|error| Failure::from(error).while_attempting(attempted))?;
+        // Every manager that is going to be asked has it, so that a stale read finds it too.
+        for socket in &sockets {
+            let mut client = Client::local(socket, common.timeout)?;
+            let what = crate::types::api::QueryKind::Inspect(Kind::Resource, written.id.to_string());
+            match client.query(what, false, common.timeout)? {
+                Answer::Object(_) => {}
+                _ => return Err(unexpected()),
+            }
+        }
+        object = Some(written.id);
+    }
+    Ok(Plan {
+        work,
+        sockets,
+        clients: args.clients as usize,
+        total: args.total,
+        size,
+        stale: common.stale,
+        timeout: common.timeout,
+        extension,
+        object,
+        progress: !common.json && std::io::stderr().is_terminal(),
+    })
+}
+
+fn report(plan: &Plan, measured: &Measured, out: &mut Output) -> Result<(), Failure> {
+    let all = figures(&measured.operations(plan.work), measured.elapsed);
+    if out.json {
+        let mut value = all;
+        value["errors"] = measured.errors.into();
+        value["clients"] = plan.clients.into();
+        value["size"] = plan.size.into();
+        value["elapsed_ms"] = json!(u64::try_from(measured.elapsed.as_millis()).unwrap_or(u64::MAX));
+        if plan.work == Work::Mixed {
+            value["write"] = figures(&measured.writes, measured.elapsed);
+            value["read"] = figures(&measured.reads, measured.elapsed);
+        }
+        if plan.work == Work::Watch {
+            value["write"] = figures(&measured.writes, measured.elapsed);
+        }
+        out.document(&value)?;
+        return Ok(());
+    }
+    let mut rows = Vec::new();
+    let mut add = |name: &str, histogram: &Histogram| {
+        let mut row = figures(histogram, measured.elapsed);
+        row["what"] = name.into();
+        rows.push(row);
+    };
+    match plan.work {
+        Work::Write => add("write", &measured.writes),
+        Work::Read => add("read", &measured.reads),
+        Work::Mixed => {
+            add("write", &measured.writes);
+            add("read", &measured.reads);
+        }
+        Work::Watch => {
+            add("write", &measured.writes);
+            add("delivery", &measured.deliveries);
+        }
+    }
+    let columns = [
+        ("", "what"),
+        ("OPS", "ops"),
+        ("OPS/S", "ops_per_s"),
+        ("P50 US", "p50_us"),
+        ("P90 US", "p90_us"),
+        ("P99 US", "p99_us"),
+        ("P99.9 US", "p999_us"),
+        ("MAX US", "max_us"),
+    ];
+    out.text(&table(&columns, &rows))?;
+    out.line(&format!(
+        "{} clients, {} bytes, {} errors, {:.2} s",
+        plan.clients,
+        plan.size,
+        measured.errors,
+        measured.elapsed.as_secs_f64()
+    ))?;
+    Ok(())
+}
+
+fn figures(histogram: &Histogram, elapsed: Duration) -> Value {
+    let seconds = elapsed.as_secs_f64();
+    let rate = if seconds > 0.0 { histogram.total() as f64 / seconds } else { 0.0 };
+    json!({
+        "ops": histogram.total(),
+        "ops_per_s": rate.round() as u64,
+        "p50_us": histogram.quantile(0.5),
+        "p90_us": histogram.quantile(0.9),
+        "p99_us": histogram.quantile(0.99),
+        "p999_us": histogram.quantile(0.999),
+        "max_us": histogram.max(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

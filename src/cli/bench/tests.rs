@@ -1,0 +1,188 @@
+//! The driver against a manager that answers everything.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::codec::frame::{self, END, FrameKind, HEADER, Header};
+use crate::codec::{envelope, request};
+use crate::types::api::{Action, Call, Hello, PROTOCOL, WatchEvent, WatchItem, WriteRequest};
+use crate::types::limits::MAX_FRAME_BYTES;
+use crate::types::object::{Annotations, Resource};
+use crate::types::{ChangeId, ClusterId, Code, Lineage, NodeId, Object, Revision, Status};
+
+#[derive(Default)]
+struct State {
+    changes: BTreeSet<ChangeId>,
+    names: BTreeSet<String>,
+    reads: u64,
+    watchers: Vec<(UnixStream, u32)>,
+    /// Every so many writes one is refused.
+    refuse_every: Option<usize>,
+}
+
+fn hello() -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        cluster_id: ClusterId(1),
+        node_id: NodeId(1),
+        raft_id: None,
+        lineage: Lineage(1),
+        boot: 1,
+        nonce: 1,
+        last: Default::default(),
+        advertise: String::new(),
+        feature_level: 1,
+        revision: Revision(9),
+    }
+}
+
+fn send(stream: &mut UnixStream, kind: FrameKind, flags: u8, number: u32, body: &[u8]) {
+    let mut bytes = Vec::new();
+    frame::write(&mut bytes, kind, flags, number, body);
+    let _ = stream.write_all(&bytes);
+}
+
+fn read_frame(stream: &mut UnixStream) -> std::io::Result<(Header, Vec<u8>)> {
+    let mut bytes = [0; HEADER];
+    stream.read_exact(&mut bytes)?;
+    let header = Header::decode(&bytes, MAX_FRAME_BYTES).unwrap();
+    let mut body = vec![0; header.length as usize];
+    stream.read_exact(&mut body)?;
+    Ok((header, body))
+}
+
+fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
+    send(&mut stream, FrameKind::Hello, 0, 0, &envelope::encode(&hello()));
+    while let Ok((header, body)) = read_frame(&mut stream) {
+        if header.kind != FrameKind::Request {
+            continue;
+        }
+        let request = request::decode(&body).unwrap();
+        let mut state = state.lock().unwrap();
+        match request.call {
+            Call::Write => {
+                let request: WriteRequest = envelope::decode(request.body, MAX_FRAME_BYTES).unwrap();
+                assert!(state.changes.insert(request.change), "a retry is no operation");
+                assert!(request.after >= Revision(9));
+                let Write::CreateResource { name, kind, payload, .. } = request.write else { panic!() };
+                assert_eq!(payload.len(), 256);
+                if state.refuse_every.is_some_and(|every| state.changes.len().is_multiple_of(every)) {
+                    let status = Status::new(Code::ResourceExhausted, "full");
+                    send(&mut stream, FrameKind::Error, END, header.stream, &envelope::encode(&status));
+                    continue;
+                }
+                assert!(state.names.insert(name.clone()));
+                let revision = Revision(9 + state.names.len() as u64);
+                let annotations = Annotations { name, ..Annotations::default() };
+                let object = Object::Resource(Resource { annotations, kind, ..Resource::default() });
+                let events = vec![WatchEvent { action: Action::Create, object, old: None }];
+                let item = envelope::encode(&WatchItem::Change { revision, events });
+                for (watcher, number) in &mut state.watchers {
+                    send(watcher, FrameKind::Answer, 0, *number, &item);
+                }
+                let answer = Answer::Written { id: ObjectId(1), revision };
+                send(&mut stream, FrameKind::Answer, END, header.stream, &envelope::encode(&answer));
+            }
+            Call::Query => {
+                state.reads += 1;
+                let answer = Answer::Object(Box::new(Object::Resource(Resource::default())));
+                send(&mut stream, FrameKind::Answer, END, header.stream, &envelope::encode(&answer));
+            }
+            Call::Watch => {
+                let begin = WatchItem::Begin { lineage: Lineage(1), revision: Revision(9) };
+                send(&mut stream, FrameKind::Answer, 0, header.stream, &envelope::encode(&begin));
+                state.watchers.push((stream.try_clone().unwrap(), header.stream));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Runs a plan against a manager that is a thread per connection.
+fn drive(work: Work, clients: usize, total: u64, refuse_every: Option<usize>) -> (Measured, Arc<Mutex<State>>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("skep.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let state = Arc::new(Mutex::new(State { refuse_every, ..State::default() }));
+    let shared = state.clone();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let state = shared.clone();
+            std::thread::spawn(move || serve_one(stream, &state));
+        }
+    });
+    let plan = Plan {
+        work,
+        sockets: vec![path],
+        clients,
+        total,
+        size: 256,
+        stale: false,
+        timeout: Duration::from_secs(20),
+        extension: "bench-test".to_owned(),
+        object: Some(ObjectId(1)),
+        progress: false,
+    };
+    (driver::drive(&plan).unwrap(), state)
+}
+
+#[test]
+fn every_write_is_one_operation_with_an_id_and_a_name_of_its_own() {
+    let (measured, state) = drive(Work::Write, 8, 500, None);
+    assert_eq!((measured.writes.total(), measured.errors), (500, 0));
+    let state = state.lock().unwrap();
+    assert_eq!((state.changes.len(), state.names.len()), (500, 500));
+}
+
+#[test]
+fn a_refusal_is_counted_and_not_retried() {
+    let (measured, state) = drive(Work::Write, 8, 200, Some(10));
+    assert_eq!((measured.writes.total(), measured.errors), (180, 20));
+    assert_eq!(measured.first_error.as_deref(), Some("ResourceExhausted: full"));
+    assert_eq!(state.lock().unwrap().changes.len(), 200);
+}
+
+#[test]
+fn a_mixed_run_writes_once_for_nine_reads() {
+    let (measured, state) = drive(Work::Mixed, 4, 1000, None);
+    assert_eq!((measured.writes.total(), measured.reads.total()), (100, 900));
+    assert_eq!(state.lock().unwrap().reads, 900);
+}
+
+#[test]
+fn every_watcher_gets_every_change() {
+    let (measured, _) = drive(Work::Watch, 5, 500, None);
+    assert_eq!((measured.writes.total(), measured.deliveries.total(), measured.errors), (100, 500, 0));
+}
+
+#[test]
+fn a_manager_that_goes_away_ends_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("skep.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        send(&mut stream, FrameKind::Hello, 0, 0, &envelope::encode(&hello()));
+        read_frame(&mut stream).unwrap();
+    });
+    let plan = Plan {
+        work: Work::Read,
+        sockets: vec![path],
+        clients: 1,
+        total: 100,
+        size: 256,
+        stale: true,
+        timeout: Duration::from_secs(20),
+        extension: "bench-test".to_owned(),
+        object: Some(ObjectId(1)),
+        progress: false,
+    };
+    let failure = driver::drive(&plan).unwrap_err();
+    assert_eq!(failure.exit, Exit::Unavailable);
+    server.join().unwrap();
+}

@@ -1,0 +1,544 @@
+//! Commands that ask a running manager.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::args::*;
+use super::exit::{Exit, Failure};
+use super::objects;
+use super::output::{Written, clean, table, tree};
+use super::parse;
+use super::session::{Session, read_data, unexpected};
+use crate::client::ClientError;
+use crate::types::api::{
+    Action, Admin, Answer, Call, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest,
+    Write,
+};
+use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
+use crate::types::object::{Kind, Sensitive};
+use crate::types::{MemberRole, Object, Role};
+
+/// A command's end: an exit code, or a failure to print.
+pub type Ended = Result<Exit, Failure>;
+
+const DONE: Ended = Ok(Exit::Done);
+
+/// `skep status`.
+pub fn status(session: &mut Session) -> Ended {
+    let Answer::Status(report) = session.query(QueryKind::Status)? else { return Err(unexpected()) };
+    if session.out.json {
+        session.out.document(&json!(report))?;
+    } else {
+        session.out.text(&status_text(&report))?;
+    }
+    Ok(if report.leader.is_some() { Exit::Done } else { Exit::Unavailable })
+}
+
+fn status_text(report: &StatusReport) -> String {
+    let named = |id: String, name: &str| if name.is_empty() { id } else { format!("{id} ({})", clean(name)) };
+    let leader = match report.leader {
+        Some(leader) => named(leader.to_string(), &report.leader_name),
+        None => format!("none for {}", seconds(report.leaderless_ms)),
+    };
+    let voters = format!("{} ({} reachable, tolerates {})", report.voters, report.reachable, report.tolerates);
+    let mut text = String::new();
+    for (key, value) in [
+        ("node", named(report.node_id.to_string(), &report.name)),
+        ("cluster", report.cluster_id.to_string()),
+        ("state", clean(&report.state)),
+        ("role", word(&json!(report.role))),
+        ("leader", leader),
+        ("term", report.term.to_string()),
+        ("commit", report.commit.to_string()),
+        ("applied", report.applied.to_string()),
+        ("revision", report.revision.to_string()),
+        ("voters", voters),
+        ("version", clean(&report.version)),
+    ] {
+        text.push_str(&format!("{key:<9} {value}\n"));
+    }
+    for warning in &report.warnings {
+        text.push_str(&format!("warning   {}\n", clean(warning)));
+    }
+    if !report.links.is_empty() {
+        let rows: Vec<Value> = report
+            .links
+            .iter()
+            .map(|link| {
+                json!({
+                    "peer": link.node_id,
+                    "addr": link.addr,
+                    "connected": link.alive,
+                    "rtt": micros(link.rtt_us),
+                    "clock": format!("{:+} ms", link.clock_offset_ms),
+                    "sync": micros(link.sync_us),
+                })
+            })
+            .collect();
+        let columns = [
+            ("PEER", "peer"),
+            ("ADDR", "addr"),
+            ("CONNECTED", "connected"),
+            ("RTT", "rtt"),
+            ("CLOCK", "clock"),
+            ("SYNC", "sync"),
+        ];
+        text.push('\n');
+        text.push_str(&table(&columns, &rows));
+    }
+    text
+}
+
+/// `skep members`.
+pub fn members(session: &mut Session) -> Ended {
+    let rows: Vec<Value> = member_reports(session)?.iter().map(member_row).collect();
+    let columns = [
+        ("NODE", "node_id"),
+        ("RAFT", "raft_id"),
+        ("NAME", "name"),
+        ("ADDR", "addr"),
+        ("ROLE", "role"),
+        ("LEADER", "leader"),
+        ("REACHABLE", "reachable"),
+        ("MATCH", "match"),
+        ("RTT MS", "rtt_ms"),
+    ];
+    session.out.rows(&columns, &rows)?;
+    DONE
+}
+
+fn member_reports(session: &mut Session) -> Result<Vec<MemberReport>, Failure> {
+    match session.query(QueryKind::Members)? {
+        Answer::Members(members) => Ok(members),
+        _ => Err(unexpected()),
+    }
+}
+
+fn member_row(member: &MemberReport) -> Value {
+    json!({
+        "node_id": member.node_id,
+        "raft_id": member.raft_id,
+        "name": member.name,
+        "addr": member.addr,
+        "role": member.role,
+        "leader": member.leader,
+        "reachable": member.reachable,
+        "match": member.matched,
+        // Milliseconds to the microsecond; a product would print 0.30000000000000004.
+        "rtt_ms": member.rtt_us.map(|us| us as f64 / 1000.0),
+    })
+}
+
+/// `skep watch`.
+pub fn watch(session: &mut Session, args: &WatchArgs) -> Ended {
+    let request = WatchRequest {
+        from: args.from.map(|revision| (session.client.hello().lineage, revision)),
+        skip_snapshot: true,
+        kinds: args.kind.clone(),
+        filter: Filter::default(),
+        include_old: session.out.json,
+    };
+    let watch = session.client.watch(request, session.timeout)?;
+    for item in watch {
+        if let Written::Closed = show_watch_item(session, item?)? {
+            return DONE;
+        }
+        if let Written::Closed = session.out.flush()? {
+            return DONE;
+        }
+    }
+    DONE
+}
+
+fn show_watch_item(session: &mut Session, item: WatchItem) -> Result<Written, Failure> {
+    match item {
+        WatchItem::Snapshot { .. } => Ok(Written::Yes),
+        WatchItem::Begin { revision, .. } | WatchItem::Mark { revision } => match session.out.json {
+            true => session.out.record(&json!({ "revision": revision, "mark": true })),
+            false => Ok(Written::Yes),
+        },
+        WatchItem::Change { revision, events } if session.out.json => {
+            let events: Vec<Value> = events
+                .iter()
+                .map(|event| {
+                    let mut shown = json!({
+                        "action": event.action,
+                        "kind": event.object.kind(),
+                        "object": objects::document(&event.object),
+                    });
+                    if let Some(old) = &event.old {
+                        shown["old"] = objects::document(old);
+                    }
+                    shown
+                })
+                .collect();
+            session.out.record(&json!({ "revision": revision, "events": events }))
+        }
+        WatchItem::Change { revision, events } => {
+            for event in &events {
+                let action = match event.action {
+                    Action::Create => "create",
+                    Action::Update => "update",
+                    Action::Remove => "remove",
+                };
+                let (kind, id, name) = (event.object.kind(), event.object.id(), clean(objects::name(&event.object)));
+                if let Written::Closed = session.out.line(&format!("{revision} {action} {kind} {id} {name}"))? {
+                    return Ok(Written::Closed);
+                }
+            }
+            Ok(Written::Yes)
+        }
+    }
+}
+
+/// `skep node`.
+pub fn node(session: &mut Session, command: &NodeCommand) -> Ended {
+    match command {
+        NodeCommand::Ls(args) => {
+            let objects = list(session, Kind::Node, args)?;
+            if args.quiet && !session.out.json {
+                return ids(session, &objects);
+            }
+            let members = member_reports(session)?;
+            let rows: Vec<Value> = objects
+                .iter()
+                .map(|object| {
+                    let mut row = objects::row(object);
+                    objects::add_manager_state(&mut row, object, &members);
+                    row
+                })
+                .collect();
+            session.out.rows(objects::columns(Kind::Node), &rows)?;
+            DONE
+        }
+        NodeCommand::Inspect(object) => inspect(session, Kind::Node, &object.object),
+    }
+}
+
+/// `skep config` and `skep secret`.
+pub fn data(session: &mut Session, kind: Kind, command: &DataCommand) -> Ended {
+    match command {
+        DataCommand::Create { name, file, label, write } => {
+            let limit = if kind == Kind::Secret { MAX_SECRET_BYTES } else { MAX_CONFIG_BYTES };
+            let attempted = || format!("cannot create {kind} {}", clean(name));
+            let data = read_data(file, limit).map_err(|failure| failure.while_attempting(attempted))?;
+            let (name, labels) = (name.clone(), pairs(label));
+            let request = match kind {
+                Kind::Secret => Write::CreateSecret { name, labels, data: Sensitive(data) },
+                _ => Write::CreateConfig { name, labels, data },
+            };
+            write_and_show(session, write, request, attempted)
+        }
+        DataCommand::Update { object, label, label_rm, version, write } => {
+            let request = Write::UpdateLabels {
+                kind,
+                object: object.object.clone(),
+                set: pairs(label),
+                remove: label_rm.clone(),
+                if_version: version.if_version,
+            };
+            write_and_show(session, write, request, || format!("cannot update {kind} {}", clean(&object.object)))
+        }
+        DataCommand::Ls(args) => ls(session, kind, args),
+        DataCommand::Inspect(object) => inspect(session, kind, &object.object),
+        DataCommand::Rm(args) => rm(session, kind, args),
+    }
+}
+
+/// `skep extension`.
+pub fn extension(session: &mut Session, command: &ExtensionCommand) -> Ended {
+    match command {
+        ExtensionCommand::Create { name, description, write } => {
+            let request = Write::CreateExtension {
+                name: name.clone(),
+                description: description.clone(),
+                labels: BTreeMap::new(),
+            };
+            write_and_show(session, write, request, || format!("cannot create extension {}", clean(name)))
+        }
+        ExtensionCommand::Ls(args) => ls(session, Kind::Extension, args),
+        ExtensionCommand::Inspect(object) => inspect(session, Kind::Extension, &object.object),
+        ExtensionCommand::Rm(args) => rm(session, Kind::Extension, args),
+    }
+}
+
+/// `skep resource`.
+pub fn resource(session: &mut Session, command: &ResourceCommand) -> Ended {
+    match command {
+        ResourceCommand::Create { name, file, kind, label, index, write } => {
+            let attempted = || format!("cannot create resource {}", clean(name));
+            let payload = read_data(file, MAX_CONFIG_BYTES).map_err(|failure| failure.while_attempting(attempted))?;
+            let request = Write::CreateResource {
+                name: name.clone(),
+                kind: kind.clone(),
+                labels: pairs(label),
+                indices: pairs(index),
+                payload,
+            };
+            write_and_show(session, write, request, attempted)
+        }
+        ResourceCommand::Update { object, file, version, write } => {
+            let attempted = || format!("cannot update resource {}", clean(&object.object));
+            let payload = read_data(file, MAX_CONFIG_BYTES).map_err(|failure| failure.while_attempting(attempted))?;
+            let request = Write::UpdateResource {
+                object: object.object.clone(),
+                payload: Some(Sensitive(payload)),
+                labels: None,
+                indices: None,
+                if_version: version.if_version,
+            };
+            write_and_show(session, write, request, attempted)
+        }
+        ResourceCommand::Ls(args) => ls(session, Kind::Resource, args),
+        ResourceCommand::Inspect(object) => inspect(session, Kind::Resource, &object.object),
+        ResourceCommand::Rm(args) => rm(session, Kind::Resource, args),
+    }
+}
+
+/// `skep cluster`.
+pub fn cluster(session: &mut Session, command: &ClusterCommand) -> Ended {
+    match command {
+        ClusterCommand::Inspect => {
+            let id = session.client.hello().cluster_id.to_string();
+            inspect(session, Kind::Cluster, &id)
+        }
+        ClusterCommand::Update { snapshot_bytes, keep_bytes, cert_expiry, version, write } => {
+            let request = Write::UpdateCluster {
+                snapshot_bytes: *snapshot_bytes,
+                keep_bytes: *keep_bytes,
+                node_certificate_expiry_ms: cert_expiry.map(milliseconds),
+                if_version: version.if_version,
+            };
+            write_and_show(session, write, request, || "cannot update the swarm's settings".to_owned())
+        }
+    }
+}
+
+/// `skep token show`.
+pub fn token(session: &mut Session, command: &TokenCommand) -> Ended {
+    let TokenCommand::Show { role } = command;
+    let mut show = |role: Role| -> Result<String, Failure> {
+        match session.query(QueryKind::Token(role))? {
+            Answer::Token(token) => String::from_utf8(token.0.clone()).map_err(|_| unexpected()),
+            _ => Err(unexpected()),
+        }
+    };
+    match role {
+        Some(role) => {
+            let role = Role::from(*role);
+            let token = show(role)?;
+            match session.out.json {
+                true => session.out.document(&json!({ "role": role, "token": token }))?,
+                false => session.out.line(&token)?,
+            };
+        }
+        None => {
+            let rows = [Role::Manager, Role::Worker]
+                .into_iter()
+                .map(|role| Ok(json!({ "role": role, "token": show(role)? })))
+                .collect::<Result<Vec<_>, Failure>>()?;
+            session.out.rows(&[("ROLE", "role"), ("TOKEN", "token")], &rows)?;
+        }
+    }
+    DONE
+}
+
+/// `skep raft`.
+pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
+    match command {
+        RaftCommand::Status => {
+            let Answer::Raft(report) = session.query(QueryKind::Raft)? else { return Err(unexpected()) };
+            match session.out.json {
+                true => session.out.document(&json!(report))?,
+                false => session.out.text(&raft_text(&report))?,
+            };
+            DONE
+        }
+        RaftCommand::Transfer { to } => {
+            let request = Admin::Transfer { to: to.clone() };
+            let answer = session
+                .client
+                .call(Call::Admin, &request, session.timeout)
+                .map_err(|error| Failure::from(error).while_attempting(|| "cannot hand leadership over".to_owned()))?;
+            let Answer::Leader(leader) = answer else { return Err(unexpected()) };
+            match session.out.json {
+                true => session.out.document(&json!({ "leader": leader }))?,
+                false => session.out.line(&leader.to_string())?,
+            };
+            DONE
+        }
+        RaftCommand::Snapshot => {
+            let answer = session
+                .client
+                .call(Call::Admin, &Admin::Snapshot, session.timeout)
+                .map_err(|error| Failure::from(error).while_attempting(|| "cannot write a snapshot".to_owned()))?;
+            let Answer::SnapshotWritten { position, bytes } = answer else { return Err(unexpected()) };
+            match session.out.json {
+                true => {
+                    session.out.document(&json!({ "index": position.index, "term": position.term, "bytes": bytes }))?
+                }
+                false => session
+                    .out
+                    .line(&format!("snapshot at index {}, term {}: {bytes} bytes", position.index, position.term))?,
+            };
+            DONE
+        }
+    }
+}
+
+fn raft_text(report: &RaftReport) -> String {
+    let mut text = String::new();
+    let leader =
+        report.leader.map_or_else(|| format!("none for {}", seconds(report.leaderless_ms)), |id| id.to_string());
+    for (key, value) in [
+        ("raft id", report.raft_id.to_string()),
+        ("state", word(&json!(report.state))),
+        ("leader", leader),
+        ("term", report.term.to_string()),
+        ("commit", report.commit.to_string()),
+        ("applied", report.applied.to_string()),
+        ("log", format!("{} to {}", report.first, report.last)),
+        ("snapshot", format!("at {}, {} bytes of log since", report.snapshot, report.log_bytes)),
+        ("elections", report.elections.to_string()),
+    ] {
+        text.push_str(&format!("{key:<9} {value}\n"));
+    }
+    let rows: Vec<Value> = report
+        .members
+        .iter()
+        .map(|member| {
+            let progress = report.progress.iter().find(|progress| progress.raft_id == member.raft_id);
+            json!({
+                "raft_id": member.raft_id,
+                "node_id": member.node_id,
+                "role": if member.role == MemberRole::Voter { "voter" } else { "learner" },
+                "reachable": report.reachable.contains(&member.node_id),
+                "match": progress.map(|progress| progress.matched),
+                "state": progress.map(|progress| progress.state.clone()),
+                "active": progress.map(|progress| progress.active),
+            })
+        })
+        .collect();
+    let columns = [
+        ("RAFT", "raft_id"),
+        ("NODE", "node_id"),
+        ("ROLE", "role"),
+        ("REACHABLE", "reachable"),
+        ("MATCH", "match"),
+        ("PROGRESS", "state"),
+        ("ACTIVE", "active"),
+    ];
+    text.push('\n');
+    text.push_str(&table(&columns, &rows));
+    text
+}
+
+/// `skep leave`.
+pub fn leave(session: &mut Session, args: &LeaveArgs) -> Ended {
+    let node = session.client.hello().node_id;
+    let attempted = || format!("cannot take node {node} out of the swarm");
+    match session.client.call(Call::Admin, &Admin::Leave { force: args.force }, session.timeout) {
+        Ok(Answer::Done) => {}
+        Ok(_) => return Err(unexpected()),
+        Err(error) => {
+            let lost = matches!(error, ClientError::Lost(_));
+            let failure = Failure::from(error).while_attempting(attempted);
+            return Err(match lost {
+                true => failure.with_hint("it may have left: see `skep members` on another manager"),
+                false => failure,
+            });
+        }
+    }
+    match session.out.json {
+        true => session.out.document(&json!({ "node_id": node }))?,
+        false => session.out.line(&format!("node {node} left the swarm"))?,
+    };
+    if args.force && !session.out.json {
+        eprintln!(
+            "hint: if it still stands in `skep members` on another manager, it counts towards the majority there"
+        );
+    }
+    DONE
+}
+
+fn list(session: &mut Session, kind: Kind, args: &LsArgs) -> Result<Vec<Object>, Failure> {
+    let filter = parse::filters(&args.filter);
+    session
+        .client
+        .list(kind, &filter, session.stale, session.timeout)
+        .map_err(|error| Failure::from(error).while_attempting(|| format!("cannot list {kind}s")))
+}
+
+fn ls(session: &mut Session, kind: Kind, args: &LsArgs) -> Ended {
+    let objects = list(session, kind, args)?;
+    if args.quiet && !session.out.json {
+        return ids(session, &objects);
+    }
+    let rows: Vec<Value> = objects.iter().map(objects::row).collect();
+    session.out.rows(objects::columns(kind), &rows)?;
+    DONE
+}
+
+fn ids(session: &mut Session, objects: &[Object]) -> Ended {
+    for object in objects {
+        if let Written::Closed = session.out.line(&object.id().to_string())? {
+            break;
+        }
+    }
+    DONE
+}
+
+fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended {
+    let answer = session
+        .query(QueryKind::Inspect(kind, object.to_owned()))
+        .map_err(|failure| failure.while_attempting(|| format!("cannot show {kind} {}", clean(object))))?;
+    let Answer::Object(object) = answer else { return Err(unexpected()) };
+    match session.out.json {
+        true => session.out.document(&objects::document(&object))?,
+        false => session.out.text(&tree(&objects::document_for_people(&object)))?,
+    };
+    DONE
+}
+
+fn rm(session: &mut Session, kind: Kind, args: &RmArgs) -> Ended {
+    let object = args.object.object.clone();
+    let request = Write::Remove { kind, object, if_version: args.version.if_version };
+    write_and_show(session, &args.write, request, || format!("cannot remove {kind} {}", clean(&args.object.object)))
+}
+
+fn write_and_show(
+    session: &mut Session,
+    args: &WriteArgs,
+    request: Write,
+    attempted: impl FnOnce() -> String,
+) -> Ended {
+    let written = session.write(args, request).map_err(|failure| failure.while_attempting(attempted))?;
+    match session.out.json {
+        true => session.out.document(&json!({ "id": written.id, "version": written.revision }))?,
+        false => session.out.line(&written.id.to_string())?,
+    };
+    DONE
+}
+
+fn pairs(pairs: &[(String, String)]) -> BTreeMap<String, String> {
+    pairs.iter().cloned().collect()
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
+fn micros(us: u64) -> Option<String> {
+    (us > 0).then(|| format!("{}.{:03} ms", us / 1000, us % 1000))
+}
+
+/// The text of a JSON string.
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}

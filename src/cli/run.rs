@@ -1,0 +1,231 @@
+//! `skep run`: everything around the node. Flags, logger, signals, and the service manager.
+
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{flag, low_level};
+
+use super::advertise;
+use super::args::{Common, RunArgs};
+use super::commands::Ended;
+use super::daemon::{Daemon, Options, Stopped};
+use super::exit::{Exit, Failure};
+use super::notify::Notify;
+use super::session::data_dir;
+use super::{logger, output::clean};
+use crate::sys::metrics::Gauge;
+use crate::sys::queue::{Received, Receiver, Sender, bounded};
+use crate::sys::thread;
+use crate::sys::time::{Instant, monotonic};
+use crate::types::object::Sensitive;
+
+/// Runs a manager until it is told to stop or stops by itself.
+pub fn run(common: &Common, args: &RunArgs, start: impl FnOnce(Options) -> Result<Arc<dyn Daemon>, Failure>) -> Ended {
+    let options = options(common, args)?;
+    logger::install(args.log.into());
+    let (events, inbox) = bounded(8, Gauge::default());
+    let signals = Signals::install(&events)?;
+    let daemon = start(options)?;
+    signals.running();
+    let notify = Notify::from_environment(|name| std::env::var_os(name));
+    serve(&daemon, &notify, events, &inbox)
+}
+
+/// What the main thread waits for.
+#[derive(Debug)]
+enum Event {
+    /// A first SIGTERM or SIGINT.
+    Signal,
+    /// The node has stopped, asked or not.
+    Stopped(Stopped),
+}
+
+/// Keeps the service manager informed until the node has stopped.
+fn serve(daemon: &Arc<dyn Daemon>, notify: &Notify, events: Sender<Event>, inbox: &Receiver<Event>) -> Ended {
+    let waiter = daemon.clone();
+    let ended = events.clone();
+    spawn("wait", move || {
+        let stopped = waiter.wait();
+        let _ = ended.try_send(Event::Stopped(stopped));
+    })?;
+    let listening = format!("listening on {}", daemon.listen_addr());
+    log::info!("{listening}");
+    notify.ready(&listening);
+
+    let mut stopping: Option<Instant> = None;
+    let mut next_ping = notify.interval().map(|interval| monotonic() + interval);
+    loop {
+        let deadline = [stopping, next_ping].into_iter().flatten().min().unwrap_or(monotonic() + IDLE);
+        match inbox.recv_until(deadline) {
+            Received::Item(Event::Signal) if stopping.is_none() => {
+                log::info!("asked to stop: handing over and stopping within {} s", STOP_LIMIT.as_secs());
+                notify.stopping("stopping");
+                stopping = Some(monotonic() + STOP_LIMIT);
+                let daemon = daemon.clone();
+                spawn("stop", move || daemon.stop(STOP_LIMIT - STOP_MARGIN))?;
+            }
+            Received::Item(Event::Signal) => {}
+            Received::Item(Event::Stopped(_)) if stopping.is_some() => return Ok(Exit::Done),
+            Received::Item(Event::Stopped(stopped)) => return ended_by_itself(stopped, notify),
+            Received::TimedOut | Received::Closed => {}
+        }
+        let now = monotonic();
+        if stopping.is_some_and(|limit| now >= limit) {
+            log::warn!(
+                "still not stopped after {} s: ending anyway, what was acknowledged is on disk",
+                STOP_LIMIT.as_secs()
+            );
+            return Ok(Exit::Done);
+        }
+        if let (Some(due), Some(interval)) = (next_ping, notify.interval())
+            && now >= due
+        {
+            // Silence is the message when raft, the log or apply are stuck: the service manager restarts us.
+            if daemon.progress() {
+                notify.alive();
+            } else {
+                log::warn!(
+                    "no progress for {} s: the service manager is not told that all is well",
+                    interval.as_secs()
+                );
+            }
+            next_ping = Some(now + interval);
+        }
+    }
+}
+
+fn ended_by_itself(stopped: Stopped, notify: &Notify) -> Ended {
+    notify.stopping(&stopped.reason);
+    if stopped.exit == Exit::Done {
+        log::info!("{}", stopped.reason);
+        return Ok(Exit::Done);
+    }
+    let mut failure = match stopped.exit {
+        Exit::Damaged => Failure::damaged(stopped.reason),
+        _ => Failure::internal(stopped.reason),
+    };
+    if stopped.exit == Exit::Refused {
+        failure.code = crate::types::Code::FailedPrecondition.name();
+    }
+    failure.exit = stopped.exit;
+    Err(failure.with_hint(stopped.hint).while_attempting(|| "the manager has stopped".to_owned()))
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::Thread, Failure> {
+    thread::spawn(name, body).map_err(|error| Failure::internal(format!("cannot start a thread: {error}")))
+}
+
+/// SIGTERM and SIGINT: the first one asks, the second one ends the process. Before the node runs there is nobody to
+/// ask, and the first one ends it.
+struct Signals {
+    starting: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn install(events: &Sender<Event>) -> Result<Self, Failure> {
+        let starting = Arc::new(AtomicBool::new(true));
+        let asked = Arc::new(AtomicBool::new(false));
+        let register = || -> std::io::Result<UnixStream> {
+            let (reader, writer) = UnixStream::pair()?;
+            for signal in [SIGTERM, SIGINT] {
+                // Handlers run in this order.
+                flag::register_conditional_shutdown(signal, i32::from(Exit::Done as u8), starting.clone())?;
+                flag::register_conditional_shutdown(signal, i32::from(Exit::Internal as u8), asked.clone())?;
+                flag::register(signal, asked.clone())?;
+                low_level::pipe::register(signal, writer.try_clone()?)?;
+            }
+            Ok(reader)
+        };
+        let mut reader =
+            register().map_err(|error| Failure::internal(format!("cannot install signal handlers: {error}")))?;
+        let events = events.clone();
+        spawn("signals", move || {
+            let mut byte = [0; 1];
+            while reader.read_exact(&mut byte).is_ok() {
+                let _ = events.try_send(Event::Signal);
+            }
+        })?;
+        Ok(Self { starting })
+    }
+
+    /// The node runs: from now on the first signal asks it to stop.
+    fn running(&self) {
+        self.starting.store(false, Ordering::SeqCst);
+    }
+}
+
+/// The flags, checked.
+fn options(common: &Common, args: &RunArgs) -> Result<Options, Failure> {
+    let socket = match common.socket.as_slice() {
+        [] => None,
+        [socket] => Some(socket.clone()),
+        _ => return Err(Failure::usage("--socket is given several times")),
+    };
+    advertise::check("--listen", &args.listen)?;
+    for (flag, address) in [("--advertise", &args.advertise), ("--join", &args.join), ("--http", &args.http)] {
+        if let Some(address) = address {
+            advertise::check(flag, address)?;
+        }
+    }
+    for address in &args.peer {
+        advertise::check("--peer", address)?;
+    }
+    let data_dir = data_dir(common)?;
+    // The same command line starts and restarts a manager: a member needs no token, so that a token file that was
+    // removed after the first start, or standard input, must not be read again.
+    let token = match data_dir.join("node.json").exists() {
+        true => None,
+        false => token(args, std::env::var("SKEP_TOKEN").ok())?,
+    };
+    Ok(Options {
+        data_dir,
+        listen: args.listen.clone(),
+        advertise: advertise::choose(&args.listen, args.advertise.as_deref(), advertise::interfaces)?,
+        join: args.join.clone(),
+        token,
+        peers: args.peer.clone(),
+        existing: args.existing,
+        socket,
+        socket_group: args.socket_group.clone(),
+        http: args.http.clone(),
+        profile: args.profile.into(),
+        name: args.name.as_deref().map(clean),
+    })
+}
+
+/// The join token: a flag wins over the environment.
+fn token(args: &RunArgs, environment: Option<String>) -> Result<Option<Sensitive>, Failure> {
+    let text = match (&args.token, &args.token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(path)) => read_token(path)?,
+        (None, None) => match environment {
+            Some(token) if !token.is_empty() => token,
+            _ => return Ok(None),
+        },
+    };
+    Ok(Some(Sensitive(text.trim().as_bytes().to_vec())))
+}
+
+fn read_token(path: &Path) -> Result<String, Failure> {
+    // A token has 85 characters; a file that is much longer is another file.
+    let data = super::session::read_data(path, 4096)?;
+    String::from_utf8(data).map_err(|_| {
+        Failure::usage(format!("{} holds no join token", path.display()))
+            .with_hint("print one with `skep token show --role manager` on a manager")
+    })
+}
+
+/// A stop takes no longer.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// The node is given less, so that the process has ended when the limit is up.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
+/// Without anything to do the main thread still looks around.
+const IDLE: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! The grammar as a whole.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+/// The help of a command and of all below it.
+fn help(command: &mut clap::Command, path: &str, text: &mut String) {
+    let path = if path.is_empty() { command.get_name().to_owned() } else { format!("{path} {}", command.get_name()) };
+    let mut shown = command.clone().bin_name(&path).term_width(100);
+    text.push_str(&format!("==== {path}\n{}\n", shown.render_help()));
+    for below in command.get_subcommands_mut() {
+        help(below, &path, text);
+    }
+}
+
+#[test]
+fn the_help_of_every_command_is_as_written_down() {
+    let mut command = Cli::command();
+    command.build();
+    let mut text = String::new();
+    help(&mut command, "", &mut text);
+    // The common options are the same everywhere: once is enough to read.
+    let mut seen = false;
+    let mut kept = Vec::new();
+    let mut skipping = false;
+    for line in text.lines() {
+        if line == "Common options:" {
+            skipping = std::mem::replace(&mut seen, true);
+        } else if line.starts_with("==== ") {
+            skipping = false;
+        }
+        if !skipping {
+            kept.push(line.trim_end());
+        }
+    }
+    let text = kept.join("\n") + "\n";
+    if std::env::var_os("SKEP_BLESS").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/help.txt"), &text).unwrap();
+    }
+    assert!(text == include_str!("help.txt"), "the help changed; if that is right, run the tests with SKEP_BLESS=1");
+}
+
+#[test]
+fn the_grammar_holds_together() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn common_flags_stand_after_any_command() {
+    for line in [
+        "status --json --stale --timeout 1m --socket /s --data-dir /d",
+        "config create a - --label x=y --json --timeout 500ms",
+        "--json config ls",
+        "secret update a --label x=y --label-rm z --if-version 7",
+        "config update a --label-rm z",
+        "extension create e --description text",
+        "resource create r f --kind e --label a=b --index c=d",
+        "resource update r - --if-version 3 --change-id 0000000000000000000000000@4",
+        "cluster update --snapshot-bytes 64MiB --keep-bytes 1GiB --cert-expiry 90d --if-version 9",
+        "node ls -q --filter name=m",
+        "token show --role worker",
+        "raft transfer m2",
+        "leave --force",
+        "watch --from 7 --kind config --kind secret",
+        "bench write --clients 4 --total 10 --size 1KiB --socket /a --socket /b",
+        "run --data-dir /d --token-file - --log debug",
+        "wal inspect /d",
+        "completions bash",
+    ] {
+        let parsed = Cli::try_parse_from(["skep"].into_iter().chain(line.split(' ')));
+        assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+    }
+}
+
+#[test]
+fn wrong_command_lines_are_refused() {
+    for line in [
+        "config create a",
+        "config update a",
+        "cluster update",
+        "resource create r f",
+        "status --timeout 5",
+        "watch --kind nonsense",
+        "bench write --clients 0",
+        "bench write --size 2MiB",
+        "run --token T --token-file F",
+        "run --profile moon",
+        "extension update e",
+        "secret rm",
+        "frob",
+    ] {
+        let error = Cli::try_parse_from(["skep"].into_iter().chain(line.split(' '))).unwrap_err();
+        assert!(error.use_stderr(), "{line}");
+    }
+}
+
+#[test]
+fn an_operation_on_several_sockets_is_for_bench_only() {
+    let cli = Cli::try_parse_from(["skep", "status", "--socket", "/a", "--socket", "/b"]).unwrap();
+    assert_eq!(dispatch(cli).unwrap_err().exit, Exit::Usage);
+}

@@ -1,0 +1,97 @@
+//! Reads.
+
+use crate::net::requests::Step;
+use crate::store::{State, Store, Stored};
+use crate::types::api::{Answer, ChangeReport, Filter, PAGE_BYTES, PAGE_OBJECTS, Query, QueryKind};
+use crate::types::error::{Code, Status};
+use crate::types::{ChangeId, Kind, ObjectId, Outcome, Refusal, Revision, Role};
+
+use super::watch::Watch;
+use super::write::attempt_id;
+use super::{Context, encode, filter, redact, refusal, report};
+
+/// Decides on a read: answers from this manager alone at once, anything else only from a store that is as new as the
+/// request, unless the caller wants it stale.
+pub(super) fn decide(store: &Store, asked: &Query, confirmed: bool, context: &Context) -> Step<Watch> {
+    let local = matches!(asked.what, QueryKind::Status | QueryKind::Members | QueryKind::Raft);
+    if !local && context.joining() {
+        let status = Status::new(Code::Unavailable, "this node has not joined the swarm yet")
+            .with_hint("`skep status` shows how far it is");
+        return Step::Refuse(status);
+    }
+    if !local && !asked.stale && !confirmed {
+        return Step::Barrier;
+    }
+    // A page of a list is made from a snapshot, so that the writer does not wait for its encoding.
+    match query(&store.snapshot(), &asked.what, context) {
+        Ok(answer) => Step::Answer(encode(&answer)),
+        Err(status) => Step::Refuse(status),
+    }
+}
+
+/// Answers from `state` and `context` as they are.
+pub fn query(state: &State, what: &QueryKind, context: &Context) -> Result<Answer, Status> {
+    match what {
+        QueryKind::Status => Ok(Answer::Status(Box::new(report::status(state, context)))),
+        QueryKind::Members => Ok(Answer::Members(report::members(state, context))),
+        QueryKind::Raft => Ok(Answer::Raft(Box::new(context.raft.clone()))),
+        QueryKind::List(kind, filter, after) => list(state, *kind, filter, *after),
+        QueryKind::Inspect(kind, reference) => inspect(state, *kind, reference),
+        QueryKind::Token(role) => token(state, *role),
+        QueryKind::Change(id, after) => Ok(Answer::Change(change(state, *id, *after))),
+    }
+}
+
+fn list(state: &State, kind: Kind, wanted: &Filter, after: Option<ObjectId>) -> Result<Answer, Status> {
+    filter::check(kind, wanted)?;
+    let found = state.find(kind, &filter::selectors(wanted));
+    let start = after.map_or(0, |after| found.partition_point(|stored| stored.object.id() <= after));
+    let mut matching = found[start..]
+        .iter()
+        .filter(|stored| !redact::is_internal(&stored.object) && filter::matches(wanted, &stored.object))
+        .peekable();
+    let (mut objects, mut bytes) = (Vec::new(), 0);
+    while let Some(stored) = matching.next_if(|stored| {
+        objects.is_empty() || (objects.len() < PAGE_OBJECTS && bytes + visible_bytes(stored) <= PAGE_BYTES)
+    }) {
+        bytes += visible_bytes(stored);
+        objects.push(redact::redact(&stored.object));
+    }
+    Ok(Answer::Objects { objects, more: matching.peek().is_some() })
+}
+
+pub(super) fn visible_bytes(stored: &Stored) -> usize {
+    (stored.bytes as usize).saturating_sub(redact::hidden_bytes(&stored.object))
+}
+
+fn inspect(state: &State, kind: Kind, reference: &str) -> Result<Answer, Status> {
+    let stored = state.resolve(kind, reference).map_err(|error| refusal::unresolved(state, kind, reference, &error))?;
+    Ok(Answer::Object(Box::new(redact::redact(&stored.object))))
+}
+
+fn token(state: &State, role: Role) -> Result<Answer, Status> {
+    let cluster = state.cluster().ok_or_else(|| {
+        Status::new(Code::FailedPrecondition, "the swarm has no join tokens yet")
+            .with_hint("`skep status` shows how far this manager is")
+    })?;
+    let tokens = &cluster.root_ca.join_tokens;
+    let token = match role {
+        Role::Worker => &tokens.worker,
+        Role::Manager => &tokens.manager,
+    };
+    Ok(Answer::Token(crate::types::object::Sensitive(token.clone().into_bytes())))
+}
+
+/// What became of a write: the last of its attempts that was judged tells.
+fn change(state: &State, id: ChangeId, after: Revision) -> ChangeReport {
+    let attempts = (0..=crate::net::requests::MAX_REBUILDS).map_while(|n| state.remembered(attempt_id(id, n)));
+    match attempts.last() {
+        Some(Outcome::Committed(revision)) => ChangeReport::Committed(revision),
+        Some(Outcome::Refused(Refusal::OutOfSequence { .. })) => {
+            ChangeReport::Refused("update out of sequence".to_owned())
+        }
+        Some(Outcome::Refused(refused)) => ChangeReport::Refused(refusal::other(&refused).message),
+        None if state.covers(after) => ChangeReport::NotApplied,
+        Some(Outcome::Forgotten) | None => ChangeReport::Forgotten,
+    }
+}

@@ -1,0 +1,177 @@
+//! What a manager says of itself and of the group.
+
+use std::time::Duration;
+
+use crate::store::State;
+use crate::types::api::{LinkReport, MemberReport, RaftState, StatusReport};
+use crate::types::error::{Code, Status};
+use crate::types::{Kind, Member, MemberRole, NodeId};
+
+use super::{Context, refusal};
+
+/// Clocks further apart than this confuse people who read logs and certificates.
+const CLOCK_WARNING_MS: u64 = 2000;
+/// A median sync above this holds up every write, and soon heartbeats. etcd asks for 10 ms at the 99th percentile.
+const SYNC_WARNING_US: u64 = 100_000;
+
+pub(super) fn status(state: &State, context: &Context) -> StatusReport {
+    let raft = &context.raft;
+    let leader = context.leader();
+    let voters = voters(context).count();
+    let joined = !context.joining();
+    let known = if raft.state == RaftState::Leader { raft.serving } else { leader.is_some() };
+    StatusReport {
+        node_id: context.node_id,
+        name: name(state, context, context.node_id),
+        cluster_id: context.cluster_id,
+        state: match (joined, known) {
+            (false, _) => "joining",
+            (true, true) => "ready",
+            (true, false) => "no leader",
+        }
+        .to_owned(),
+        role: raft.state,
+        leader,
+        leader_name: leader.map(|leader| name(state, context, leader)).unwrap_or_default(),
+        term: raft.term,
+        commit: raft.commit,
+        applied: raft.applied,
+        revision: state.revision(),
+        voters: count(voters),
+        reachable: count(reachable(context)),
+        tolerates: count(voters.saturating_sub(1) / 2),
+        leaderless_ms: raft.leaderless_ms,
+        version: context.version.clone(),
+        warnings: warnings(state, context),
+        links: context.links.clone(),
+    }
+}
+
+pub(super) fn members(state: &State, context: &Context) -> Vec<MemberReport> {
+    let raft = &context.raft;
+    let report = |member: &Member| {
+        let progress = raft.progress.iter().find(|progress| progress.raft_id == member.raft_id);
+        let link = context.links.iter().find(|link| link.node_id == member.node_id);
+        let own = member.node_id == context.node_id;
+        MemberReport {
+            node_id: member.node_id,
+            raft_id: member.raft_id,
+            name: name(state, context, member.node_id),
+            addr: member.addr.clone(),
+            role: member.role,
+            leader: raft.leader == Some(member.raft_id),
+            reachable: own || raft.reachable.contains(&member.node_id),
+            matched: progress.map(|progress| progress.matched),
+            rtt_us: if own {
+                Some(0)
+            } else {
+                link.filter(|link| link.alive && link.rtt_us > 0).map(|link| link.rtt_us)
+            },
+        }
+    };
+    raft.members.iter().map(report).collect()
+}
+
+/// What to tell callers while no leader is known and this manager sees no reachable majority; `None` while it sees one,
+/// because then a leader will soon be there. Says what a person needs: how many managers there are, how many can be
+/// reached, how many are needed, who led last and how long ago.
+pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
+    let raft = &context.raft;
+    let all = voters(context).count();
+    let (reachable, majority) = (reachable(context), all / 2 + 1);
+    if context.joining() || raft.leader.is_some() || all == 0 || reachable >= majority {
+        return None;
+    }
+    let age = seconds(raft.leaderless_ms);
+    let last = match raft.last_leader.and_then(|id| raft.members.iter().find(|member| member.raft_id == id)) {
+        Some(member) => {
+            format!("the last leader was {} at {}, {age} ago", name(state, context, member.node_id), member.addr)
+        }
+        None => format!("no leader has been known for {age}"),
+    };
+    let lost: Vec<String> = voters(context)
+        .filter(|member| !is_reachable(context, member))
+        .map(|member| format!("{} at {}", name(state, context, member.node_id), member.addr))
+        .collect();
+    let message = format!(
+        "the swarm has no leader: {reachable} of {all} managers can be reached from here, and {majority} are needed; {last}"
+    );
+    let hint = format!(
+        "start {} again, or look at the network between them; reads work with `--stale`; if their disks are lost for \
+         good, `skep recover` makes a new swarm from this manager's data",
+        lost.join(" and ")
+    );
+    Some(Status { hopeless: true, ..Status::new(Code::Unavailable, message).with_hint(hint) })
+}
+
+fn warnings(state: &State, context: &Context) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let voters = voters(context).count();
+    let (reachable, majority) = (reachable(context), voters / 2 + 1);
+    if voters == 2 {
+        warnings.push("2 managers tolerate no failure: losing either stops the swarm; add a third".to_owned());
+    } else if voters > 0 && voters.is_multiple_of(2) {
+        let fewer = voters - 1;
+        warnings.push(format!("{voters} managers tolerate no more failures than {fewer}: add or remove one"));
+    }
+    if voters > 0 && reachable < majority {
+        warnings.push(format!("only {reachable} of {voters} managers can be reached from here; {majority} are needed"));
+    } else if reachable < voters && reachable == majority {
+        warnings
+            .push(format!("{reachable} of {voters} managers can be reached from here: one more loss stops the swarm"));
+    }
+    for link in context.links.iter().filter(|link| link.alive) {
+        let name = name(state, context, link.node_id);
+        warnings.extend(clock_warning(&name, link));
+        warnings.extend(sync_warning(&name, link.sync_us));
+    }
+    warnings.extend(sync_warning("this manager", context.sync_us));
+    warnings
+}
+
+fn clock_warning(name: &str, link: &LinkReport) -> Option<String> {
+    let offset = link.clock_offset_ms;
+    (offset.unsigned_abs() > CLOCK_WARNING_MS).then(|| {
+        let direction = if offset > 0 { "ahead of" } else { "behind" };
+        format!("the clock of {name} is {} {direction} this one: set both by NTP", seconds(offset.unsigned_abs()))
+    })
+}
+
+fn sync_warning(name: &str, sync_us: u64) -> Option<String> {
+    (sync_us > SYNC_WARNING_US)
+        .then(|| format!("the disk of {name} takes {} ms for a sync, and every write waits for it", sync_us / 1000))
+}
+
+fn name(state: &State, context: &Context, node_id: NodeId) -> String {
+    let known = state.get(Kind::Node, node_id.into()).is_some();
+    if node_id == context.node_id && !known {
+        return context.hostname.clone();
+    }
+    refusal::name(state, Kind::Node, node_id.into())
+}
+
+fn voters(context: &Context) -> impl Iterator<Item = &Member> {
+    context.raft.members.iter().filter(|member| member.role == MemberRole::Voter)
+}
+
+fn is_reachable(context: &Context, member: &Member) -> bool {
+    member.node_id == context.node_id || context.raft.reachable.contains(&member.node_id)
+}
+
+fn reachable(context: &Context) -> usize {
+    voters(context).filter(|member| is_reachable(context, member)).count()
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// `1.2 s`, `3 min`, `2 h`.
+fn seconds(ms: u64) -> String {
+    let seconds = Duration::from_millis(ms).as_secs_f64();
+    match seconds {
+        ..60.0 => format!("{seconds:.1} s"),
+        60.0..7200.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.0} h", seconds / 3600.0),
+    }
+}

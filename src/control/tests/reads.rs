@@ -1,0 +1,251 @@
+//! Lists, inspections, tokens, orders and their rules.
+
+use super::*;
+use crate::net::requests::RaftOrder;
+use crate::types::api::{Admin, Filter, JoinRequest, LeaveRequest, PAGE_BYTES, ResolveAddress, SetAddressRequest};
+
+fn names(answer: &Answer) -> (Vec<String>, bool) {
+    let Answer::Objects { objects, more } = answer else { panic!("{answer:?}") };
+    (objects.iter().map(|object| object.name().unwrap_or_default().to_owned()).collect(), *more)
+}
+
+#[test]
+fn a_list_is_filtered_and_in_order_of_id() {
+    let mut swarm = Swarm::new();
+    for name in ["web", "db", "cache"] {
+        swarm.create_config(name);
+    }
+    swarm.write(label(Kind::Config, "db", &[("tier", "1")], None)).unwrap();
+    let list = |filter| names(&swarm.ask(QueryKind::List(Kind::Config, filter, None)).unwrap()).0;
+    let mut all = list(Filter::default());
+    all.sort();
+    assert_eq!(all, ["cache", "db", "web"]);
+    assert_eq!(list(Filter { names: vec!["WEB".to_owned()], ..Filter::default() }), ["web"]);
+    assert_eq!(list(Filter { name_prefixes: vec!["c".to_owned()], ..Filter::default() }), ["cache"]);
+    assert_eq!(list(Filter { labels: [("tier".to_owned(), None)].into(), ..Filter::default() }), ["db"]);
+    let by_kind = Filter { kinds: vec!["dish".to_owned()], ..Filter::default() };
+    let status = swarm.ask(QueryKind::List(Kind::Config, by_kind, None)).unwrap_err();
+    assert_eq!(verdict::<()>(&Err(status)), "InvalidArgument: a config has no kind to filter by");
+}
+
+#[test]
+fn a_long_list_comes_in_pages() {
+    let mut swarm = Swarm::new();
+    let large = |number: u32| {
+        let name = format!("c{number}");
+        Write::CreateConfig { name, labels: BTreeMap::new(), data: vec![7; 400_000] }
+    };
+    for number in 0..5 {
+        swarm.write(large(number)).unwrap();
+    }
+    let (mut after, mut pages, mut seen) = (None, 0, Vec::new());
+    loop {
+        let answer = swarm.ask(QueryKind::List(Kind::Config, Filter::default(), after)).unwrap();
+        assert!(encode(&answer).len() < PAGE_BYTES + 1024);
+        let Answer::Objects { objects, more } = answer else { panic!() };
+        pages += 1;
+        after = objects.last().map(Object::id);
+        seen.extend(objects.iter().map(Object::id));
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(pages, 3);
+    let expected: Vec<ObjectId> =
+        swarm.view(|state| state.iter(Kind::Config).map(|stored| stored.object.id()).collect());
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn a_page_counts_objects_too_and_hidden_data_does_not_fill_it() {
+    let mut swarm = Swarm::new();
+    let operations = (0..1500)
+        .map(|number| {
+            let mut secret = object::Secret { id: ObjectId(number), ..Default::default() };
+            secret.spec.annotations.name = format!("s{number}");
+            secret.spec.data = Sensitive(vec![7; 5000]);
+            Operation::Create(Object::Secret(secret))
+        })
+        .collect();
+    swarm.apply(operations);
+    let list = |after| names(&swarm.ask(QueryKind::List(Kind::Secret, Filter::default(), after)).unwrap());
+    let (first, more) = list(None);
+    assert_eq!((first.len(), more), (1000, true));
+    let (second, more) = list(Some(ObjectId(999)));
+    assert_eq!((second.len(), more), (500, false));
+    assert_eq!(list(Some(ObjectId(1499))), (Vec::new(), false));
+}
+
+#[test]
+fn what_the_swarm_keeps_for_itself_is_in_no_list() {
+    let mut swarm = Swarm::new();
+    let mut secret = object::Secret { id: ObjectId(1), internal: true, ..Default::default() };
+    secret.spec.annotations.name = "internal".to_owned();
+    swarm.apply(vec![Operation::Create(Object::Secret(secret))]);
+    let answer = swarm.ask(QueryKind::List(Kind::Secret, Filter::default(), None)).unwrap();
+    assert_eq!(names(&answer), (Vec::new(), false));
+}
+
+#[test]
+fn an_object_is_found_by_name_id_or_the_beginning_of_its_id() {
+    let mut swarm = Swarm::ready();
+    let id = swarm.create_config("web");
+    for reference in ["web", "WEB", &id.to_string(), &id.to_string()[..10]] {
+        let Ok(Answer::Object(object)) = swarm.ask(QueryKind::Inspect(Kind::Config, reference.to_owned())) else {
+            panic!("{reference}")
+        };
+        assert_eq!(object.id(), id);
+    }
+    let inspect = |kind, reference: &str| verdict(&swarm.ask(QueryKind::Inspect(kind, reference.to_owned())));
+    assert_eq!(inspect(Kind::Config, "nope"), "NotFound: could not find config nope");
+    assert_eq!(inspect(Kind::Node, "nope"), "NotFound: node nope not found");
+    assert_eq!(inspect(Kind::Node, "m2"), "ok");
+    assert_eq!(inspect(Kind::Cluster, "default"), "ok");
+    let ambiguous = inspect(Kind::Node, "000000000000000000000000");
+    let one = NodeId(1);
+    assert!(
+        ambiguous.starts_with("InvalidArgument: 000000000000000000000000 could be any of 3 nodes: "),
+        "{ambiguous}"
+    );
+    assert!(ambiguous.contains(&format!("{one} (m1)")), "{ambiguous}");
+}
+
+#[test]
+fn tokens_are_told_only_when_asked_for() {
+    let mut swarm = Swarm::new();
+    assert_eq!(swarm.ask(QueryKind::Token(Role::Worker)).unwrap_err().code, Code::FailedPrecondition);
+    let mut with_tokens = cluster();
+    with_tokens.root_ca.join_tokens =
+        object::JoinTokens { worker: "SWMTKN-1-w".to_owned(), manager: "SWMTKN-1-m".to_owned() };
+    swarm.apply(vec![Operation::Create(Object::Cluster(Box::new(with_tokens)))]);
+    for (role, token) in [(Role::Worker, "SWMTKN-1-w"), (Role::Manager, "SWMTKN-1-m")] {
+        assert_eq!(swarm.ask(QueryKind::Token(role)), Ok(Answer::Token(Sensitive(token.as_bytes().to_vec()))));
+    }
+}
+
+#[test]
+fn reads_are_linearizable_unless_they_are_local_or_may_be_stale() {
+    let mut swarm = Swarm::ready();
+    let decide = |swarm: &Swarm, stale, what, confirmed| {
+        let body = envelope::encode(&Query { stale, what });
+        match swarm.control.decide(&incoming(Call::Query, body), 0, confirmed, NOW_MS) {
+            Step::Answer(_) => "answer",
+            Step::Barrier => "barrier",
+            Step::Refuse(_) => "refuse",
+            other => panic!("{other:?}"),
+        }
+    };
+    let list = || QueryKind::List(Kind::Node, Filter::default(), None);
+    let missing = || QueryKind::Inspect(Kind::Node, "x".to_owned());
+    for what in [QueryKind::Status, QueryKind::Members, QueryKind::Raft] {
+        assert_eq!(decide(&swarm, false, what, false), "answer");
+    }
+    for what in [list(), missing(), QueryKind::Token(Role::Worker), QueryKind::Change(ChangeId(1), Revision(0))] {
+        assert_eq!(decide(&swarm, false, what, false), "barrier");
+    }
+    assert_eq!(decide(&swarm, false, list(), true), "answer");
+    assert_eq!(decide(&swarm, true, list(), false), "answer");
+    assert_eq!(decide(&swarm, false, missing(), true), "refuse");
+    // Before it has joined, a node knows nothing but itself.
+    swarm.control.context.raft.state = RaftState::Joining;
+    assert_eq!(decide(&swarm, true, list(), false), "refuse");
+    assert_eq!(decide(&swarm, false, QueryKind::Status, false), "answer");
+}
+
+#[test]
+fn what_became_of_a_change_can_be_asked() {
+    let mut swarm = Swarm::new();
+    let request = swarm.request(config("web"));
+    let ask = |swarm: &Swarm| match swarm.ask(QueryKind::Change(request.change, request.after)) {
+        Ok(Answer::Change(report)) => report,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ask(&swarm), api::ChangeReport::NotApplied);
+    swarm.send(&request).unwrap();
+    assert_eq!(ask(&swarm), api::ChangeReport::Committed(Revision(1)));
+}
+
+fn manager(id: u128) -> Caller {
+    Caller::Node { node_id: NodeId(id), role: Role::Manager, cluster_id: ClusterId(5), expired: false }
+}
+
+fn order(swarm: &Swarm, request: &Incoming) -> String {
+    match swarm.control.decide(request, 0, false, NOW_MS) {
+        Step::Raft(order) => format!("{order:?}"),
+        Step::Refuse(status) => format!("refuse {}: {}", status.code.name(), status.message),
+        Step::RefuseIfConfirmed(status) => format!("refuse if confirmed {}: {}", status.code.name(), status.message),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn orders_name_the_managers_they_mean() {
+    let swarm = Swarm::ready();
+    let admin = |admin: Admin| incoming(Call::Admin, envelope::encode(&admin));
+    let transfer = |to: &str| order(&swarm, &admin(Admin::Transfer { to: Some(to.to_owned()) }));
+    let all = |order: RaftOrder| format!("{order:?}");
+    assert_eq!(transfer("m1"), all(RaftOrder::Transfer { to: Some(NodeId(1)) }));
+    assert_eq!(order(&swarm, &admin(Admin::Transfer { to: None })), all(RaftOrder::Transfer { to: None }));
+    assert_eq!(transfer("m2"), "refuse if confirmed FailedPrecondition: m2 is not a manager");
+    assert_eq!(transfer("m9"), "refuse if confirmed NotFound: node m9 not found");
+    assert_eq!(order(&swarm, &admin(Admin::Snapshot)), all(RaftOrder::Snapshot));
+    let leave = admin(Admin::Leave { force: false });
+    assert_eq!(order(&swarm, &leave), all(RaftOrder::Leave { node_id: NodeId(1), force: false }));
+    let passed_on = Incoming { forwarded: true, ..leave };
+    assert!(order(&swarm, &passed_on).starts_with("refuse InvalidArgument: a manager can be told to leave"));
+}
+
+#[test]
+fn a_manager_speaks_for_itself_only() {
+    let mut swarm = Swarm::ready();
+    let by = |caller: Caller, call, body| Incoming { caller, addr: "10.0.0.3:5555".to_owned(), ..incoming(call, body) };
+    let leave = |node_id| envelope::encode(&LeaveRequest { node_id, force: false });
+    let left = format!("{:?}", RaftOrder::Leave { node_id: NodeId(3), force: false });
+    assert_eq!(order(&swarm, &by(manager(3), Call::Leave, leave(NodeId(3)))), left);
+    assert_eq!(order(&swarm, &by(Caller::Local, Call::Leave, leave(NodeId(3)))), left);
+    let other = order(&swarm, &by(manager(2), Call::Leave, leave(NodeId(3))));
+    assert_eq!(other, "refuse PermissionDenied: a manager may take out only itself");
+
+    let address = envelope::encode(&SetAddressRequest { addr: "0.0.0.0:4242".to_owned() });
+    let moved = RaftOrder::SetAddress { node_id: NodeId(3), addr: "10.0.0.3:4242".to_owned() };
+    assert_eq!(order(&swarm, &by(manager(3), Call::SetAddress, address)), format!("{moved:?}"));
+
+    let join = |level| envelope::encode(&JoinRequest { advertise: "0.0.0.0:4242".to_owned(), feature_level: level });
+    let joined = RaftOrder::Join { node_id: NodeId(3), addr: "10.0.0.3:4242".to_owned(), feature_level: 1 };
+    assert_eq!(order(&swarm, &by(manager(3), Call::Join, join(1))), format!("{joined:?}"));
+    let older = order(&swarm, &by(manager(3), Call::Join, join(0)));
+    assert!(
+        older.starts_with("refuse if confirmed FailedPrecondition: the swarm's data is written in format 1"),
+        "{older}"
+    );
+    let unknown = order(&swarm, &by(manager(9), Call::Join, join(1)));
+    assert!(unknown.starts_with("refuse if confirmed PermissionDenied: the swarm does not know node"), "{unknown}");
+
+    // A node that was removed asks in vain, whoever passes its call on.
+    swarm.control.store().write(|state| {
+        for change in [
+            MemberChange::AddLearner { raft_id: state.next_raft_id(), node_id: NodeId(3), addr: "a:1".to_owned() },
+            MemberChange::Remove { raft_id: state.next_raft_id() },
+        ] {
+            assert!(state.apply_member_change(&change), "{change:?}");
+        }
+        ((), None)
+    });
+    let removed = Incoming { forwarded: true, ..by(manager(3), Call::Join, join(1)) };
+    assert!(order(&swarm, &removed).starts_with("refuse PermissionDenied: node"), "{}", order(&swarm, &removed));
+    swarm.control.context.node_id = NodeId(2);
+}
+
+#[test]
+fn a_members_address_is_told() {
+    let swarm = Swarm::ready();
+    let ask = |raft_id| {
+        let body = envelope::encode(&ResolveAddress { raft_id });
+        swarm.control.decide(&incoming(Call::ResolveAddress, body), 0, false, NOW_MS)
+    };
+    let Step::Answer(body) = ask(RaftId(1)) else { panic!() };
+    assert_eq!(envelope::decode(&body, 1000), Ok(Answer::Address("10.0.0.1:4242".to_owned())));
+    assert!(matches!(ask(RaftId(9)), Step::Refuse(status) if status.code == Code::NotFound));
+    let health = swarm.control.decide(&incoming(Call::Health, Vec::new()), 0, false, NOW_MS);
+    assert!(matches!(health, Step::Answer(body) if body == encode(&Answer::Done)));
+}

@@ -1,0 +1,241 @@
+//! Watches, part by part.
+
+use super::*;
+use crate::net::requests::Pull;
+use crate::types::api::{Action, Filter, WatchItem, WatchRequest};
+
+struct Watcher {
+    watch: Watch,
+    now_ms: u64,
+}
+
+impl Watcher {
+    fn begin(swarm: &Swarm, request: WatchRequest) -> Self {
+        Self { watch: Watch::begin(swarm.control.store(), request).unwrap(), now_ms: 0 }
+    }
+
+    fn pull(&mut self, swarm: &Swarm, room: usize) -> Pull {
+        swarm.control.pull(Instant::from_nanos(self.now_ms * 1_000_000), &mut self.watch, room)
+    }
+
+    /// Everything there is to tell now, in words.
+    #[track_caller]
+    fn check(&mut self, swarm: &Swarm, expected: &str) {
+        let mut words = Vec::new();
+        loop {
+            match self.pull(swarm, usize::MAX) {
+                Pull::Part(body) => words.push(in_words(&envelope::decode(&body, body.len()).unwrap())),
+                Pull::Full => panic!("there is room"),
+                Pull::Idle(_) => break,
+                Pull::End(status) => {
+                    words.push(format!("end {}", status.code.name()));
+                    break;
+                }
+            }
+        }
+        assert_eq!(words.join("; "), expected);
+    }
+}
+
+fn in_words(item: &WatchItem) -> String {
+    let name = |object: &Object| object.name().unwrap_or_default().to_owned();
+    match item {
+        WatchItem::Snapshot { objects } => {
+            format!("snapshot {}", objects.iter().map(name).collect::<Vec<_>>().join(" "))
+        }
+        WatchItem::Begin { lineage, revision } => {
+            assert_eq!(*lineage, Lineage(7));
+            format!("begin {revision}")
+        }
+        WatchItem::Change { revision, events } => {
+            let events: Vec<String> = events
+                .iter()
+                .map(|event| {
+                    let action = match event.action {
+                        Action::Create => '+',
+                        Action::Update => '~',
+                        Action::Remove => '-',
+                    };
+                    let old = event.old.as_ref().map_or(String::new(), |old| format!("(was {})", old.meta().version));
+                    format!("{action}{}{old}", name(&event.object))
+                })
+                .collect();
+            format!("{revision}: {}", events.join(" "))
+        }
+        WatchItem::Mark { revision } => format!("mark {revision}"),
+    }
+}
+
+#[test]
+fn a_watch_begins_with_a_snapshot_and_goes_on_without_a_gap() {
+    let mut swarm = Swarm::new();
+    swarm.create_config("web");
+    swarm.write(extension("dish")).unwrap();
+    let mut watcher = Watcher::begin(&swarm, WatchRequest::default());
+    // What comes between the beginning and the first pull is an event, not part of the snapshot.
+    swarm.create_config("db");
+    watcher.check(&swarm, "snapshot web; snapshot dish; begin 2; 3: +db; mark 3");
+    swarm.write(label(Kind::Config, "db", &[("a", "1")], None)).unwrap();
+    swarm.write(remove(Kind::Config, "web", None)).unwrap();
+    watcher.now_ms = 500;
+    watcher.check(&swarm, "4: ~db; 5: -web; mark 5");
+    watcher.check(&swarm, "");
+}
+
+#[test]
+fn a_watch_can_begin_with_the_present_or_resume() {
+    let mut swarm = Swarm::new();
+    swarm.create_config("web");
+    swarm.create_config("db");
+    let mut present = Watcher::begin(&swarm, WatchRequest { skip_snapshot: true, ..WatchRequest::default() });
+    let from = |revision| WatchRequest { from: Some((Lineage(7), Revision(revision))), ..WatchRequest::default() };
+    let mut resumed = Watcher::begin(&swarm, from(1));
+    let mut ahead = Watcher::begin(&swarm, from(3));
+    present.check(&swarm, "begin 2");
+    resumed.check(&swarm, "begin 1; 2: +db; mark 2");
+    ahead.check(&swarm, "begin 3");
+    swarm.create_config("cache");
+    swarm.create_config("queue");
+    present.check(&swarm, "3: +cache; 4: +queue; mark 4");
+    ahead.check(&swarm, "4: +queue; mark 4");
+}
+
+#[test]
+fn a_filter_shows_what_enters_and_what_leaves_it() {
+    let mut swarm = Swarm::new();
+    let filter = Filter { labels: [("tier".to_owned(), None)].into(), ..Filter::default() };
+    let request = WatchRequest { kinds: vec![Kind::Config], filter, include_old: true, ..WatchRequest::default() };
+    let mut watcher = Watcher::begin(&swarm, request);
+    watcher.check(&swarm, "begin 0");
+    swarm.create_config("web");
+    // Nothing matched; how far that is, is told.
+    watcher.check(&swarm, "mark 1");
+    swarm.write(label(Kind::Config, "web", &[("tier", "1")], None)).unwrap();
+    swarm.write(secret("tier")).unwrap();
+    swarm.write(label(Kind::Secret, "tier", &[("tier", "1")], None)).unwrap();
+    let leave = Write::UpdateLabels {
+        kind: Kind::Config,
+        object: "web".to_owned(),
+        set: BTreeMap::new(),
+        remove: vec!["tier".to_owned()],
+        if_version: None,
+    };
+    swarm.write(leave).unwrap();
+    swarm.write(label(Kind::Config, "web", &[("other", "1")], None)).unwrap();
+    watcher.now_ms = 1000;
+    watcher.check(&swarm, "2: ~web(was 1); 5: ~web(was 2); mark 6");
+}
+
+#[test]
+fn a_change_is_one_item_with_all_its_events() {
+    let mut swarm = Swarm::new();
+    let mut watcher = Watcher::begin(&swarm, WatchRequest::default());
+    let make = |id: u128| {
+        let mut config = object::Config { id: ObjectId(id), ..Default::default() };
+        config.spec.annotations.name = format!("c{id}");
+        Operation::Create(Object::Config(config))
+    };
+    swarm.apply(vec![make(2), make(1)]);
+    watcher.check(&swarm, "begin 0; 1: +c2 +c1; mark 1");
+}
+
+#[test]
+fn marks_are_not_sent_all_the_time() {
+    let mut swarm = Swarm::new();
+    let request = WatchRequest { kinds: vec![Kind::Secret], ..WatchRequest::default() };
+    let mut watcher = Watcher::begin(&swarm, request);
+    swarm.create_config("a");
+    watcher.check(&swarm, "begin 0; mark 1");
+    swarm.create_config("b");
+    watcher.now_ms = 100;
+    watcher.check(&swarm, "");
+    let Pull::Idle(Some(due)) = watcher.pull(&swarm, usize::MAX) else { panic!("a mark is due later") };
+    assert_eq!(due, Instant::from_nanos(500_000_000));
+    watcher.now_ms = 500;
+    watcher.check(&swarm, "mark 2");
+}
+
+#[test]
+fn what_the_ring_no_longer_holds_ends_the_watch() {
+    let mut swarm = Swarm::with_ring(1000);
+    let mut slow = Watcher::begin(&swarm, WatchRequest::default());
+    slow.check(&swarm, "begin 0");
+    for number in 0..20 {
+        swarm.create_config(&format!("c{number}"));
+    }
+    slow.check(&swarm, "end OutOfRange");
+    let from = |lineage, revision| WatchRequest { from: Some((lineage, revision)), ..WatchRequest::default() };
+    let status = Watch::begin(swarm.control.store(), from(Lineage(7), Revision(1))).unwrap_err();
+    assert_eq!(status.code, Code::OutOfRange);
+    assert!(
+        status.message.contains("after revision 1 are no longer kept") && status.hint.contains("--from"),
+        "{status:?}"
+    );
+    let status = Watch::begin(swarm.control.store(), from(Lineage(8), Revision(20))).unwrap_err();
+    assert!(status.message.contains("another lineage"), "{status:?}");
+}
+
+#[test]
+fn a_part_that_does_not_fit_waits_and_is_not_lost() {
+    let mut swarm = Swarm::new();
+    swarm.create_config("web");
+    let mut watcher = Watcher::begin(&swarm, WatchRequest::default());
+    for room in [1, 50] {
+        assert!(matches!(watcher.pull(&swarm, room), Pull::Full));
+    }
+    swarm.create_config("db");
+    assert!(matches!(watcher.pull(&swarm, 1000), Pull::Part(_)));
+    assert!(matches!(watcher.pull(&swarm, 10), Pull::Full));
+    assert!(matches!(watcher.pull(&swarm, 1000), Pull::Part(_)));
+    assert!(matches!(watcher.pull(&swarm, 50), Pull::Full));
+    watcher.check(&swarm, "2: +db; mark 2");
+}
+
+#[test]
+fn a_large_snapshot_comes_in_parts_in_order() {
+    let mut swarm = Swarm::new();
+    let operations = (0..1000)
+        .map(|id| {
+            let mut config = object::Config { id: ObjectId(id), ..Default::default() };
+            config.spec.annotations.name = format!("c{id}");
+            config.spec.data = vec![7; 200];
+            Operation::Create(Object::Config(config))
+        })
+        .collect();
+    swarm.apply(operations);
+    swarm.write(secret("last")).unwrap();
+    let mut watcher = Watcher::begin(&swarm, WatchRequest::default());
+    let (mut ids, mut parts) = (Vec::new(), 0);
+    while let Pull::Part(body) = watcher.pull(&swarm, usize::MAX) {
+        assert!(body.len() < 66 << 10);
+        if let WatchItem::Snapshot { objects } = envelope::decode(&body, body.len()).unwrap() {
+            ids.extend(objects.iter().map(|object| (object.kind(), object.id())));
+            parts += 1;
+        }
+    }
+    assert!(parts > 3, "{parts}");
+    assert_eq!(ids.len(), 1001);
+    assert!(ids.is_sorted(), "in order of kind and id");
+}
+
+#[test]
+fn watchers_of_everything_share_one_encoding() {
+    let mut swarm = Swarm::new();
+    let mut watchers: Vec<Watcher> = (0..2).map(|_| Watcher::begin(&swarm, WatchRequest::default())).collect();
+    swarm.create_config("web");
+    let mut bodies = Vec::new();
+    for watcher in &mut watchers {
+        watcher.pull(&swarm, usize::MAX);
+        let Pull::Part(body) = watcher.pull(&swarm, usize::MAX) else { panic!() };
+        bodies.push(body.as_ptr());
+    }
+    assert_eq!(bodies[0], bodies[1]);
+}
+
+#[test]
+fn a_filter_that_makes_no_sense_is_refused() {
+    let swarm = Swarm::new();
+    let filter = Filter { kinds: vec!["dish".to_owned()], ..Filter::default() };
+    let request = WatchRequest { kinds: vec![Kind::Config], filter, ..WatchRequest::default() };
+    assert_eq!(Watch::begin(swarm.control.store(), request).unwrap_err().code, Code::InvalidArgument);
+}

@@ -1,0 +1,238 @@
+//! A watch between two parts: what remains of its snapshot, and its place in the store's ring.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::codec::envelope;
+use crate::net::requests::Pull;
+use crate::store::{Cursor, Event, EventBatch, State, Store, WatchError};
+use crate::sys::time::Instant;
+use crate::types::api::{Filter, WatchEvent, WatchItem, WatchRequest};
+use crate::types::error::{Code, Status};
+use crate::types::{Kind, Object, ObjectId, Revision};
+
+use super::{filter, query, redact};
+
+/// A part of a snapshot ends when it holds this many bytes: well below the window of a stream, so that a reader that
+/// takes its time still sees progress.
+const SNAPSHOT_PART_BYTES: usize = 64 << 10;
+/// Changes taken from the ring at once.
+const POLL: usize = 64;
+/// A position is marked at most so often.
+const MARK_EVERY: Duration = Duration::from_millis(500);
+
+/// A watch.
+///
+/// It sees a change as a whole or not at all, in order, each once. A watcher with a filter is told of an update when the
+/// object matches after it or matched before it, so that it learns that an object left the filter.
+#[derive(Debug)]
+pub struct Watch {
+    request: WatchRequest,
+    cursor: Cursor,
+    /// In a box: most watches are done with it soon.
+    snapshot: Option<Box<Snapshot>>,
+    /// Where the events begin; told once the snapshot is complete.
+    begin: Option<Revision>,
+    /// Taken from the ring, not yet sent. Shared with the ring and the other watchers.
+    taken: VecDeque<Arc<EventBatch>>,
+    /// Everything up to here was sent or does not match.
+    reached: Revision,
+    /// The last position that the watcher was told by a mark (or by the beginning), and when.
+    marked: (Revision, Option<Instant>),
+}
+
+/// What remains of a snapshot.
+#[derive(Debug)]
+struct Snapshot {
+    state: State,
+    /// Kinds not begun, last one first.
+    kinds: Vec<Kind>,
+    /// The present kind, its objects, and how many of them were sent.
+    kind: Kind,
+    ids: Vec<ObjectId>,
+    sent: usize,
+}
+
+impl Snapshot {
+    fn of(state: State, kinds: &[Kind]) -> Self {
+        let wanted = |kind: &Kind| kinds.is_empty() || kinds.contains(kind);
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().rev().filter(wanted).collect();
+        Self { state, kinds, kind: Kind::ALL[0], ids: Vec::new(), sent: 0 }
+    }
+
+    /// Goes on to the next kind; false when there is none. Its objects are looked up once, not for every part.
+    fn next_kind(&mut self, wanted: &Filter) -> bool {
+        let Some(kind) = self.kinds.pop() else { return false };
+        self.kind = kind;
+        self.ids = self.state.find(kind, &filter::selectors(wanted)).iter().map(|stored| stored.object.id()).collect();
+        self.sent = 0;
+        true
+    }
+
+    /// The next objects of the present kind, and how many ids they take.
+    fn objects(&self, wanted: &Filter) -> (Vec<Object>, usize) {
+        let (mut objects, mut bytes, mut seen) = (Vec::new(), 0, 0);
+        for stored in self.ids[self.sent..].iter().filter_map(|id| self.state.get(self.kind, *id)) {
+            seen += 1;
+            if shows(wanted, &stored.object) {
+                bytes += query::visible_bytes(stored);
+                objects.push(redact::redact(&stored.object));
+                if bytes >= SNAPSHOT_PART_BYTES {
+                    break;
+                }
+            }
+        }
+        (objects, seen)
+    }
+}
+
+impl Watch {
+    /// Begins as the request says.
+    pub fn begin(store: &Store, request: WatchRequest) -> Result<Self, Status> {
+        let resources = request.kinds.is_empty() || request.kinds.contains(&Kind::Resource);
+        if !resources && let Some(kind) = request.kinds.first() {
+            filter::check(*kind, &request.filter)?;
+        }
+        let (cursor, snapshot) = match request.from {
+            Some((lineage, revision)) => {
+                let cursor = store.watch_from(lineage, revision).map_err(|error| over(&error, Some(revision)))?;
+                (cursor, None)
+            }
+            None => {
+                let (state, cursor) = store.view_and_watch();
+                let snapshot = (!request.skip_snapshot).then(|| Box::new(Snapshot::of(state, &request.kinds)));
+                (cursor, snapshot)
+            }
+        };
+        let at = cursor.seen();
+        Ok(Self { request, cursor, snapshot, begin: Some(at), taken: VecDeque::new(), reached: at, marked: (at, None) })
+    }
+
+    /// The next part, of at most `room` bytes.
+    pub(super) fn pull(&mut self, store: &Store, now: Instant, room: usize) -> Pull {
+        if let Some(part) = self.snapshot_part(room) {
+            return part;
+        }
+        if let Some(revision) = self.begin {
+            let begin = envelope::encode(&WatchItem::Begin { lineage: self.cursor.lineage(), revision });
+            if begin.len() > room {
+                return Pull::Full;
+            }
+            self.begin = None;
+            return Pull::Part(begin.into());
+        }
+        loop {
+            if let Some(part) = self.next_change(room) {
+                return part;
+            }
+            match store.poll(&mut self.cursor, POLL) {
+                Ok(batches) if batches.is_empty() => return self.mark(now, room),
+                Ok(batches) => self.taken.extend(batches),
+                Err(error) => return Pull::End(over(&error, Some(self.reached))),
+            }
+        }
+    }
+
+    /// `None` once there is nothing left of the snapshot.
+    fn snapshot_part(&mut self, room: usize) -> Option<Pull> {
+        let snapshot = self.snapshot.as_mut()?;
+        let wanted = &self.request.filter;
+        let (mut objects, mut seen) = snapshot.objects(wanted);
+        while objects.is_empty() {
+            if !snapshot.next_kind(wanted) {
+                self.snapshot = None;
+                return None;
+            }
+            (objects, seen) = snapshot.objects(wanted);
+        }
+        let part = envelope::encode(&WatchItem::Snapshot { objects });
+        if part.len() > room {
+            return Some(Pull::Full);
+        }
+        snapshot.sent += seen;
+        Some(Pull::Part(part.into()))
+    }
+
+    fn next_change(&mut self, room: usize) -> Option<Pull> {
+        while let Some(batch) = self.taken.front() {
+            if let Some(part) = self.encode(batch) {
+                if part.len() > room {
+                    return Some(Pull::Full);
+                }
+                self.reached = batch.revision;
+                self.taken.pop_front();
+                return Some(Pull::Part(part));
+            }
+            self.reached = batch.revision;
+            self.taken.pop_front();
+        }
+        None
+    }
+
+    /// The item for a change; `None` when nothing of it matches.
+    fn encode(&self, batch: &EventBatch) -> Option<Bytes> {
+        let everything = self.request.kinds.is_empty() && self.request.filter == Filter::default();
+        if everything && !self.request.include_old {
+            // The one encoding that all such watchers share.
+            let encoded = batch.encoded.get_or_init(|| self.encode_matching(batch).unwrap_or_default());
+            return Some(encoded.clone()).filter(|encoded| !encoded.is_empty());
+        }
+        self.encode_matching(batch)
+    }
+
+    fn encode_matching(&self, batch: &EventBatch) -> Option<Bytes> {
+        let events: Vec<WatchEvent> = batch.events.iter().filter_map(|event| self.event(event)).collect();
+        if events.is_empty() {
+            return None;
+        }
+        Some(envelope::encode(&WatchItem::Change { revision: batch.revision, events }).into())
+    }
+
+    fn event(&self, event: &Event) -> Option<WatchEvent> {
+        let object = &event.object.object;
+        if !self.request.kinds.is_empty() && !self.request.kinds.contains(&object.kind()) {
+            return None;
+        }
+        let before = event.old.as_ref().map(|old| &old.object);
+        let filter = &self.request.filter;
+        if !shows(filter, object) && !before.is_some_and(|old| shows(filter, old)) {
+            return None;
+        }
+        let old = before.filter(|_| self.request.include_old).map(redact::redact);
+        Some(WatchEvent { action: event.action, object: redact::redact(object), old })
+    }
+
+    /// Nothing is left to send: tells how far that is, unless it was told a moment ago.
+    fn mark(&mut self, now: Instant, room: usize) -> Pull {
+        let (told, at) = self.marked;
+        if self.reached == told {
+            return Pull::Idle(None);
+        }
+        if let Some(due) = at.map(|at| at + MARK_EVERY).filter(|due| *due > now) {
+            return Pull::Idle(Some(due));
+        }
+        let mark = envelope::encode(&WatchItem::Mark { revision: self.reached });
+        if mark.len() > room {
+            return Pull::Full;
+        }
+        self.marked = (self.reached, Some(now));
+        Pull::Part(mark.into())
+    }
+}
+
+fn shows(wanted: &Filter, object: &Object) -> bool {
+    !redact::is_internal(object) && filter::matches(wanted, object)
+}
+
+fn over(error: &WatchError, from: Option<Revision>) -> Status {
+    let message = match (error, from) {
+        (WatchError::TooOld { oldest }, Some(from)) => {
+            format!("the events after revision {from} are no longer kept here; the oldest position kept is {oldest}")
+        }
+        _ => error.to_string(),
+    };
+    Status::new(Code::OutOfRange, message).with_hint("watch again without `--from`: it begins with a new snapshot")
+}

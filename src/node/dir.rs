@@ -1,0 +1,306 @@
+//! The state directory: its lock, `node.json`, and the key files.
+//!
+//! ```text
+//! LOCK                     held while a process uses the directory
+//! node.json                who this node is and how far its start has come
+//! peers.json               the newest start seen of each peer
+//! pki/root.crt node.crt    the swarm's root and this node's chain
+//! pki/node.key             this node's key, and the key that seals what is on disk
+//! raft/                    log and snapshots (`wal`)
+//! ```
+//!
+//! `node.json` is written before anything else of a new node and again when it has become a member: a start that a crash
+//! cut off is begun again, and a directory whose log is there but whose `node.json` is not is never taken for a new one.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::{StartError, StartFailure};
+use crate::pki::seal::DataKey;
+use crate::pki::{NodeIdentity, PrivateKey};
+use crate::sys::files::{self, Disk, RealDisk};
+use crate::types::object::Profile;
+use crate::types::{ChangeId, ClusterId, Lineage, NodeId, RaftId, Revision};
+
+/// The format of `node.json`.
+const FORMAT: u32 = 1;
+
+/// How far a node's start has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// A new swarm is being made; nothing is worth keeping yet.
+    Founding,
+    /// A certificate is being asked for, or is there, and the swarm has not taken the node in yet.
+    Joining,
+    /// A member.
+    Member,
+}
+
+/// `node.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFile {
+    /// The format of this file.
+    pub format: u32,
+    /// The oldest format a reader must understand.
+    pub min_reader: u32,
+    /// How far the start has come.
+    pub phase: Phase,
+    /// The node.
+    pub node_id: Option<NodeId>,
+    /// The swarm.
+    pub cluster_id: Option<ClusterId>,
+    /// Its place in the Raft group.
+    pub raft_id: Option<RaftId>,
+    /// Its history.
+    pub lineage: Option<Lineage>,
+    /// The history before, after a recovery.
+    pub parent_lineage: Option<Lineage>,
+    /// Raised and synced at each start.
+    pub boot: u64,
+    /// Timing.
+    pub profile: Profile,
+    /// The request for a certificate: the same one is sent again after a crash, and gives the same node.
+    pub request: Option<(ChangeId, Revision)>,
+    /// Where the swarm was to be joined.
+    pub join: Option<String>,
+}
+
+impl NodeFile {
+    /// A node that begins.
+    pub fn new(phase: Phase, profile: Profile) -> Self {
+        Self {
+            format: FORMAT,
+            min_reader: FORMAT,
+            phase,
+            node_id: None,
+            cluster_id: None,
+            raft_id: None,
+            lineage: None,
+            parent_lineage: None,
+            boot: 0,
+            profile,
+            request: None,
+            join: None,
+        }
+    }
+}
+
+/// What stands in a new state directory besides ours without meaning that it is somebody else's.
+const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
+const OURS: [&str; 4] = ["node.json", "peers.json", "pki", "raft"];
+const DATA_KEY: &str = "SKEP DATA KEY";
+
+/// An open state directory, which no other process can open.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// Holds the lock.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Opens the directory, making it if it is missing, and locks it.
+    pub fn open(path: &Path) -> Result<Self, StartError> {
+        let what = || format!("cannot use the data directory {}", path.display());
+        let fail = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                let why = "it, or something above it, is a file and not a directory";
+                StartError::refused(what(), why, "choose another directory with --data-dir")
+            }
+            io::ErrorKind::PermissionDenied => StartError::new(
+                StartFailure::Internal,
+                what(),
+                "permission denied",
+                "run as its owner, or choose another directory with --data-dir",
+            ),
+            _ => StartError::new(StartFailure::Internal, what(), error, "choose another directory with --data-dir"),
+        };
+        RealDisk.create_dir(path).map_err(fail)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path.join("LOCK"))
+            .map_err(fail)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let why = "another skep process is using it";
+                let hint = "talk to that one (`skep status --data-dir ...`), or stop it first";
+                return Err(StartError::refused(what(), why, hint));
+            }
+            Err(error) => return Err(fail(error.into())),
+        }
+        let dir = Self { path: path.to_owned(), _lock: lock };
+        dir.refuse_foreign(&what())?;
+        Ok(dir)
+    }
+
+    fn refuse_foreign(&self, what: &str) -> Result<(), StartError> {
+        let internal = |error: io::Error| StartError::new(StartFailure::Internal, what, error, "");
+        if self.path.join("node.json").exists() {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(&self.path).map_err(internal)? {
+            let name = entry.map_err(internal)?.file_name().to_string_lossy().into_owned();
+            if OURS.contains(&name.as_str()) {
+                return Err(StartError::new(
+                    StartFailure::Damaged,
+                    what,
+                    format!("it holds {name} but no node.json: somebody removed a part of it"),
+                    "put node.json back from a backup, or move the whole directory aside and join again",
+                ));
+            }
+            if !HARMLESS.contains(&name.as_str()) {
+                let why = format!("it holds {name}, which is not skep's");
+                return Err(StartError::refused(what, why, "choose an empty directory with --data-dir"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Log and snapshots.
+    pub fn raft(&self) -> PathBuf {
+        self.path.join("raft")
+    }
+
+    /// Who this node is; `None` in an empty directory.
+    pub fn read(&self) -> Result<Option<NodeFile>, StartError> {
+        let path = self.path.join("node.json");
+        let what = || format!("cannot read {}", path.display());
+        let bytes = match files::read(&RealDisk, &path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StartError::new(StartFailure::Internal, what(), error, "")),
+        };
+        let damaged = |why: String| {
+            let hint = "put it back from a backup, or move the whole directory aside and join again";
+            StartError::new(StartFailure::Damaged, what(), why, hint)
+        };
+        let value: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(format!("it is not JSON ({error})")))?;
+        let min_reader = value.get("min_reader").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        if min_reader > u64::from(FORMAT) {
+            let why = format!("it was written by a newer skep (format {min_reader}, this one reads up to {FORMAT})");
+            return Err(StartError::refused(what(), why, "install the newer skep again"));
+        }
+        serde_json::from_value(value).map(Some).map_err(|error| damaged(format!("it is malformed ({error})")))
+    }
+
+    /// Replaces `node.json`, durably.
+    pub fn write(&self, file: &NodeFile) -> Result<(), StartError> {
+        let bytes = serde_json::to_vec_pretty(file).expect("plain data");
+        self.replace("node.json", &bytes)
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
+        let path = self.path.join(name);
+        files::replace(&RealDisk, &path, bytes).map_err(|error| {
+            StartError::new(StartFailure::Internal, format!("cannot write {}", path.display()), error, "")
+        })
+    }
+
+    /// Removes what a start that never finished left behind.
+    pub fn wipe_unfinished(&self) -> Result<(), StartError> {
+        for name in ["raft", "pki"] {
+            match std::fs::remove_dir_all(self.path.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    let what = format!("cannot remove {}/{name} of a start that did not finish", self.path.display());
+                    return Err(StartError::new(StartFailure::Internal, what, error, ""));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the node's key with a new data key, its chain and the swarm's root. The key goes first: a chain without
+    /// its key is of no use.
+    pub fn write_identity(
+        &self,
+        identity: &NodeIdentity,
+        root_pem: &str,
+        data_key: &DataKey,
+    ) -> Result<(), StartError> {
+        self.write_key(identity.key(), data_key)?;
+        self.replace("pki/node.crt", identity.chain_pem().as_bytes())?;
+        self.replace("pki/root.crt", root_pem.as_bytes())
+    }
+
+    /// Writes the node's key and the data key.
+    pub fn write_key(&self, key: &PrivateKey, data_key: &DataKey) -> Result<(), StartError> {
+        let dir = self.path.join("pki");
+        RealDisk.create_dir(&dir).map_err(|error| {
+            StartError::new(StartFailure::Internal, format!("cannot make {}", dir.display()), error, "")
+        })?;
+        let mut text = zeroize::Zeroizing::new(key.to_pem().to_string());
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(&format!("-----BEGIN {DATA_KEY}-----\n"));
+        for byte in data_key.expose() {
+            text.push_str(&format!("{byte:02x}"));
+        }
+        text.push_str(&format!("\n-----END {DATA_KEY}-----\n"));
+        self.replace("pki/node.key", text.as_bytes())
+    }
+
+    /// The node's key and the data key, if they are there.
+    pub fn read_key(&self) -> Result<Option<(PrivateKey, DataKey)>, StartError> {
+        let path = self.path.join("pki/node.key");
+        let Some(text) = self.read_text("pki/node.key")? else { return Ok(None) };
+        let text = zeroize::Zeroizing::new(text);
+        let damaged = |why: String| {
+            let hint = "put the file back from a backup; without it this node's log cannot be read";
+            StartError::new(StartFailure::Damaged, format!("cannot use {}", path.display()), why, hint)
+        };
+        let begin = format!("-----BEGIN {DATA_KEY}-----");
+        let (key, rest) = text.split_once(&begin).ok_or_else(|| damaged("it holds no data key".to_owned()))?;
+        let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
+        let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
+        let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
+        Ok(Some((key, DataKey::from_bytes(bytes))))
+    }
+
+    /// A text file of the directory, if it is there.
+    pub fn read_text(&self, name: &str) -> Result<Option<String>, StartError> {
+        match std::fs::read_to_string(self.path.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                let what = format!("cannot read {}", self.path.join(name).display());
+                Err(StartError::new(StartFailure::Internal, what, error, ""))
+            }
+        }
+    }
+
+    /// Moves `raft/` aside, so that the directory cannot take part any more and nothing is lost; the new place.
+    pub fn retire(&self, suffix: &str) -> io::Result<PathBuf> {
+        let aside = self.path.join(format!("raft.{suffix}"));
+        std::fs::rename(self.raft(), &aside)?;
+        RealDisk.sync_dir(&self.path)?;
+        Ok(aside)
+    }
+}
+
+fn parse_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (place, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
+    }
+    Some(bytes)
+}

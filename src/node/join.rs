@@ -1,0 +1,201 @@
+//! Getting a certificate with a token, and a place in a swarm with the certificate.
+//!
+//! Both can be repeated: the request for a certificate has an id that is written down before it is sent, and joining
+//! again gives the same place. A crash between any two steps is followed by the same steps.
+
+use std::time::Duration;
+
+use super::dir::{DataDir, NodeFile};
+use super::found::Keys;
+use super::{StartError, StartFailure};
+use crate::client::{Client, ClientError, TlsTarget};
+use crate::pki::seal::DataKey;
+use crate::pki::{self, JoinToken, NodeIdentity, Trust};
+use crate::sys::entropy::{Entropy, OsEntropy};
+use crate::sys::time::{Instant, monotonic, wall_ms};
+use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, IssueRequest, JoinAnswer, JoinRequest};
+use crate::types::object::{Availability, NodeDescription, Sensitive};
+use crate::types::{ChangeId, Code, NodeId, Role, Status};
+
+/// One attempt may take so long.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// All attempts together.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn what(addr: &str) -> String {
+    format!("cannot join {addr} as a manager")
+}
+
+fn failed(addr: &str, status: Status) -> StartError {
+    let failure = match status.code {
+        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Unknown => {
+            StartFailure::Unavailable
+        }
+        Code::Internal => StartFailure::Internal,
+        _ => StartFailure::Refused,
+    };
+    StartError::new(failure, what(addr), status.message, status.hint)
+}
+
+fn refused(addr: &str, error: &pki::PkiError) -> StartError {
+    StartError::refused(what(addr), error, error.hint())
+}
+
+/// Repeats a call while it may succeed later.
+fn patiently<T>(addr: &str, mut attempt: impl FnMut(Instant) -> Result<T, ClientError>) -> Result<T, StartError> {
+    let deadline = monotonic() + PATIENCE;
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let status = match attempt(monotonic() + ATTEMPT) {
+            Ok(value) => return Ok(value),
+            Err(error) => error.into_status(),
+        };
+        if !status.code.is_transient() || status.hopeless || monotonic() + pause > deadline {
+            return Err(failed(addr, status));
+        }
+        log::debug!("joining {addr}: {status}; trying again");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+fn target(
+    addr: &str,
+    identity: Option<&NodeIdentity>,
+    trust: Trust,
+    hello: Option<Hello>,
+) -> Result<TlsTarget, StartError> {
+    let config = pki::client_config(identity, trust).map_err(|error| refused(addr, &error))?;
+    Ok(TlsTarget { addr: addr.to_owned(), server_name: pki::manager_name(), config, expected: None, hello })
+}
+
+/// Gets the root and a manager's certificate with a token, and writes them to the directory.
+pub fn certificate(
+    dir: &DataDir,
+    file: &mut NodeFile,
+    addr: &str,
+    token: Option<&Sensitive>,
+    description: NodeDescription,
+) -> Result<Keys, StartError> {
+    let Some(token) = token else {
+        let hint = "give --token-file FILE; print a token on any manager with `skep token show --role manager`";
+        return Err(StartError::refused(what(addr), "a join token is needed", hint));
+    };
+    let text = String::from_utf8_lossy(&token.0).trim().to_owned();
+    let parsed: JoinToken = text.parse().map_err(|error: pki::TokenError| {
+        let hint = error.hint();
+        StartError::refused(what(addr), error, hint)
+    })?;
+
+    // Nobody is trusted before the root's digest is the token's.
+    let root_pem = patiently(addr, |deadline| {
+        let target = target(addr, None, Trust::Anything, None)
+            .map_err(|error| ClientError::Refused(Status::new(Code::Internal, error.to_string())))?;
+        let mut client = Client::tls(target, deadline.since(monotonic()))?;
+        match client.call(Call::GetRoot, &(), deadline.since(monotonic()))? {
+            Answer::Root { root } => Ok(root),
+            _ => {
+                Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))
+            }
+        }
+    })?;
+    parsed.verify_root(&root_pem).map_err(|error| refused(addr, &error))?;
+
+    let (key, data_key) = match dir.read_key()? {
+        Some(keys) => keys,
+        None => {
+            let keys = (pki::generate_key(&mut OsEntropy), DataKey::generate(&mut OsEntropy));
+            dir.write_key(&keys.0, &keys.1)?;
+            keys
+        }
+    };
+    let csr = pki::signing_request(&key).map_err(|error| refused(addr, &error))?;
+    let connect = target(addr, None, Trust::Roots(root_pem.clone()), None)?;
+    let (node_id, chain, role) = patiently(addr, |deadline| {
+        let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
+        let (change, after) = match file.request {
+            Some(request) => request,
+            None => {
+                let request = (ChangeId(OsEntropy.next_u128()), client.hello().revision);
+                file.request = Some(request);
+                dir.write(file)
+                    .map_err(|error| ClientError::Refused(Status::new(Code::Internal, error.to_string())))?;
+                request
+            }
+        };
+        let request = IssueRequest {
+            change,
+            after,
+            csr: csr.clone(),
+            token: Sensitive(text.clone().into_bytes()),
+            role: Some(Role::Manager),
+            description: description.clone(),
+            availability: Availability::Active,
+        };
+        match client.call(Call::Issue, &request, deadline.since(monotonic()))? {
+            Answer::Certificate { node_id, chain, role } => Ok((node_id, chain, role)),
+            _ => {
+                Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))
+            }
+        }
+    })?;
+    if role != Role::Manager {
+        let hint = "print a manager token on any manager with `skep token show --role manager`";
+        return Err(StartError::refused(what(addr), "the token is a worker token", hint));
+    }
+    let identity = NodeIdentity::new(&chain, key).map_err(|error| refused(addr, &error))?;
+    identity.verify(&root_pem, wall_ms()).map_err(|error| refused(addr, &error))?;
+    file.node_id = Some(node_id);
+    file.cluster_id = Some(identity.identity().cluster_id);
+    let keys = Keys { identity, root_pem, data_key };
+    dir.write_identity(&keys.identity, &keys.root_pem, &keys.data_key)?;
+    dir.write(file)?;
+    Ok(keys)
+}
+
+/// Asks for a place in the Raft group. The node must listen already: the leader calls back before it agrees.
+pub fn place(addr: &str, keys: &Keys, hello: &Hello, advertise: &str) -> Result<JoinAnswer, StartError> {
+    let trust = Trust::Roots(keys.root_pem.clone());
+    let connect = target(addr, Some(&keys.identity), trust, Some(hello.clone()))?;
+    let request = JoinRequest { advertise: advertise.to_owned(), feature_level: FEATURE_LEVEL };
+    patiently(addr, |deadline| {
+        let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
+        match client.call(Call::Join, &request, deadline.since(monotonic()))? {
+            Answer::Joined(answer) => Ok(*answer),
+            _ => {
+                Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))
+            }
+        }
+    })
+}
+
+/// Finds the managers behind `--peer` addresses: the hello of each says who it is. What is found is handed to `found`;
+/// addresses that do not answer are tried again until `ended`.
+pub fn find_peers(
+    addrs: Vec<String>,
+    keys: &Keys,
+    hello: &Hello,
+    found: impl Fn(NodeId, String),
+    ended: impl Fn() -> bool,
+) -> Result<(), StartError> {
+    let mut left = addrs;
+    let mut pause = Duration::from_millis(100);
+    while !left.is_empty() && !ended() {
+        let mut silent = Vec::new();
+        for addr in left {
+            let trust = Trust::Roots(keys.root_pem.clone());
+            let connect = target(&addr, Some(&keys.identity), trust, Some(hello.clone()))?;
+            match Client::tls(connect, Duration::from_secs(2)) {
+                Ok(client) => found(client.hello().node_id, addr),
+                Err(error) => {
+                    log::debug!("--peer {addr}: {}", error.into_status());
+                    silent.push(addr);
+                }
+            }
+        }
+        left = silent;
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+    Ok(())
+}

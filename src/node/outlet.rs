@@ -1,0 +1,123 @@
+//! Carries what the raft, log and apply threads have to say to the net thread and the snapshot workers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use bytes::Bytes;
+
+use super::handler::Active;
+use super::snapshots::Job;
+use super::stop::StopCell;
+use crate::net::handler::StreamId;
+use crate::net::run::NetHandle;
+use crate::raft::run::Outlet;
+use crate::raft::{FetchSnapshot, Leadership, Reply, Stop};
+use crate::sys::queue::Sender;
+use crate::types::{Member, NodeId, Outcome, Status};
+
+/// What other threads send to the net thread.
+#[derive(Debug)]
+pub enum Completion {
+    /// The node has its place in the swarm: requests are served from now on.
+    Active(Box<Active>),
+    /// Answers of raft.
+    Replies(Vec<Reply>),
+    /// Outcomes of proposals.
+    Outcomes(Vec<(u64, Outcome)>),
+    /// The store moved.
+    Moved,
+    /// Who leads changed.
+    Leadership(Leadership),
+    /// Members changed.
+    Peers(Vec<Member>),
+    /// A snapshot is to be fetched.
+    Fetch(FetchSnapshot),
+    /// A part of a snapshot for a peer.
+    Served {
+        /// Where to.
+        stream: StreamId,
+        /// The bytes.
+        body: Bytes,
+        /// Nothing follows.
+        end: bool,
+    },
+    /// A snapshot cannot be served.
+    NotServed {
+        /// Where to.
+        stream: StreamId,
+        /// Why.
+        status: Status,
+    },
+    /// So many bytes of a fetched snapshot are written: the sender may go on.
+    Taken(u32),
+    /// The fetch is over, one way or the other.
+    FetchEnded,
+    /// A manager answers at this address, whatever the members' list says.
+    Hint(NodeId, String),
+    /// Close everything.
+    Shutdown,
+}
+
+/// The way out for the raft, log and apply threads.
+#[derive(Debug)]
+pub struct Post {
+    /// The net thread.
+    pub net: NetHandle<Completion>,
+    /// Writes snapshots.
+    pub snapshots: Sender<Job>,
+    /// Ends the node.
+    pub stop: Arc<StopCell>,
+    /// Somebody watches the store.
+    pub watched: Arc<AtomicBool>,
+}
+
+impl Post {
+    fn send(&self, completion: Completion) {
+        if self.net.send(completion).is_err() {
+            // Answers must not be lost, and nobody can wait for room.
+            log::error!("the net thread does not take what raft and apply report: it is stuck");
+            std::process::abort();
+        }
+    }
+}
+
+impl Outlet for Post {
+    fn send(&self, to: NodeId, body: Vec<u8>, urgent: bool) -> bool {
+        self.net.send_raft(to, body, urgent)
+    }
+
+    fn replies(&self, replies: Vec<Reply>) {
+        self.send(Completion::Replies(replies));
+    }
+
+    fn outcomes(&self, outcomes: Vec<(u64, Outcome)>) {
+        self.send(Completion::Outcomes(outcomes));
+    }
+
+    fn moved(&self) {
+        if self.watched.load(Relaxed) {
+            self.send(Completion::Moved);
+        }
+    }
+
+    fn leadership(&self, leadership: Leadership) {
+        self.send(Completion::Leadership(leadership));
+    }
+
+    fn peers(&self, members: Vec<Member>) {
+        self.send(Completion::Peers(members));
+    }
+
+    fn fetch_snapshot(&self, fetch: FetchSnapshot) {
+        self.send(Completion::Fetch(fetch));
+    }
+
+    fn create_snapshot(&self) {
+        // The queue is as long as raft has snapshots under way: one.
+        let _ = self.snapshots.try_send(Job::Create);
+    }
+
+    fn stop(&self, stop: Stop) {
+        self.stop.stop(stop.into());
+    }
+}

@@ -1,0 +1,279 @@
+//! The threads that move snapshots: one writes those of the own store, one serves files to peers and takes theirs.
+//!
+//! A leader's message names a snapshot; the follower fetches its bytes with a call of its own, in parts that it asks for
+//! as it writes them, and goes on where it was when the connection breaks. Nothing of it counts before every byte is
+//! checked and on disk.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::outlet::Completion;
+use crate::net::handler::StreamId;
+use crate::net::run::NetHandle;
+use crate::raft::recover::Snapshots;
+use crate::raft::run::{Handle, Input};
+use crate::raft::{Event, SnapshotMark};
+use crate::store::{SnapshotDecoder, Store};
+use crate::sys::entropy::OsEntropy;
+use crate::sys::metrics::Metrics;
+use crate::sys::queue::{Receiver, Sender, bounded};
+use crate::sys::thread::{self, Thread};
+use crate::sys::time::monotonic;
+use crate::types::{Code, Position, Status};
+use crate::wal::{SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
+
+/// Snapshots kept: the newest, and the one before it, which may be on its way to a peer.
+const KEPT: usize = 2;
+
+/// For the thread that writes snapshots.
+#[derive(Debug)]
+pub enum Job {
+    /// Write one of the store as it is.
+    Create,
+}
+
+/// For the thread that moves them.
+#[derive(Debug)]
+pub enum Transfer {
+    /// A peer asks for a file.
+    Serve {
+        /// Where the bytes go.
+        stream: StreamId,
+        /// Which.
+        position: Position,
+        /// After so many bytes.
+        offset: u64,
+    },
+    /// The peer takes so many bytes now.
+    Credit(StreamId, u32),
+    /// The peer is gone.
+    Cancel(StreamId),
+    /// A leader's snapshot is on its way.
+    Begin(SnapshotMark),
+    /// A part of it.
+    Part(Bytes),
+    /// All of it has come.
+    End,
+    /// It will not come.
+    Abort,
+}
+
+/// Starts the thread that writes snapshots.
+pub fn spawn_writer(
+    store: Arc<Store>,
+    snapshots: Snapshots,
+    raft: Handle,
+    metrics: &Metrics,
+) -> io::Result<(Sender<Job>, Thread)> {
+    let (sender, inbox) = bounded(4, metrics.queue("snapshot"));
+    let seconds = metrics.histogram("skep_snapshot_seconds");
+    let thread = thread::spawn("snapshot", move || {
+        while let Some(Job::Create) = inbox.recv() {
+            let begin = monotonic();
+            let event = match snapshots.save(store.snapshot(), &mut OsEntropy) {
+                Ok(mark) => {
+                    let took = monotonic().since(begin);
+                    seconds.record(took);
+                    log::info!(
+                        "wrote a snapshot at log index {} ({} bytes) in {took:?}",
+                        mark.position.index,
+                        mark.bytes
+                    );
+                    remove_old(&snapshots);
+                    Event::SnapshotCreated { mark }
+                }
+                Err(error) => {
+                    log::error!("cannot write a snapshot: {error}; the log grows until one succeeds");
+                    Event::SnapshotFailed
+                }
+            };
+            raft.internal(Input::Event(event));
+        }
+    })?;
+    Ok((sender, thread))
+}
+
+fn remove_old(snapshots: &Snapshots) {
+    let result = list_snapshots(snapshots.disk.as_ref(), &snapshots.dir).and_then(|indexes| {
+        match indexes.len().checked_sub(KEPT) {
+            Some(first) => remove_snapshots_before(snapshots.disk.as_ref(), &snapshots.dir, indexes[first]),
+            None => Ok(()),
+        }
+    });
+    if let Err(error) = result {
+        log::warn!("cannot remove old snapshots: {error}");
+    }
+}
+
+/// Starts the thread that serves and takes snapshots.
+pub fn spawn_transfer(
+    snapshots: Snapshots,
+    raft: Handle,
+    net: NetHandle<Completion>,
+    metrics: &Metrics,
+) -> io::Result<(Sender<Transfer>, Thread)> {
+    let (sender, inbox) = bounded(4096, metrics.queue("transfer"));
+    let mut mover = Mover { snapshots, raft, net, serving: BTreeMap::new(), taking: None };
+    let thread = thread::spawn("transfer", move || mover.run(&inbox))?;
+    Ok((sender, thread))
+}
+
+struct Serving {
+    reader: SnapshotReader,
+    credit: i64,
+    next: Option<Vec<u8>>,
+}
+
+struct Taking {
+    mark: SnapshotMark,
+    writer: SnapshotWriter,
+    decoder: SnapshotDecoder,
+}
+
+struct Mover {
+    snapshots: Snapshots,
+    raft: Handle,
+    net: NetHandle<Completion>,
+    serving: BTreeMap<StreamId, Serving>,
+    taking: Option<Taking>,
+}
+
+impl Mover {
+    fn run(&mut self, inbox: &Receiver<Transfer>) {
+        while let Some(transfer) = inbox.recv() {
+            match transfer {
+                Transfer::Serve { stream, position, offset } => self.serve(stream, position, offset),
+                Transfer::Credit(stream, available) => {
+                    if let Some(serving) = self.serving.get_mut(&stream) {
+                        serving.credit = i64::from(available);
+                        self.send_parts(stream);
+                    }
+                }
+                Transfer::Cancel(stream) => {
+                    self.serving.remove(&stream);
+                }
+                Transfer::Begin(mark) => self.begin(mark),
+                Transfer::Part(bytes) => self.part(&bytes),
+                Transfer::End => self.end(),
+                Transfer::Abort => self.abort(None),
+            }
+        }
+    }
+
+    fn report(&self, completion: Completion) {
+        // The stream stalls and its deadline ends it when the net thread is that far behind.
+        let _ = self.net.send(completion);
+    }
+
+    fn serve(&mut self, stream: StreamId, position: Position, offset: u64) {
+        let Snapshots { disk, dir, key, lineage } = &self.snapshots;
+        let opened = SnapshotReader::open(disk.as_ref(), dir, key, *lineage, position.index).and_then(|mut reader| {
+            reader.skip_to(offset)?;
+            Ok(reader)
+        });
+        match opened {
+            Ok(reader) if reader.meta().position == position => {
+                let credit = i64::from(crate::codec::frame::INITIAL_CREDIT);
+                self.serving.insert(stream, Serving { reader, credit, next: None });
+                self.send_parts(stream);
+            }
+            Ok(_) => {
+                let status = Status::new(Code::NotFound, "that snapshot is not here any more");
+                self.report(Completion::NotServed { stream, status });
+            }
+            Err(error) => {
+                let status = Status::new(Code::NotFound, format!("the snapshot cannot be read: {error}"));
+                self.report(Completion::NotServed { stream, status });
+            }
+        }
+    }
+
+    fn send_parts(&mut self, stream: StreamId) {
+        let Some(serving) = self.serving.get_mut(&stream) else { return };
+        while serving.credit > 0 {
+            let chunk = match serving.next.take() {
+                Some(chunk) => Ok(Some(chunk)),
+                None => serving.reader.next_chunk(),
+            };
+            match chunk {
+                Ok(Some(mut chunk)) => {
+                    // What does not fit into the window waits for the next credit.
+                    let room = usize::try_from(serving.credit).unwrap_or(0).min(chunk.len());
+                    let rest = chunk.split_off(room);
+                    serving.credit -= room as i64;
+                    serving.next = (!rest.is_empty()).then_some(rest);
+                    let _ = self.net.send(Completion::Served { stream, body: chunk.into(), end: false });
+                }
+                Ok(None) => {
+                    let _ = self.net.send(Completion::Served { stream, body: Bytes::new(), end: true });
+                    self.serving.remove(&stream);
+                    return;
+                }
+                Err(error) => {
+                    log::error!("a snapshot that was to be sent cannot be read: {error}");
+                    let status = Status::new(Code::Internal, "the snapshot cannot be read; the sender's log says why");
+                    let _ = self.net.send(Completion::NotServed { stream, status });
+                    self.serving.remove(&stream);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, mark: SnapshotMark) {
+        let Snapshots { disk, dir, key, lineage } = &self.snapshots;
+        match SnapshotWriter::create(disk.clone(), dir, key, *lineage, mark.position, &mark.configuration) {
+            Ok(writer) => self.taking = Some(Taking { mark, writer, decoder: SnapshotDecoder::new() }),
+            Err(error) => {
+                log::error!("cannot begin to write a snapshot: {error}");
+                self.raft.internal(Input::Event(Event::SnapshotNotFetched { position: mark.position }));
+                self.report(Completion::FetchEnded);
+            }
+        }
+    }
+
+    fn part(&mut self, bytes: &Bytes) {
+        let Some(taking) = self.taking.as_mut() else { return };
+        let written = taking.writer.write_chunk(bytes).map_err(|error| error.to_string());
+        match written.and_then(|()| taking.decoder.push(bytes).map_err(|error| error.to_string())) {
+            Ok(()) => self.report(Completion::Taken(bytes.len() as u32)),
+            Err(error) => self.abort(Some(error)),
+        }
+    }
+
+    fn end(&mut self) {
+        let Some(Taking { mark, writer, decoder }) = self.taking.take() else { return };
+        let position = mark.position;
+        let finished = decoder.finish().map_err(|error| error.to_string()).and_then(|state| {
+            if state.applied() != position || state.lineage() != self.snapshots.lineage {
+                return Err("it is of another place or swarm than announced".to_owned());
+            }
+            let meta = writer.finish().map_err(|error| error.to_string())?;
+            Ok((state, meta))
+        });
+        match finished {
+            Ok((state, meta)) => {
+                log::info!("fetched a snapshot at log index {} ({} bytes)", position.index, meta.bytes);
+                remove_old(&self.snapshots);
+                self.raft.internal(Input::Fetched { position, bytes: meta.bytes, state: Box::new(state) });
+            }
+            Err(error) => {
+                log::error!("the snapshot that was fetched cannot be used: {error}");
+                self.raft.internal(Input::Event(Event::SnapshotNotFetched { position }));
+            }
+        }
+        self.report(Completion::FetchEnded);
+    }
+
+    fn abort(&mut self, why: Option<String>) {
+        let Some(taking) = self.taking.take() else { return };
+        if let Some(why) = why {
+            log::error!("the snapshot that is being fetched cannot be used: {why}");
+        }
+        self.raft.internal(Input::Event(Event::SnapshotNotFetched { position: taking.mark.position }));
+        self.report(Completion::FetchEnded);
+    }
+}

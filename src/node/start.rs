@@ -1,0 +1,485 @@
+//! From a directory to a running node.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use super::dir::{DataDir, NodeFile, Phase};
+use super::found::{self, Keys};
+use super::greeting::Greetings;
+use super::handler::{Active, Identity, NodeHandler, Parts};
+use super::outlet::{Completion, Post};
+use super::sockets::{self, Sockets};
+use super::stop::StopCell;
+use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
+use crate::net::{self, Credentials, NetHandle, NetInbox};
+use crate::pki::{self, NodeIdentity, Trust};
+use crate::raft::machine::{Machine, Options};
+use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
+use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
+use crate::raft::{Timing, run};
+use crate::sys::entropy::{Entropy, OsEntropy};
+use crate::sys::files::RealDisk;
+use crate::sys::metrics::Metrics;
+use crate::sys::queue::bounded;
+use crate::sys::thread::{self, Thread};
+use crate::sys::time::{monotonic, wall_ms};
+use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
+use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
+use crate::types::object::{NodeDescription, Profile};
+use crate::types::{Index, Lineage, Position, RaftId, Revision, Term};
+use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
+
+/// Batches that wait for the log or for apply; their bytes are bounded by raft.
+const WORK_QUEUE: usize = 1024;
+/// Completions that wait for the net thread.
+const NET_QUEUE: usize = 1 << 16;
+
+/// Starts a node as `config` says.
+pub fn start(config: Config) -> Result<Node, StartError> {
+    let dir = DataDir::open(&config.data_dir)?;
+    let known = dir.read()?;
+    if known.is_none() {
+        check_new(&config, &dir)?;
+    }
+    let sockets = sockets::bind(&config)?;
+    let mut file = match known {
+        Some(file) => file,
+        None => begin(&config, &dir)?,
+    };
+    if file.phase == Phase::Member && config.join.is_some() {
+        log::info!("{} belongs to a member of a swarm already: --join and --token are ignored", dir.path().display());
+    }
+    file.boot += 1;
+    let opened = match file.phase {
+        Phase::Founding => {
+            let description = describe(&config);
+            let bytes = segment_bytes(file.profile);
+            let (keys, wal, recovered) = found::found(&dir, &mut file, description, &sockets.advertise, bytes)?;
+            dir.write(&file)?;
+            log::info!("made a new swarm");
+            Opened { keys, log: Some((wal, recovered)) }
+        }
+        Phase::Joining => join_begin(&config, &dir, &mut file)?,
+        Phase::Member => {
+            // Raised and synced before anybody hears of this start.
+            dir.write(&file)?;
+            reopen(&dir, &file)?
+        }
+    };
+    Starter::new(config, dir, file, sockets, opened)?.run()
+}
+
+struct Opened {
+    keys: Keys,
+    /// `None` for a joiner: its history is not known yet.
+    log: Option<(Wal, Recovered)>,
+}
+
+fn check_new(config: &Config, dir: &DataDir) -> Result<(), StartError> {
+    if config.existing {
+        let what = format!("cannot start from {}", dir.path().display());
+        let hint = "is its disk mounted? leave --existing out to begin a new node";
+        return Err(StartError::refused(what, "it is empty, and --existing was given", hint));
+    }
+    Ok(())
+}
+
+/// `node.json` of a new node, written before anything else.
+fn begin(config: &Config, dir: &DataDir) -> Result<NodeFile, StartError> {
+    let phase = if config.join.is_some() { Phase::Joining } else { Phase::Founding };
+    let mut file = NodeFile::new(phase, config.profile);
+    file.join.clone_from(&config.join);
+    dir.write(&file)?;
+    Ok(file)
+}
+
+fn segment_bytes(profile: Profile) -> u64 {
+    if profile == Profile::Sdcard { SEGMENT_BYTES_SDCARD } else { SEGMENT_BYTES }
+}
+
+fn describe(config: &Config) -> NodeDescription {
+    let system = rustix::system::uname();
+    let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
+    NodeDescription {
+        hostname: config.name.clone().unwrap_or_else(|| text(system.nodename())),
+        architecture: text(system.machine()),
+        os: text(system.sysname()).to_lowercase(),
+        engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..NodeDescription::default()
+    }
+}
+
+fn join_begin(config: &Config, dir: &DataDir, file: &mut NodeFile) -> Result<Opened, StartError> {
+    // The command line wins over what an earlier start was told: the operator may have mended it.
+    if config.join.is_some() {
+        file.join.clone_from(&config.join);
+    }
+    dir.write(file)?;
+    let keys = match read_keys(dir, file)? {
+        Some(keys) => keys,
+        None => {
+            let addr = file.join.clone().unwrap_or_default();
+            join::certificate(dir, file, &addr, config.token.as_ref(), describe(config))?
+        }
+    };
+    Ok(Opened { keys, log: None })
+}
+
+/// Certificate, root and keys, if a certificate was issued already.
+fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
+    let what = || format!("cannot use the certificate in {}", dir.path().display());
+    let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
+        return Ok(None);
+    };
+    let Some((key, data_key)) = dir.read_key()? else { return Ok(None) };
+    let damaged = |error: pki::PkiError| StartError::new(StartFailure::Damaged, what(), &error, error.hint());
+    let identity = NodeIdentity::new(&chain, key).map_err(damaged)?;
+    if file.node_id.is_some_and(|node_id| node_id != identity.identity().node_id) {
+        let hint = "put the files of pki/ back that belong to this node.json";
+        return Err(StartError::new(StartFailure::Damaged, what(), "it names another node than node.json", hint));
+    }
+    if let Err(error) = identity.verify(&root_pem, wall_ms()) {
+        return Err(StartError::refused(what(), &error, error.hint()));
+    }
+    Ok(Some(Keys { identity, root_pem, data_key }))
+}
+
+fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+    let what = || format!("cannot start from {}", dir.path().display());
+    let Some(keys) = read_keys(dir, file)? else {
+        let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
+        return Err(StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint));
+    };
+    let lineage = lineage(dir, file)?;
+    if !has_log(dir) {
+        let why =
+            "its log is gone (raft/ is missing or empty): a member that forgot what it acknowledged must not vote";
+        let hint = "put raft/ back, or move the whole directory aside and join again with --join and a token; \
+                    then remove the old member";
+        return Err(StartError::refused(what(), why, hint));
+    }
+    Ok(Opened { log: Some(open_log(dir, &keys, file.profile, lineage)?), keys })
+}
+
+fn has_log(dir: &DataDir) -> bool {
+    let names = std::fs::read_dir(dir.raft()).into_iter().flatten().flatten();
+    names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("wal-"))
+}
+
+fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
+    file.lineage.ok_or_else(|| {
+        let what = format!("cannot start from {}", dir.path().display());
+        StartError::new(StartFailure::Damaged, what, "node.json names no lineage", "put it back from a backup")
+    })
+}
+
+fn open_log(dir: &DataDir, keys: &Keys, profile: Profile, lineage: Lineage) -> Result<(Wal, Recovered), StartError> {
+    let options = wal::Options { segment_bytes: segment_bytes(profile), lineage };
+    Wal::open(Arc::new(RealDisk), &dir.raft(), &keys.data_key, options).map_err(|error| log_error(dir, &error))
+}
+
+fn log_error(dir: &DataDir, error: &WalError) -> StartError {
+    let what = format!("cannot open the log in {}", dir.raft().display());
+    let failure = match error {
+        WalError::Damaged { .. } => StartFailure::Damaged,
+        WalError::Io { .. } => StartFailure::Internal,
+        _ => StartFailure::Refused,
+    };
+    StartError::new(failure, what, error, error.hint())
+}
+
+/// Puts the threads together.
+struct Starter {
+    config: Config,
+    dir: DataDir,
+    file: NodeFile,
+    opened: Opened,
+    identity: Identity,
+    metrics: Metrics,
+    stop: Arc<StopCell>,
+    watched: Arc<AtomicBool>,
+    raft: run::Handle,
+    raft_inbox: Option<Inbox>,
+    net: NetHandle<Completion>,
+    net_parts: Option<(net::Config, NodeHandler, NetInbox<Completion>)>,
+    net_thread: Option<Thread>,
+    listen: std::net::SocketAddr,
+    http: Option<std::net::SocketAddr>,
+    socket: std::path::PathBuf,
+}
+
+fn internal(error: impl std::fmt::Display) -> StartError {
+    StartError::new(StartFailure::Internal, "cannot start the manager", error, "")
+}
+
+impl Starter {
+    /// Makes the queues between the threads.
+    fn new(config: Config, dir: DataDir, file: NodeFile, sockets: Sockets, opened: Opened) -> Result<Self, StartError> {
+        let metrics = Metrics::default();
+        let stop = Arc::new(StopCell::default());
+        let watched = Arc::new(AtomicBool::new(false));
+        let certificate = *opened.keys.identity.identity();
+        let mut entropy = OsEntropy;
+        let identity = Identity {
+            node_id: certificate.node_id,
+            cluster_id: certificate.cluster_id,
+            hostname: describe(&config).hostname,
+            advertise: sockets.advertise.clone(),
+            boot: file.boot,
+            nonce: entropy.next_u64(),
+        };
+        let (raft, raft_inbox) = raft_run::queues(empty_report(), &metrics);
+        let credentials = credentials(&opened.keys)?;
+        let (net, net_inbox) = net::channel(NET_QUEUE, &metrics).map_err(internal)?;
+        let parts = Parts {
+            identity: identity.clone(),
+            raft: raft.clone(),
+            greetings: Greetings::load(dir.path().join("peers.json")),
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+            watched: watched.clone(),
+        };
+        let listen = sockets.listen.local_addr().map_err(internal)?;
+        let http = sockets.http.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
+        let net_config = net::Config {
+            listen: Some(sockets.listen),
+            unix: Some(sockets.unix),
+            socket_group: config.socket_group.is_some(),
+            http: sockets.http,
+            node_id: identity.node_id,
+            cluster_id: identity.cluster_id,
+            credentials,
+            limits: net::Limits::default(),
+            seed: entropy.next_u64(),
+            metrics: metrics.clone(),
+        };
+        let net_parts = Some((net_config, NodeHandler::new(parts), net_inbox));
+        let socket = sockets.path;
+        Ok(Self {
+            config,
+            dir,
+            file,
+            opened,
+            identity,
+            metrics,
+            stop,
+            watched,
+            raft,
+            raft_inbox: Some(raft_inbox),
+            net,
+            net_parts,
+            net_thread: None,
+            listen,
+            http,
+            socket,
+        })
+    }
+
+    /// Joins if there is no log yet, then starts everything else.
+    fn run(mut self) -> Result<Node, StartError> {
+        let (wal, recovered) = match self.opened.log.take() {
+            Some(log) => log,
+            None => self.join()?,
+        };
+        let lineage = lineage(&self.dir, &self.file)?;
+        let raft_id = self.file.raft_id.ok_or_else(|| internal("node.json names no raft id"))?;
+        let snapshots = Snapshots {
+            disk: Arc::new(RealDisk),
+            dir: self.dir.raft(),
+            key: self.opened.keys.data_key.clone(),
+            lineage,
+        };
+        let ring = if self.file.profile == Profile::Sdcard { WATCH_RING_BYTES_SDCARD } else { WATCH_RING_BYTES };
+        if let Some(cut) = &recovered.cut {
+            log::warn!("the log ended in a write that was not finished: {cut:?}");
+        }
+        let begin = monotonic();
+        let recovery = recover::recover(&wal.reader(), &recovered, &snapshots, ring)
+            .map_err(|error| recover_error(&self.dir, &error))?;
+        log::info!("replayed the log up to index {} in {:?}", recovery.applied, monotonic().since(begin));
+        let pulse = wal.pulse();
+        let reader = wal.reader();
+        let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
+        let store = applier.store().clone();
+
+        let (snapshot_jobs, snapshot_thread) =
+            snapshots::spawn_writer(store.clone(), snapshots.clone(), self.raft.clone(), &self.metrics)
+                .map_err(internal)?;
+        let (transfer, transfer_thread) =
+            snapshots::spawn_transfer(snapshots, self.raft.clone(), self.net.clone(), &self.metrics)
+                .map_err(internal)?;
+        let outlet: Arc<dyn Outlet> = Arc::new(Post {
+            net: self.net.clone(),
+            snapshots: snapshot_jobs,
+            stop: self.stop.clone(),
+            watched: self.watched.clone(),
+        });
+        let (wal_queue, wal_inbox) = bounded(WORK_QUEUE, self.metrics.queue("wal"));
+        let (apply_queue, apply_inbox) = bounded(WORK_QUEUE, self.metrics.queue("apply"));
+        let on_durable = raft_run::on_durable(self.raft.clone(), outlet.clone());
+        let wal_thread = wal::run::spawn(wal, wal_inbox, &self.metrics, on_durable).map_err(internal)?;
+        let on_applied = raft_run::on_applied(self.raft.clone(), outlet.clone(), store.clone());
+        let apply_thread = crate::apply::spawn(applier, apply_inbox, &self.metrics, on_applied).map_err(internal)?;
+        let machine = Machine::new(
+            monotonic(),
+            Options {
+                raft_id,
+                node_id: self.identity.node_id,
+                lineage,
+                profile: self.file.profile,
+                seed: self.identity.node_id.0 as u64,
+                nonce: self.identity.nonce,
+                log,
+                applied,
+                replicated: store.view(raft_run::replicated),
+                log_bytes,
+                hard_state,
+                persist_number: 0,
+            },
+        )
+        .map_err(|error| internal(format!("raft does not accept the log: {error}")))?;
+        let active = Active { raft_id, lineage, store, transfer, advertise: self.identity.advertise.clone() };
+        let mut active = Some(active);
+        if self.net_parts.is_none()
+            && let Some(active) = active.take()
+            // Ahead of everything that raft reports.
+            && self.net.send(Completion::Active(Box::new(active))).is_err()
+        {
+            return Err(internal("the net thread does not answer"));
+        }
+        let workers = Workers { wal: wal_queue, apply: apply_queue, reader };
+        let inbox = self.raft_inbox.take().ok_or_else(|| internal("the raft thread was started already"))?;
+        let raft_thread =
+            raft_run::spawn(machine, inbox, &self.raft, workers, outlet, &self.metrics).map_err(internal)?;
+        // A member says nothing before it knows what it has: its hello names the end of its log.
+        if let (Some((config, mut handler, inbox)), Some(active)) = (self.net_parts.take(), active) {
+            handler.activate(active);
+            self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
+        }
+        self.look_for_peers(raft_id, lineage)?;
+        let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread];
+        // These two end when the last sender to them goes with the threads above.
+        drop((snapshot_thread, transfer_thread));
+        Ok(Node {
+            node_id: self.identity.node_id,
+            raft_id,
+            data_dir: self.config.data_dir,
+            listen: self.listen,
+            http: self.http,
+            socket: self.socket,
+            applied: self.metrics.counter("skep_apply_entries_total"),
+            apply_queue: self.metrics.queue("apply"),
+            metrics: self.metrics,
+            timing: Timing::of(self.file.profile),
+            stop: self.stop,
+            raft: self.raft,
+            net: self.net,
+            pulse,
+            seen: Default::default(),
+            running: Mutex::new(Some(Running { threads, dir: self.dir })),
+        })
+    }
+
+    /// Dials the `--peer` addresses on a thread of its own: they have names and no identities yet.
+    fn look_for_peers(&mut self, raft_id: RaftId, lineage: Lineage) -> Result<(), StartError> {
+        let addrs = std::mem::take(&mut self.config.peers);
+        if addrs.is_empty() {
+            return Ok(());
+        }
+        let hello = Hello { raft_id: Some(raft_id), lineage, last: self.raft.durable().last, ..self.hello() };
+        let keys = self.opened.keys.clone();
+        let (net, stop) = (self.net.clone(), self.stop.clone());
+        let found = move |node, addr| {
+            // A hint that is lost for want of room is no loss: the members' list has an address too.
+            let _ = net.send(Completion::Hint(node, addr));
+        };
+        thread::spawn("peers", move || {
+            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, || stop.is_stopped()) {
+                log::warn!("cannot look for --peer addresses: {error}");
+            }
+        })
+        .map_err(internal)?;
+        Ok(())
+    }
+
+    /// The hello of a node without a place.
+    fn hello(&self) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            cluster_id: self.identity.cluster_id,
+            node_id: self.identity.node_id,
+            raft_id: None,
+            lineage: Lineage(0),
+            boot: self.identity.boot,
+            nonce: self.identity.nonce,
+            last: Position::default(),
+            advertise: self.identity.advertise.clone(),
+            feature_level: FEATURE_LEVEL,
+            revision: Revision(0),
+        }
+    }
+
+    /// Listens, answering health checks only, and asks for a place: the leader calls back before it agrees.
+    fn join(&mut self) -> Result<(Wal, Recovered), StartError> {
+        if let Some((config, handler, inbox)) = self.net_parts.take() {
+            self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
+        }
+        let addr = self.file.join.clone().unwrap_or_default();
+        let hello = self.hello();
+        let answer = join::place(&addr, &self.opened.keys, &hello, &self.identity.advertise)?;
+        let JoinAnswer { raft_id, advertise, lineage, profile, .. } = answer;
+        log::info!("joined the swarm as member {raft_id} at {advertise}");
+        self.identity.advertise = advertise;
+        self.file.profile = profile;
+        self.file.lineage = Some(lineage);
+        self.file.raft_id = Some(raft_id);
+        self.file.phase = Phase::Member;
+        let log = open_log(&self.dir, &self.opened.keys, profile, lineage)?;
+        self.dir.write(&self.file)?;
+        Ok(log)
+    }
+}
+
+fn credentials(keys: &Keys) -> Result<Credentials, StartError> {
+    let failed = |error: pki::PkiError| {
+        StartError::new(StartFailure::Damaged, "cannot use the node's certificate", &error, error.hint())
+    };
+    let server = pki::server_config(&keys.identity, &keys.root_pem).map_err(failed)?;
+    let client = pki::client_config(Some(&keys.identity), Trust::Roots(keys.root_pem.clone())).map_err(failed)?;
+    Ok(Credentials::new(server, client))
+}
+
+fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
+    match error {
+        RecoverError::Wal(error) => log_error(dir, error),
+        _ => {
+            let what = format!("cannot replay the log in {}", dir.raft().display());
+            let hint = "move the whole directory aside and join again with --join and a token";
+            StartError::new(StartFailure::Damaged, what, error, hint)
+        }
+    }
+}
+
+fn empty_report() -> RaftReport {
+    RaftReport {
+        raft_id: RaftId(0),
+        state: RaftState::Joining,
+        leader: None,
+        last_leader: None,
+        leaderless_ms: 0,
+        serving: false,
+        term: Term(0),
+        commit: Index(0),
+        applied: Index(0),
+        first: Index(0),
+        last: Index(0),
+        snapshot: Index(0),
+        log_bytes: 0,
+        elections: 0,
+        members: Vec::new(),
+        progress: Vec::new(),
+        reachable: Vec::new(),
+    }
+}

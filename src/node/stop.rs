@@ -1,0 +1,64 @@
+//! Why and when a node stops by itself.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use crate::raft::Stop;
+
+/// Why a node has stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// It was asked to.
+    Asked,
+    /// It left the swarm or was removed from it; its log was moved aside.
+    Removed,
+    /// Its state or log cannot be trusted.
+    Fenced(String),
+}
+
+impl From<Stop> for Stopped {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Removed => Self::Removed,
+            Stop::Fenced(why) => Self::Fenced(why),
+        }
+    }
+}
+
+/// The first reason to stop, and who waits for one.
+#[derive(Debug, Default)]
+pub struct StopCell {
+    reason: Mutex<Option<Stopped>>,
+    changed: Condvar,
+}
+
+impl StopCell {
+    /// Gives a reason; a later one changes nothing.
+    pub fn stop(&self, reason: Stopped) {
+        let mut slot = self.lock();
+        if slot.is_none() {
+            log::debug!("stopping: {reason:?}");
+            *slot = Some(reason);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether there is a reason.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Blocks until there is a reason.
+    pub fn wait(&self) -> Stopped {
+        let mut slot = self.lock();
+        loop {
+            if let Some(reason) = &*slot {
+                return reason.clone();
+            }
+            slot = self.changed.wait(slot).expect("no code panics while it holds this lock");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Stopped>> {
+        self.reason.lock().expect("no code panics while it holds this lock")
+    }
+}
