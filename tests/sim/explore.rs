@@ -12,9 +12,9 @@ fn explore(seed: u64) -> World {
     let mut world = World::cluster_with(seed, size, |settings| {
         (settings.snapshot_bytes, settings.keep_bytes) = (24 << 10, 8 << 10);
     });
-    world.load(5);
+    world.load(3);
     world.payload = 200;
-    for _ in 0..40 {
+    for _ in 0..30 {
         let wait = world.entropy.below(700) + 20;
         world.run_for(ms(wait));
         if world.entropy.below(2) == 0 { trouble(&mut world) } else { relief(&mut world) }

@@ -8,10 +8,11 @@ mod node;
 mod scenarios;
 mod world;
 
-/// Runs a scenario under several seeds, or under the one in `SKEP_SIM_SEED`.
+/// Runs a scenario under several seeds: as many as it asks for or `SKEP_SIM_SEEDS` says, or the one in `SKEP_SIM_SEED`.
 fn check(seeds: u64, scenario: impl Fn(u64)) {
-    match std::env::var("SKEP_SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    match number("SKEP_SIM_SEED") {
         Some(seed) => scenario(seed),
-        None => (1..=seeds).for_each(scenario),
+        None => (1..=number("SKEP_SIM_SEEDS").unwrap_or(seeds)).for_each(scenario),
     }
 }

@@ -1053,7 +1053,7 @@ impl World {
 
     fn think(&mut self, at: usize) {
         if self.load {
-            let after = self.between((500, 20_000));
+            let after = self.between((1_000, 40_000));
             self.wake_client(at, after);
         }
     }
