@@ -33,7 +33,7 @@ use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalE
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
 const WORK_QUEUE: usize = 1024;
 /// Completions that wait for the net thread.
-const NET_QUEUE: usize = 1 << 16;
+const NET_QUEUE: usize = 1 << 13;
 
 /// Starts a node as `config` says.
 pub fn start(config: Config) -> Result<Node, StartError> {

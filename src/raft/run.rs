@@ -73,10 +73,11 @@ const FRAME_BYTES: usize = 1 << 20;
 /// A handle to the raft thread.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    internal: Sender<Input>,
-    urgent: Sender<Event>,
-    appends: Sender<Event>,
-    requests: Sender<Event>,
+    // Boxed: a queue's slots are all made at once, and 300 bytes each for the largest event would be megabytes.
+    internal: Sender<Box<Input>>,
+    urgent: Sender<Box<Event>>,
+    appends: Sender<Box<Event>>,
+    requests: Sender<Box<Event>>,
     bell: Bell,
     shared: Arc<Shared>,
 }
@@ -101,21 +102,21 @@ impl Handle {
         let bulky = matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgSnapshot)
             && !message.entries.is_empty();
         let lane = if bulky { &self.appends } else { &self.urgent };
-        let queued = lane.try_send(Event::Peer { from, message }).is_ok();
+        let queued = lane.try_send(Box::new(Event::Peer { from, message })).is_ok();
         self.bell.ring();
         queued
     }
 
     /// A proposal, a read or an order; false when the lane is full and nothing was queued.
     pub fn request(&self, event: Event) -> bool {
-        let queued = self.requests.try_send(event).is_ok();
+        let queued = self.requests.try_send(Box::new(event)).is_ok();
         self.bell.ring();
         queued
     }
 
     /// What the node's own threads report. These must not be lost: their number is bounded by what raft handed out.
     pub fn internal(&self, input: Input) {
-        if self.internal.try_send(input).is_err() {
+        if self.internal.try_send(Box::new(input)).is_err() {
             log::error!("the raft thread does not take what the log and apply report: it is stuck");
             std::process::abort();
         }
@@ -157,17 +158,17 @@ impl Handle {
 /// The receiving half of a [`Handle`], for [`spawn`].
 #[derive(Debug)]
 pub struct Inbox {
-    internal: Receiver<Input>,
-    urgent: Receiver<Event>,
-    appends: Receiver<Event>,
-    requests: Receiver<Event>,
+    internal: Receiver<Box<Input>>,
+    urgent: Receiver<Box<Event>>,
+    appends: Receiver<Box<Event>>,
+    requests: Receiver<Box<Event>>,
     waiter: Waiter,
     shared: Arc<Shared>,
 }
 
 /// Queues of a raft thread that is started later, so that the threads it talks to can be given the handle first.
 pub fn queues(report: Report, metrics: &Metrics) -> (Handle, Inbox) {
-    let (internal, internal_in) = queue::bounded(1 << 16, metrics.queue("raft_internal"));
+    let (internal, internal_in) = queue::bounded(1 << 14, metrics.queue("raft_internal"));
     let (urgent, urgent_in) = queue::bounded(4096, metrics.queue("raft_urgent"));
     let (appends, appends_in) = queue::bounded(256, metrics.queue("raft_appends"));
     let (requests, requests_in) = queue::bounded(8192, metrics.queue("raft_requests"));
@@ -280,7 +281,7 @@ impl Raft {
         for _ in 0..TURN {
             let Some(input) = self.inbox.internal.try_recv() else { break };
             events += 1;
-            match input {
+            match *input {
                 Input::Event(event) => self.machine.step(now, event),
                 Input::Fetched { position, bytes, state } => {
                     self.fetched = Some((position, state));
@@ -316,17 +317,17 @@ impl Raft {
         events > 0
     }
 
-    fn drain(&mut self, now: Instant, cap: usize, next: impl Fn(&Inbox) -> Option<Event>) -> usize {
+    fn drain(&mut self, now: Instant, cap: usize, next: impl Fn(&Inbox) -> Option<Box<Event>>) -> usize {
         let mut events = 0;
         while events < cap
             && let Some(event) = next(&self.inbox)
         {
-            match &event {
+            match &*event {
                 Event::Propose { .. } => self.proposals.add(1),
                 Event::Read { .. } => self.reads.add(1),
                 _ => {}
             }
-            self.machine.step(now, event);
+            self.machine.step(now, *event);
             events += 1;
         }
         events
