@@ -283,6 +283,40 @@ fn candidates_that_duel_settle_soon() {
     });
 }
 
+#[test]
+fn a_voter_that_loses_power_during_an_election_does_not_vote_twice() {
+    check(20, |seed| {
+        let mut world = World::cluster(seed, 3);
+        world.net.latency_us = (2_000, 60_000);
+        for _ in 0..12 {
+            for id in world.ids() {
+                world.lose_power(id);
+                world.start(id);
+            }
+            let mut voted = 0;
+            for _ in 0..500 {
+                world.run_for(ms(8));
+                let ids = world.ids();
+                let newest = ids.iter().map(|id| world.term(*id)).max().unwrap_or(0);
+                // Whoever has just heard of a new term has perhaps just voted in it.
+                if newest > voted {
+                    voted = newest;
+                    for id in ids.into_iter().filter(|id| world.term(*id) == newest).collect::<Vec<_>>() {
+                        if world.entropy.below(2) == 0 {
+                            world.lose_power(id);
+                            world.start(id);
+                        }
+                    }
+                }
+                if world.leader().is_some() {
+                    break;
+                }
+            }
+        }
+        world.recover_and_check();
+    });
+}
+
 // ---- followers, quorum, partitions ----
 
 #[test]
@@ -376,8 +410,8 @@ fn a_manager_that_was_cut_off_while_a_fourth_joined_helps_to_elect_it() {
         world.run_until("the fourth votes", ms(10_000), |world| world.voters(fourth) == 4);
         // Only the fourth has the newest entries, and the one that does not know it has the vote that decides.
         world.isolate(&[other]);
-        world.load(2);
-        world.run_for(ms(100));
+        world.propose_at(leader);
+        world.run_until("the fourth has more", ms(3000), |world| world.last_index(fourth) > world.last_index(other));
         world.lose_power(leader);
         world.heal();
         assert_eq!(world.voters(cut_off), 3);

@@ -394,6 +394,11 @@ impl World {
         run.machine.report(self.now).first
     }
 
+    pub fn last_index(&self, id: NodeId) -> Index {
+        let run = self.nodes[&id].run.as_ref().expect("the node runs");
+        run.machine.report(self.now).last
+    }
+
     pub fn snapshot_index(&self, id: NodeId) -> Index {
         let run = self.nodes[&id].run.as_ref().expect("the node runs");
         run.machine.report(self.now).snapshot
@@ -455,6 +460,12 @@ impl World {
         let client = self.clients.iter().position(|client| client.doing.is_none()).unwrap_or_else(|| self.add_client());
         self.begin(client, true);
         self.run_until("a write is acknowledged", limit, |world| world.acked.len() > acked);
+    }
+
+    /// A write that is asked of one manager, and not waited for.
+    pub fn propose_at(&mut self, id: NodeId) {
+        let client = self.add_client();
+        self.begin_at(client, true, id);
     }
 
     pub fn write(&mut self) {
