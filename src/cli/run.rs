@@ -178,7 +178,7 @@ fn options(common: &Common, args: &RunArgs) -> Result<Options, Failure> {
     let data_dir = data_dir(common)?;
     // The same command line starts and restarts a manager: a member needs no token, so that a token file that was
     // removed after the first start, or standard input, must not be read again.
-    let token = match data_dir.join("node.json").exists() {
+    let token = match crate::node::is_member(&data_dir) {
         true => None,
         false => token(args, std::env::var("SKEP_TOKEN").ok())?,
     };

@@ -94,6 +94,8 @@ impl NodeFile {
 const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
 const OURS: [&str; 4] = ["node.json", "peers.json", "pki", "raft"];
 const DATA_KEY: &str = "SKEP DATA KEY";
+/// What the log of a node that is no longer a member is called from then on.
+const RETIRED: &str = "raft.removed-";
 
 /// An open state directory, which no other process can open.
 #[derive(Debug)]
@@ -285,13 +287,31 @@ impl DataDir {
         }
     }
 
-    /// Moves `raft/` aside, so that the directory cannot take part any more and nothing is lost; the new place.
-    pub fn retire(&self, suffix: &str) -> io::Result<PathBuf> {
-        let aside = self.path.join(format!("raft.{suffix}"));
+    /// Moves the log of a node that is no longer a member aside, so that the directory cannot take part any more and
+    /// nothing is lost; the new place.
+    pub fn retire(&self, now_ms: u64) -> io::Result<PathBuf> {
+        let aside = self.path.join(format!("{RETIRED}{now_ms}"));
         std::fs::rename(self.raft(), &aside)?;
         RealDisk.sync_dir(&self.path)?;
         Ok(aside)
     }
+
+    /// Where [`Self::retire`] has moved the log of a node that is no longer a member, if it has.
+    pub fn retired(&self) -> Option<String> {
+        let names = std::fs::read_dir(&self.path).ok()?.flatten();
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| name.starts_with(RETIRED))
+    }
+}
+
+/// Whether the directory says that its node has become a member. False also when it cannot be read: whoever starts from
+/// it will be told why.
+pub fn is_member(path: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Start {
+        phase: Phase,
+    }
+    let bytes = std::fs::read(path.join("node.json")).unwrap_or_default();
+    serde_json::from_slice::<Start>(&bytes).is_ok_and(|start| start.phase == Phase::Member)
 }
 
 fn parse_hex(text: &str) -> Option<[u8; 32]> {

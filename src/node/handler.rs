@@ -29,6 +29,8 @@ use crate::types::api::{
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
+/// A member that is taken out keeps its connections so long: the answer to its request is on its way to it.
+const PARTING: Duration = Duration::from_millis(500);
 /// The node's own calls have tokens from here on; the requests machine's are below.
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
@@ -111,6 +113,8 @@ pub struct NodeHandler {
     serving: BTreeMap<StreamId, NodeId>,
     /// Callers that asked this node to leave.
     leaving: BTreeSet<StreamId>,
+    /// Those who are no longer members, and when to close their connections.
+    parting: Vec<(Instant, Member)>,
     effects: Vec<Effect>,
     backlog: VecDeque<Event>,
 }
@@ -161,6 +165,7 @@ impl NodeHandler {
             moving: None,
             serving: BTreeMap::new(),
             leaving: BTreeSet::new(),
+            parting: Vec::new(),
             effects: Vec::new(),
             backlog: VecDeque::new(),
         }
@@ -388,26 +393,34 @@ impl NodeHandler {
         self.move_if_needed(out);
     }
 
-    fn set_peers(&mut self, members: Vec<Member>, out: &mut Outbox) {
-        let gone: Vec<NodeId> = self
-            .peers
-            .iter()
-            .filter(|old| !members.iter().any(|member| member.node_id == old.node_id))
-            .map(|member| member.node_id)
-            .collect();
-        for node in &gone {
-            self.links.remove(node);
+    fn set_peers(&mut self, now: Instant, members: Vec<Member>, out: &mut Outbox) {
+        let old = std::mem::replace(&mut self.peers, members);
+        self.parting.retain(|(_, member)| !self.peers.iter().any(|peer| peer.node_id == member.node_id));
+        for member in old {
+            if !self.peers.iter().any(|peer| peer.node_id == member.node_id) {
+                self.links.remove(&member.node_id);
+                self.parting.push((now + PARTING, member));
+            }
         }
-        self.peers = members;
         self.dial_peers(out);
-        for node in gone {
-            out.commands.push(Command::Disconnect(node));
+    }
+
+    /// Closes the connections of those who had their time to hear that they are no longer members.
+    fn part(&mut self, now: Instant, out: &mut Outbox) {
+        let (due, parting) = std::mem::take(&mut self.parting).into_iter().partition(|(due, _)| *due <= now);
+        self.parting = parting;
+        let due: Vec<(Instant, Member)> = due;
+        if due.is_empty() {
+            return;
         }
+        self.dial_peers(out);
+        out.commands.extend(due.into_iter().map(|(_, member)| Command::Disconnect(member.node_id)));
     }
 
     fn dial_peers(&self, out: &mut Outbox) {
         let own = self.identity.node_id;
-        let peers = self.peers.iter().filter(|member| member.node_id != own);
+        let parting = self.parting.iter().map(|(_, member)| member);
+        let peers = self.peers.iter().chain(parting).filter(|member| member.node_id != own);
         let dial = |member: &Member| {
             let addr = self.hints.get(&member.node_id).unwrap_or(&member.addr);
             (member.node_id, addr.clone())
@@ -680,7 +693,7 @@ impl Handler for NodeHandler {
                     self.announce(now, out);
                 }
                 Completion::Peers(members) => {
-                    self.set_peers(members, out);
+                    self.set_peers(now, members, out);
                     self.announce(now, out);
                 }
                 Completion::Fetch(fetch) => self.begin_fetch(fetch, out),
@@ -717,6 +730,7 @@ impl Handler for NodeHandler {
         if self.member.is_none() {
             return;
         }
+        self.part(now, out);
         self.drive(now, Event::TurnEnded, out);
         if let Some(member) = &self.member
             && member.requests.is_empty()
@@ -726,7 +740,9 @@ impl Handler for NodeHandler {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.member.as_ref()?.requests.next_deadline()
+        let parting = self.parting.iter().map(|(due, _)| *due).min();
+        let requests = self.member.as_ref().and_then(|member| member.requests.next_deadline());
+        parting.into_iter().chain(requests).min()
     }
 
     fn http(&mut self, path: &str) -> (u16, &'static str, String) {

@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use dir::is_member;
 pub use stop::Stopped;
 
 use self::outlet::Completion;
@@ -269,8 +270,7 @@ impl Node {
         }
         let _ = std::fs::remove_file(&self.socket);
         if *reason == Stopped::Removed {
-            let suffix = format!("removed-{}", crate::sys::time::wall_ms());
-            match running.dir.retire(&suffix) {
+            match running.dir.retire(crate::sys::time::wall_ms()) {
                 Ok(aside) => log::info!("the log was moved to {}", aside.display()),
                 Err(error) => log::error!("the log could not be moved aside: {error}"),
             }

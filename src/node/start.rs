@@ -153,6 +153,11 @@ fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
     };
     let lineage = lineage(dir, file)?;
     if !has_log(dir) {
+        if let Some(aside) = dir.retired() {
+            let why = format!("this node left the swarm or was removed from it; its log was moved to {aside}");
+            let hint = "to join again, move the whole directory aside and start with --join HOST:PORT and a token";
+            return Err(StartError::refused(what(), why, hint));
+        }
         let why =
             "its log is gone (raft/ is missing or empty): a member that forgot what it acknowledged must not vote";
         let hint = "put raft/ back, or move the whole directory aside and join again with --join and a token; \

@@ -37,8 +37,14 @@ impl Drain for Bridge {
 
 struct Fields<'a>(&'a mut String);
 
+/// Fields in which raft-rs prints whole messages and entries: what people stored, secrets too, has no place in a log.
+const CONTENTS: [&str; 2] = ["msg", "ents"];
+
 impl Serializer for Fields<'_> {
     fn emit_arguments(&mut self, key: Key, value: &Arguments<'_>) -> slog::Result {
+        if CONTENTS.contains(&key) {
+            return Ok(());
+        }
         let _ = write!(self.0, " {key}={value}");
         Ok(())
     }

@@ -29,7 +29,7 @@ fn garbage() -> Vec<Vec<u8>> {
         b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec(),
         Vec::new(),
     ];
-    all.extend((1..=20).map(|seed| noise(seed * 0x9e37_79b9_7f4a_7c15)));
+    all.extend((1..=20).map(|seed| noise(0x9e37_79b9_7f4a_7c15 ^ seed)));
     all
 }
 

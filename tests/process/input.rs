@@ -45,7 +45,9 @@ fn places_that_cannot_be_used() {
     run(&root.join("unmounted"), &["--existing"]).refused_with_hint(3, &["it is empty, and --existing was given"]);
 
     // Nobody is there to answer.
-    let ended = skep(|command| drop(command.args(["status", "--data-dir"]).arg(root.join("nobody"))));
+    let ended = skep(|command| {
+        command.args(["status", "--data-dir"]).arg(root.join("nobody"));
+    });
     ended.refused_with_hint(4, &["skep run"]);
 }
 

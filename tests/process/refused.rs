@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::process::Signal;
+
 use super::swarm::{Manager, Swarm, eventually};
 
 /// Copies a directory of a manager that does not run.
@@ -116,7 +118,9 @@ fn a_damaged_log_is_refused_and_the_place_is_named() {
     assert!(said.contains(&format!("{name} is damaged at byte ")), "{said}");
     assert!(said.contains("skep wal inspect"), "{said}");
     let dir = swarm.managers[victim].dir.display().to_string();
-    let ended = super::swarm::skep(|command| drop(command.args(["wal", "inspect", &dir])));
+    let ended = super::swarm::skep(|command| {
+        command.args(["wal", "inspect", &dir]);
+    });
     ended.refused_with_hint(5, &[&format!("{name} is damaged at byte ")]);
 
     // As it was, it starts.
@@ -161,27 +165,62 @@ fn files_of_a_newer_version_are_refused_and_left_alone() {
     assert_eq!(swarm.managers[0].json(&["config", "ls"])[0]["name"], "motd");
 }
 
+/// Takes a sector out of the middle of the last batch: what a power cut leaves of a write that was not synced.
+fn tear(manager: &Manager) {
+    let segment = segments(manager).pop().unwrap();
+    let bytes = std::fs::read(&segment).unwrap();
+    let begins = |sector: &usize| bytes[sector * 512..].starts_with(b"SKB\n");
+    let last = (1..bytes.len() / 512).filter(begins).next_back().unwrap();
+    assert!(bytes[(last + 2) * 512..(last + 3) * 512].iter().any(|byte| *byte != 0), "the last batch is too short");
+    let file = File::options().write(true).open(&segment).unwrap();
+    file.write_all_at(&[0; 512], (last + 1) as u64 * 512).unwrap();
+}
+
 #[test]
-fn a_torn_last_write_is_cut_off_and_kept_aside() {
+fn a_torn_last_write_that_nobody_relies_on_is_cut_off_and_kept_aside() {
+    let mut swarm = Swarm::of(3);
+    swarm.managers[0].create_config("motd", b"x");
+    swarm.converge();
+    let leader = swarm.leader();
+    let others = swarm.followers();
+    // The others never hear of the last write.
+    for &place in &others {
+        swarm.managers[place].signal(Signal::STOP);
+    }
+    let last = |manager: &Manager| manager.json(&["raft", "status"])["last"].as_u64().unwrap();
+    let before = last(&swarm.managers[leader]);
+    let arguments = ["config", "create", "unheard", "-", "--timeout", "300ms"];
+    let ended = swarm.managers[leader].skep_with_input(&[7; 5000], &arguments);
+    assert_eq!(ended.code, Some(6), "{ended:?}");
+    assert!(ended.stderr.contains("--change-id "), "{ended:?}");
+    eventually("it is in the log", || (last(&swarm.managers[leader]) > before).then_some(()));
+    swarm.managers[leader].kill();
+    tear(&swarm.managers[leader]);
+    for &place in &others {
+        swarm.managers[place].signal(Signal::CONT);
+    }
+    swarm.managers[others[0]].create_config("after", b"x");
+    let logged = swarm.managers[leader].log_length();
+    swarm.managers[leader].start();
+    swarm.votes(leader);
+    swarm.converge();
+    assert!(swarm.managers[leader].log_since(logged).contains("lost+found"), "nothing was cut");
+    let kept = std::fs::read_dir(swarm.managers[leader].dir.join("raft/lost+found")).unwrap().count();
+    assert_eq!(kept, 1);
+    let names = swarm.managers[leader].json(&["config", "ls"]);
+    assert_eq!(names.as_array().unwrap().len(), 2, "{names}");
+}
+
+#[test]
+fn a_disk_that_lost_what_was_acknowledged_fences_its_manager() {
     let mut swarm = Swarm::of(3);
     let victim = swarm.followers()[0];
     swarm.managers[victim].create_config("motd", &[7; 3000]);
     swarm.converge();
     swarm.managers[victim].kill();
-    // The last batch, without its second sector: what a power cut leaves behind.
-    let segment = segments(&swarm.managers[victim]).pop().unwrap();
-    let bytes = std::fs::read(&segment).unwrap();
-    let begins = |sector: usize| bytes[sector * 512..].starts_with(b"SKB\n");
-    let last = (1..bytes.len() / 512).filter(|&sector| begins(sector)).next_back().unwrap();
-    let file = File::options().write(true).open(&segment).unwrap();
-    let is_long = bytes[(last + 1) * 512..(last + 2) * 512].iter().any(|byte| *byte != 0);
-    let torn = if is_long { last + 1 } else { last };
-    file.write_all_at(&[0; 512], torn as u64 * 512).unwrap();
-    swarm.managers[victim].start();
-    swarm.votes(victim);
-    eventually("it has everything again", || {
-        let rows = swarm.managers[victim].json(&["config", "ls", "--stale"]);
-        (rows.as_array().unwrap().len() == 1).then_some(())
-    });
-    swarm.converge();
+    tear(&swarm.managers[victim]);
+    let said = refuses(&mut swarm.managers[victim], 5);
+    assert!(said.contains("the disk lost acknowledged data"), "{said}");
+    let leader = swarm.leader();
+    swarm.managers[leader].create_config("others-go-on", b"x");
 }

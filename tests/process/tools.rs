@@ -70,7 +70,11 @@ fn a_log_can_be_looked_at() {
     }
     // While the manager runs, and after.
     let dir = swarm.managers[0].dir.display().to_string();
-    let inspect = |arguments: &[&str]| skep(|command| drop(command.args(["wal", "inspect", &dir]).args(arguments)));
+    let inspect = |arguments: &[&str]| {
+        skep(|command| {
+            command.args(["wal", "inspect", &dir]).args(arguments);
+        })
+    };
     let live = inspect(&[]).ok();
     swarm.managers[0].stop();
     let text = inspect(&[]).ok();
@@ -87,10 +91,16 @@ fn a_log_can_be_looked_at() {
 #[test]
 fn completions_and_help_need_no_manager() {
     for shell in ["bash", "zsh", "fish"] {
-        let script = skep(|command| drop(command.args(["completions", shell]))).ok();
+        let script = skep(|command| {
+            command.args(["completions", shell]);
+        })
+        .ok();
         assert!(script.contains("skep") && script.contains("snapshot"), "{shell}");
     }
-    let help = skep(|command| drop(command.arg("--help"))).ok();
+    let help = skep(|command| {
+        command.arg("--help");
+    })
+    .ok();
     for command in ["run", "status", "members", "watch", "config", "secret", "raft", "leave", "bench"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {help}");
     }

@@ -207,6 +207,6 @@ fn a_member_needs_its_token_file_no_more() {
     let data_dir = dir.path().to_str().unwrap();
     let flags = ["--data-dir", data_dir, "--listen", "127.0.0.1:1", "--join", "h:1", "--token-file", "/nonexistent"];
     assert!(parsed(&flags).is_err());
-    std::fs::write(dir.path().join("node.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("node.json"), r#"{"phase":"member"}"#).unwrap();
     assert_eq!(parsed(&flags).unwrap().token, None);
 }
