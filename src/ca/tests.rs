@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::codec::envelope;
+use crate::net::routes;
 use crate::pki::JoinToken;
 use crate::sys::entropy::SeededEntropy;
-use crate::types::Revision;
+use crate::types::api::Call;
 use crate::types::object::{Annotations, CaSettings, ClusterSpec, Profile, RaftSettings};
+use crate::types::{Caller, Revision};
 
 /// 2026-01-01T00:00:00Z.
 const NOW_MS: u64 = 1_767_225_600_000;
@@ -32,8 +35,12 @@ impl Directory for Store {
 impl Store {
     /// A swarm of one manager.
     fn founded() -> (Self, NodeIdentity) {
+        Self::founded_at(NOW_MS)
+    }
+
+    fn founded_at(now_ms: u64) -> (Self, NodeIdentity) {
         let entropy = &mut SeededEntropy::new(1);
-        let founding = found(CLUSTER, FIRST, description("m1"), DEFAULT_VALIDITY, NOW_MS, entropy).unwrap();
+        let founding = found(CLUSTER, FIRST, description("m1"), DEFAULT_VALIDITY, now_ms, entropy).unwrap();
         let store = Self { cluster: Some(cluster(founding.root_ca)), nodes: BTreeMap::from([(FIRST, founding.node)]) };
         (store, founding.identity)
     }
@@ -152,6 +159,53 @@ fn a_newcomer_joins_with_nothing_but_a_token() {
         assert_eq!((found.node_id, found.role, found.cluster_id, found.not_after_ms), expected);
         assert_eq!(found.cluster_id, first.identity().cluster_id);
     }
+}
+
+/// What the holder of `identity`, or a stranger, is to a manager that it connects to.
+fn met_by(manager: &NodeIdentity, identity: Option<&NodeIdentity>, root_pem: &str, now_ms: u64) -> Caller {
+    let client = pki::client_config(identity, pki::Trust::Roots(root_pem.to_owned())).unwrap();
+    let mut client = rustls::ClientConnection::new(client, pki::manager_name()).unwrap();
+    let mut server = rustls::ServerConnection::new(pki::server_config(manager, root_pem).unwrap()).unwrap();
+    while client.is_handshaking() || server.is_handshaking() {
+        let (mut there, mut back) = (Vec::new(), Vec::new());
+        client.write_tls(&mut there).unwrap();
+        server.read_tls(&mut there.as_slice()).unwrap();
+        server.process_new_packets().unwrap();
+        server.write_tls(&mut back).unwrap();
+        client.read_tls(&mut back.as_slice()).unwrap();
+        client.process_new_packets().unwrap();
+    }
+    match pki::classify(server.peer_certificates(), now_ms) {
+        pki::Class::Valid(found) => {
+            let (node_id, role, cluster_id) = (found.node_id, found.role, found.cluster_id);
+            Caller::Node { node_id, role, cluster_id, expired: false }
+        }
+        pki::Class::None => Caller::Anonymous,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_worker_token_makes_a_worker_that_connects_and_may_not_write() {
+    let now_ms = crate::sys::time::wall_ms();
+    let (mut store, manager) = Store::founded_at(now_ms);
+    let root_pem = store.root_pem();
+    let stranger = met_by(&manager, None, &root_pem, now_ms);
+    assert_eq!(stranger, Caller::Anonymous);
+    routes::check(Call::Issue, &stranger).unwrap();
+
+    let body = envelope::encode(&request(&store.tokens().worker));
+    assert!(body.len() <= routes::route(Call::Issue).body_limit);
+    let request: IssueRequest = envelope::decode(&body, body.len()).unwrap();
+    let Issue { change, node_id } = issue(&store, &request, now_ms, &mut SeededEntropy::new(3)).unwrap();
+    store.apply(&change);
+    let (chain, _) = store.chain_of(node_id);
+    let worker = NodeIdentity::new(&chain, key()).unwrap();
+
+    let caller = met_by(&manager, Some(&worker), &root_pem, now_ms);
+    assert_eq!(caller, Caller::Node { node_id, role: Role::Worker, cluster_id: CLUSTER, expired: false });
+    check_refusal(routes::check(Call::Write, &caller), Code::PermissionDenied, "the caller is a worker");
+    routes::check(Call::CertificateStatus, &caller).unwrap();
 }
 
 #[test]

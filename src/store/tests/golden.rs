@@ -78,6 +78,27 @@ fn a_change_keeps_its_golden_bytes() {
 }
 
 #[test]
+fn the_other_commands_and_membership_contexts_keep_their_golden_bytes() {
+    use crate::types::MemberChange;
+    use crate::types::log::Command;
+    let address = Command::SetAddress { raft_id: RaftId(3), node_id: NodeId(0x52), addr: "10.0.0.3:4242".to_owned() };
+    let mark = Command::Mark { floors: vec![(RaftId(1), Index(300)), (RaftId(3), Index(299))] };
+    for (name, command) in [("command-set-address", address), ("command-mark", mark)] {
+        let bytes = envelope::encode(&command);
+        check(name, &bytes);
+        assert_eq!(envelope::decode::<Command>(&bytes, bytes.len()), Ok(command));
+    }
+    let add =
+        MemberChange::AddLearner { raft_id: RaftId(4), node_id: NodeId(0x53), addr: "m4.example:4242".to_owned() };
+    let (promote, remove) = (MemberChange::Promote { raft_id: RaftId(4) }, MemberChange::Remove { raft_id: RaftId(2) });
+    for (name, change) in [("member-add-learner", add), ("member-promote", promote), ("member-remove", remove)] {
+        let bytes = envelope::encode(&change);
+        check(name, &bytes);
+        assert_eq!(envelope::decode::<MemberChange>(&bytes, bytes.len()), Ok(change));
+    }
+}
+
+#[test]
 fn a_snapshot_stream_keeps_its_golden_bytes() {
     let mut log = Log::new();
     let operations = samples::all().into_iter().map(Operation::Create).collect();
