@@ -195,16 +195,14 @@ impl<H: Handler> Net<H> {
         }
     }
 
-    /// The oldest connection, except `but`, that has not authenticated; one that waits for an answer only if all do.
+    /// The oldest connection, except `but`, that has not authenticated. Whether it waits for an answer does not count: a
+    /// request that nobody can answer now would keep its place against everybody who comes later.
     fn oldest_stranger(&self, source: Option<IpAddr>, but: ConnectionId) -> Option<ConnectionId> {
-        let candidates =
-            || {
-                self.unauthenticated.iter().copied().filter(|id| *id != but).filter(|id| {
-                    self.connections.get(*id).is_some_and(|other| source.is_none() || other.source == source)
-                })
-            };
-        let is_idle = |id: &ConnectionId| self.connections.get(*id).is_some_and(|other| other.incoming.is_empty());
-        candidates().find(is_idle).or_else(|| candidates().next())
+        self.unauthenticated
+            .iter()
+            .copied()
+            .filter(|id| *id != but)
+            .find(|id| self.connections.get(*id).is_some_and(|other| source.is_none() || other.source == source))
     }
 
     fn evict(&mut self, id: ConnectionId) {

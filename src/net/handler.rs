@@ -22,8 +22,9 @@ pub struct StreamId {
     pub stream: u32,
 }
 
-/// A request that arrived whole and passed the route table: this caller may make it here.
-#[derive(Clone, Debug)]
+/// A request that arrived whole and passed the route table: this caller may make it here. Its `Debug` form shows the
+/// length of the body, which may be secret.
+#[derive(Clone)]
 pub struct Incoming {
     /// Where the answer goes.
     pub stream: StreamId,
@@ -41,8 +42,22 @@ pub struct Incoming {
     pub body: Bytes,
 }
 
-/// What became of a call that the handler made with [`Command::Call`].
-#[derive(Clone, Debug)]
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming")
+            .field("stream", &self.stream)
+            .field("caller", &self.caller)
+            .field("addr", &self.addr)
+            .field("forwarded", &self.forwarded)
+            .field("call", &self.call)
+            .field("deadline", &self.deadline)
+            .field("body_bytes", &self.body.len())
+            .finish()
+    }
+}
+
+/// What became of a call that the handler made with [`Command::Call`]. Its `Debug` form shows the length of the answer.
+#[derive(Clone)]
 pub enum Reply {
     /// An answer, or a part of a stream of answers; `end` on the last.
     Answer {
@@ -58,6 +73,18 @@ pub enum Reply {
         /// It was written to a connection.
         sent: bool,
     },
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answer { body, end } => {
+                f.debug_struct("Answer").field("body_bytes", &body.len()).field("end", end).finish()
+            }
+            Self::Refused(status) => f.debug_tuple("Refused").field(status).finish(),
+            Self::Lost { sent } => f.debug_struct("Lost").field("sent", sent).finish(),
+        }
+    }
 }
 
 /// Decides about what arrives. Called on the net thread only; must not block.
@@ -106,8 +133,8 @@ pub trait Handler: Send {
     fn is_removed(&self, node: NodeId) -> bool;
 }
 
-/// Something for the loop to do.
-#[derive(Clone, Debug)]
+/// Something for the loop to do. Its `Debug` form shows lengths where bodies are.
+#[derive(Clone)]
 pub enum Command {
     /// Send an answer, or a part of one; `end` closes the stream. The parts of a call that is a stream must stay within
     /// its credit; any other answer is one part, with `end`.
@@ -175,6 +202,41 @@ pub enum Command {
     Shutdown,
 }
 
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answer { stream, body, end } => f
+                .debug_struct("Answer")
+                .field("stream", stream)
+                .field("body_bytes", &body.len())
+                .field("end", end)
+                .finish(),
+            Self::Refuse { stream, status } => {
+                f.debug_struct("Refuse").field("stream", stream).field("status", status).finish()
+            }
+            Self::Call { token, to, call, deadline_ms, forwarded, body } => f
+                .debug_struct("Call")
+                .field("token", token)
+                .field("to", to)
+                .field("call", call)
+                .field("deadline_ms", deadline_ms)
+                .field("forwarded", forwarded)
+                .field("body_bytes", &body.len())
+                .finish(),
+            Self::Grant { token, bytes } => {
+                f.debug_struct("Grant").field("token", token).field("bytes", bytes).finish()
+            }
+            Self::Abandon { token } => f.debug_struct("Abandon").field("token", token).finish(),
+            Self::Raft { to, body, urgent } => {
+                f.debug_struct("Raft").field("to", to).field("body_bytes", &body.len()).field("urgent", urgent).finish()
+            }
+            Self::Peers(peers) => f.debug_tuple("Peers").field(peers).finish(),
+            Self::Disconnect(node) => f.debug_tuple("Disconnect").field(node).finish(),
+            Self::Shutdown => f.write_str("Shutdown"),
+        }
+    }
+}
+
 /// Whom a [`Command::Call`] reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -200,5 +262,46 @@ impl Outbox {
     /// Refuses a request.
     pub fn refuse(&mut self, stream: StreamId, status: Status) {
         self.commands.push(Command::Refuse { stream, status });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_travels_is_shown_by_its_length() {
+        const MARKER: &str = "PLANTED-SECRET";
+        let stream = StreamId { connection: ConnectionId(1), stream: 1 };
+        let body = Bytes::from_static(MARKER.as_bytes());
+        let incoming = Incoming {
+            stream,
+            caller: Caller::Local,
+            addr: String::new(),
+            forwarded: false,
+            call: Call::Write,
+            deadline: Instant::from_nanos(0),
+            body: body.clone(),
+        };
+        let call = Command::Call {
+            token: 1,
+            to: Target::Node(NodeId(1)),
+            call: Call::Write,
+            deadline_ms: 1,
+            forwarded: None,
+            body: body.clone(),
+        };
+        let commands = vec![
+            Command::Answer { stream, body: body.clone(), end: true },
+            call,
+            Command::Raft { to: NodeId(1), body: body.to_vec(), urgent: false },
+        ];
+        let reply = Reply::Answer { body, end: true };
+        // Bytes in a vector are printed as numbers.
+        let numbers = format!("{:?}", MARKER.as_bytes());
+        for shown in [format!("{incoming:?}"), format!("{:?}", Outbox { commands }), format!("{reply:?}")] {
+            assert!(!shown.contains(MARKER) && !shown.contains(&numbers[1..20]), "{shown}");
+            assert!(shown.contains("body_bytes: 14"), "{shown}");
+        }
     }
 }

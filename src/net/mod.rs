@@ -44,6 +44,7 @@
 //! | open requests of a connection | `ResourceExhausted`, the connection goes on |
 //! | a frame | 4 MiB, 64 KiB before authentication; the connection is closed |
 //! | connections that have not authenticated, in all and per source | the oldest is closed, never the newest |
+//! | connections of one worker | the oldest is closed |
 //! | time to authenticate, time without a request for those who do not | the connection is closed |
 //! | handshakes in a turn | the rest waits for the next turn; authenticated connections do not |
 //!

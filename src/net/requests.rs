@@ -26,6 +26,7 @@ use bytes::Bytes;
 use super::handler::{Incoming, Reply, StreamId};
 use super::routes::{self, Served};
 use crate::codec::envelope;
+use crate::sys::metrics::Metrics;
 use crate::sys::time::Instant;
 use crate::types::api::{Call, Forwarded, LeaveRequest, WriteRequest};
 use crate::types::error::{Code, Status};
@@ -227,8 +228,8 @@ pub enum NotProposed {
     Overloaded,
 }
 
-/// Something to do.
-#[derive(Clone, Debug)]
+/// Something to do. Its `Debug` form shows the length of what requests and changes carry, which may be secret.
+#[derive(Clone)]
 pub enum Effect {
     /// Send an answer, or a part of a stream of them.
     Answer {
@@ -299,11 +300,48 @@ pub enum Effect {
     Elsewhere(Incoming),
 }
 
+impl std::fmt::Debug for Effect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answer { stream, body, end } => f
+                .debug_struct("Answer")
+                .field("stream", stream)
+                .field("body_bytes", &body.len())
+                .field("end", end)
+                .finish(),
+            Self::Refuse { stream, status } => {
+                f.debug_struct("Refuse").field("stream", stream).field("status", status).finish()
+            }
+            Self::Propose { token, command } => {
+                f.debug_struct("Propose").field("token", token).field("command_bytes", &command.len()).finish()
+            }
+            Self::Read { token } => f.debug_struct("Read").field("token", token).finish(),
+            Self::Raft { token, order } => f.debug_struct("Raft").field("token", token).field("order", order).finish(),
+            Self::Forward { token, to, call, deadline_ms, forwarded, body } => f
+                .debug_struct("Forward")
+                .field("token", token)
+                .field("to", to)
+                .field("call", call)
+                .field("deadline_ms", deadline_ms)
+                .field("forwarded", forwarded)
+                .field("body_bytes", &body.len())
+                .finish(),
+            Self::Abandon { token } => f.debug_struct("Abandon").field("token", token).finish(),
+            Self::BackDial { token, node, addr } => {
+                f.debug_struct("BackDial").field("token", token).field("node", node).field("addr", addr).finish()
+            }
+            Self::Elsewhere(incoming) => f.debug_tuple("Elsewhere").field(incoming).finish(),
+        }
+    }
+}
+
 /// How much may wait here.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Requests that wait for a leader.
     pub held: usize,
+    /// Those of them whose callers show no certificate in force. They cannot take the places of members.
+    pub held_of_strangers: usize,
     /// Bytes of their bodies.
     pub held_bytes: usize,
     /// Requests under way in all.
@@ -314,7 +352,30 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { held: 4096, held_bytes: 64 << 20, requests: 32_768, streams: 1024 }
+        Self { held: 4096, held_of_strangers: 256, held_bytes: 64 << 20, requests: 32_768, streams: 1024 }
+    }
+}
+
+/// How much is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Load {
+    /// Requests that wait for a leader.
+    pub held: usize,
+    /// Requests without an answer yet, those included.
+    pub requests: usize,
+    /// Open streams.
+    pub streams: usize,
+}
+
+impl Load {
+    /// Sets the gauges `skep_requests_held`, `skep_requests` and `skep_streams`.
+    pub fn show(self, metrics: &Metrics) {
+        for (name, value) in
+            [("skep_requests_held", self.held), ("skep_requests", self.requests), ("skep_streams", self.streams)]
+        {
+            metrics.gauge(name).set(value as u64);
+        }
     }
 }
 
@@ -376,6 +437,7 @@ pub struct Requests<S: Service> {
     /// In order of arrival.
     held: BTreeSet<Key>,
     held_bytes: usize,
+    held_of_strangers: usize,
     gathered: Vec<Key>,
     rounds: BTreeMap<Token, Vec<Key>>,
     streams: Streams<S::Stream>,
@@ -397,6 +459,7 @@ impl<S: Service> Requests<S> {
             timers: BTreeSet::new(),
             held: BTreeSet::new(),
             held_bytes: 0,
+            held_of_strangers: 0,
             gathered: Vec::new(),
             rounds: BTreeMap::new(),
             streams: Streams::default(),
@@ -413,6 +476,11 @@ impl<S: Service> Requests<S> {
     /// The service.
     pub const fn service(&self) -> &S {
         &self.service
+    }
+
+    /// How much is under way, for the metrics.
+    pub fn load(&self) -> Load {
+        Load { held: self.held.len(), requests: self.requests.len(), streams: self.streams.len() }
     }
 
     /// Requests and streams under way.
@@ -518,12 +586,17 @@ impl<S: Service> Requests<S> {
             return self.refuse(key, status, effects);
         }
         let bytes = pending.incoming.body.len();
-        if self.held.len() >= self.limits.held || self.held_bytes + bytes > self.limits.held_bytes {
+        let of_stranger = usize::from(routes::is_stranger(&pending.incoming.caller));
+        if self.held.len() >= self.limits.held
+            || self.held_bytes + bytes > self.limits.held_bytes
+            || self.held_of_strangers + of_stranger > self.limits.held_of_strangers
+        {
             return self.refuse(key, overloaded("requests wait for a leader"), effects);
         }
         pending.phase = Phase::Held(from);
         self.held.insert(key);
         self.held_bytes += bytes;
+        self.held_of_strangers += of_stranger;
         if from > now {
             self.timers.insert((from, key));
         }
@@ -880,8 +953,12 @@ impl<S: Service> Requests<S> {
     /// outcome is unknown.
     fn refuse(&mut self, key: Key, status: Status, effects: &mut Vec<Effect>) {
         let Some(pending) = self.requests.get(&key) else { return };
-        let says_nothing_was_done =
-            matches!(status.code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
+        let says_nothing_was_done = match status.code {
+            Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => true,
+            // Every pass dials the joiner anew: that it cannot be reached now does not undo an earlier pass.
+            Code::FailedPrecondition => pending.incoming.call == Call::Join,
+            _ => false,
+        };
         let ours = status.code == Code::Unknown && status.hint.is_empty() && !status.hopeless;
         let status = if ours || (pending.in_doubt && says_nothing_was_done) {
             unknown(&pending.incoming, &status)
@@ -917,6 +994,7 @@ impl<S: Service> Requests<S> {
             && let Some(pending) = self.requests.get_mut(&key)
         {
             self.held_bytes -= pending.incoming.body.len();
+            self.held_of_strangers -= usize::from(routes::is_stranger(&pending.incoming.caller));
             if let Phase::Held(from) = std::mem::replace(&mut pending.phase, Phase::Deciding) {
                 self.drop_timer(from, key);
             }
@@ -953,13 +1031,16 @@ impl<S: Service> Requests<S> {
             assert_eq!(self.requests[key].incoming.stream, *stream);
             assert!(!self.streams.contains(*stream));
         }
-        let mut held_bytes = 0;
+        let (mut held_bytes, mut held_of_strangers) = (0, 0);
         let mut tokens = 0;
         for (key, pending) in &self.requests {
             assert!(self.timers.contains(&(pending.incoming.deadline, *key)), "a request without a deadline");
             match &pending.phase {
                 Phase::Deciding => panic!("a request that nobody will look at again"),
-                Phase::Held(_) => held_bytes += pending.incoming.body.len(),
+                Phase::Held(_) => {
+                    held_bytes += pending.incoming.body.len();
+                    held_of_strangers += usize::from(routes::is_stranger(&pending.incoming.caller));
+                }
                 Phase::Gathered => assert!(self.gathered.contains(key)),
                 Phase::Reading(token) => assert!(self.rounds[token].contains(key)),
                 Phase::Proposed(token)
@@ -973,6 +1054,7 @@ impl<S: Service> Requests<S> {
             assert_eq!(matches!(pending.phase, Phase::Held(_)), self.held.contains(key));
         }
         assert_eq!((held_bytes, tokens), (self.held_bytes, self.tokens.len()));
+        assert_eq!(held_of_strangers, self.held_of_strangers);
     }
 }
 

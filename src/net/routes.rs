@@ -48,6 +48,10 @@ const MANAGER: u8 = 8;
 const EXPIRED: u8 = 16;
 const ANYONE: u8 = LOCAL | ANONYMOUS | WORKER | MANAGER | EXPIRED;
 
+/// What whoever runs a node with an expired certificate can do.
+pub(super) const EXPIRED_HINT: &str = "compare the clocks of both machines (`date -u`); if the certificate has expired, \
+     start the node on an empty data directory with a join token";
+
 /// However long a caller asks for, a request ends after this.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -88,12 +92,20 @@ pub const fn route(call: Call) -> Route {
     Route { callers, served, body_limit, deadline, forwardable, before_joining, repeatable, changes }
 }
 
-/// How long a call may take: what the caller asked for (zero: nothing), within bounds.
-pub fn deadline(call: Call, asked_ms: u32) -> Duration {
+/// How long a call of this caller may take: what the caller asked for (zero: nothing), within bounds. One who has not
+/// proved to be a member does not keep a place for longer than the call usually takes.
+pub fn deadline(call: Call, caller: &Caller, asked_ms: u32) -> Duration {
+    let usual = route(call).deadline;
+    let longest = if is_stranger(caller) { usual } else { MAX_DEADLINE };
     match asked_ms {
-        0 => route(call).deadline,
-        asked => Duration::from_millis(u64::from(asked)).min(MAX_DEADLINE),
+        0 => usual,
+        asked => Duration::from_millis(u64::from(asked)).min(longest),
     }
+}
+
+/// Whether the caller shows no certificate in force, so that it may be anyone.
+pub const fn is_stranger(caller: &Caller) -> bool {
+    matches!(caller, Caller::Anonymous | Caller::Node { expired: true, .. })
 }
 
 /// Whether `caller` may make `call`; the error says what the caller lacks.
@@ -114,7 +126,7 @@ pub fn check(call: Call, caller: &Caller) -> Result<(), Status> {
             Code::Unauthenticated,
             format!("{} needs a certificate in force, and the caller's has expired", name(call)),
         )
-        .with_hint("check the clocks of both machines, then restart the node: it asks for a new certificate"),
+        .with_hint(EXPIRED_HINT),
         Caller::Node { role, .. } => {
             let allowed = if route(call).callers & MANAGER != 0 { "managers" } else { "the manager's own machine" };
             Status::new(
@@ -243,8 +255,24 @@ mod tests {
 
     #[test]
     fn a_caller_that_names_no_deadline_gets_the_calls_own() {
-        assert_eq!(deadline(Call::Write, 0), Duration::from_secs(10));
-        assert_eq!(deadline(Call::Write, 250), Duration::from_millis(250));
-        assert_eq!(deadline(Call::Write, u32::MAX), MAX_DEADLINE);
+        assert_eq!(deadline(Call::Write, &Caller::Local, 0), Duration::from_secs(10));
+        assert_eq!(deadline(Call::Write, &Caller::Local, 250), Duration::from_millis(250));
+        assert_eq!(deadline(Call::Write, &Caller::Local, u32::MAX), MAX_DEADLINE);
+    }
+
+    #[test]
+    fn a_stranger_waits_no_longer_than_the_call_usually_takes() {
+        for (caller, longest_s) in [
+            (Caller::Local, 600),
+            (node(Role::Manager, false), 600),
+            (node(Role::Worker, false), 600),
+            (Caller::Anonymous, 30),
+            (node(Role::Worker, true), 30),
+            (node(Role::Manager, true), 30),
+        ] {
+            assert_eq!(deadline(Call::Issue, &caller, u32::MAX), Duration::from_secs(longest_s), "{caller:?}");
+            assert_eq!(deadline(Call::Issue, &caller, 250), Duration::from_millis(250), "{caller:?}");
+            assert_eq!(deadline(Call::Issue, &caller, 0), Duration::from_secs(30), "{caller:?}");
+        }
     }
 }

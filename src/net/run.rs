@@ -85,6 +85,8 @@ pub struct Limits {
     pub unauthenticated: usize,
     /// The same, of one source address (of one /64 with IPv6).
     pub unauthenticated_per_source: usize,
+    /// Connections of one worker; the oldest is closed when more come.
+    pub per_worker: usize,
     /// Connections on the local socket; more are refused.
     pub local: usize,
     /// HTTP exchanges at a time; the oldest is closed when more come.
@@ -110,6 +112,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(5),
             unauthenticated: 256,
             unauthenticated_per_source: 64,
+            per_worker: 8,
             local: 4096,
             http: 64,
             accept_burst: 64,

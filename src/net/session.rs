@@ -225,6 +225,7 @@ impl<H: Handler> Net<H> {
                 self.set_caller(id, &identity, false, Stage::Open);
                 self.authenticated(id, Class::Worker);
                 self.send_hello(id);
+                self.keep_to_share(identity.node_id);
             }
             (pki::Class::Expired(identity), None) => {
                 self.set_caller(id, &identity, true, Stage::Open);
@@ -258,6 +259,20 @@ impl<H: Handler> Net<H> {
             connection.authenticated = true;
         }
         self.watch_expiry(id);
+    }
+
+    /// Closes a worker's oldest connection when it has more than its share: one worker's key, in the wrong hands, must not
+    /// take all descriptors.
+    fn keep_to_share(&mut self, worker: NodeId) {
+        let its = |connection: &&Connection| connection.class == Class::Worker && connection.node() == Some(worker);
+        let ids = || self.connections.iter().filter(its).map(|connection| connection.id);
+        if ids().count() > self.settings.limits.per_worker
+            && let Some(oldest) = ids().min()
+        {
+            log::debug!("closing the oldest connection of worker {worker}: it has too many");
+            self.meters.evicted.add(1);
+            self.close(oldest);
+        }
     }
 
     /// A certificate holds for no longer than it says, also on a connection that was made before its end.
@@ -353,8 +368,7 @@ impl<H: Handler> Net<H> {
             self.connections.get(id).and_then(|connection| connection.caller.as_ref())
         {
             let message = format!("the certificate of node {node_id} has expired");
-            let hint = "compare the clocks of both machines (`date -u`), then restart the node: it asks for a new one";
-            return self.refuse(id, &Status::new(Code::Unauthenticated, message).with_hint(hint));
+            return self.refuse(id, &Status::new(Code::Unauthenticated, message).with_hint(routes::EXPIRED_HINT));
         }
         self.malformed(id, Malformed::Order, "a hello is for managers, once, as the first frame");
     }
@@ -452,13 +466,14 @@ impl<H: Handler> Net<H> {
             Some(forwarded) => (forwarded.caller, forwarded.addr, true),
             None => (by, connection.addr.clone(), false),
         };
+        let deadline = self.now + routes::deadline(request.call, &caller, request.deadline_ms);
         let incoming = Incoming {
             stream,
             caller,
             addr,
             forwarded,
             call: request.call,
-            deadline: self.now + routes::deadline(request.call, request.deadline_ms),
+            deadline,
             body: body.slice_ref(request.body),
         };
         if !connection.authenticated {

@@ -103,7 +103,9 @@ fn ask(number: u32, call: Call, text: &str) -> Event {
         }
         _ => Bytes::from(text.to_owned().into_bytes()),
     };
-    let (caller, addr, deadline) = (Caller::Local, String::new(), at(10_000));
+    // A root is what someone without a certificate asks for.
+    let caller = if call == Call::GetRoot { Caller::Anonymous } else { Caller::Local };
+    let (addr, deadline) = (String::new(), at(10_000));
     Event::Request(Incoming { stream: stream(number), caller, addr, forwarded: false, call, deadline, body })
 }
 
@@ -204,7 +206,7 @@ impl Run {
     #[track_caller]
     fn idle(&self) {
         assert!(self.machine.is_empty() && self.machine.tokens.is_empty() && self.machine.timers.is_empty());
-        assert_eq!((self.machine.held.len(), self.machine.held_bytes), (0, 0));
+        assert_eq!((self.machine.held.len(), self.machine.held_bytes, self.machine.held_of_strangers), (0, 0, 0));
     }
 }
 
@@ -564,6 +566,69 @@ fn too_many_waiting_requests_are_refused() {
 }
 
 #[test]
+fn strangers_that_wait_take_no_place_of_a_member() {
+    let mut run = Run::new(Limits { held: 3, held_of_strangers: 1, ..Limits::default() });
+    let expired = |number| {
+        let Event::Request(incoming) = ask(number, Call::Issue, "x") else { unreachable!() };
+        let (node_id, cluster_id) = (NodeId(5), crate::types::ClusterId(1));
+        let caller = Caller::Node { node_id, role: crate::types::Role::Worker, cluster_id, expired: true };
+        Event::Request(Incoming { caller, ..incoming })
+    };
+    run.check(ask(1, Call::GetRoot, ""), "")
+        .check(ask(2, Call::GetRoot, ""), "refuse s2 ResourceExhausted")
+        .check(expired(3), "refuse s3 ResourceExhausted")
+        .check(ask(4, Call::Write, "x"), "")
+        .check(Event::Cancelled(stream(1)), "")
+        .check(expired(5), "")
+        .check(ask(6, Call::GetRoot, ""), "refuse s6 ResourceExhausted")
+        .check(ask(7, Call::Write, "x"), "");
+    // Once a leader takes them, their places are free again.
+    run.check(
+        leads(2),
+        "forward t1 to 2 Write 10000 ms; forward t2 to 2 Issue 10000 ms; forward t3 to 2 Write 10000 ms",
+    );
+    run.check(no_leader(), "").check(ask(8, Call::GetRoot, ""), "");
+}
+
+#[test]
+fn the_load_counts_what_waits_and_what_is_open() {
+    let metrics = Metrics::default();
+    let check = |run: &Run, held, requests, streams| {
+        assert_eq!(run.machine.load(), Load { held, requests, streams });
+        run.machine.load().show(&metrics);
+        let shown = ["skep_requests_held", "skep_requests", "skep_streams"].map(|name| metrics.gauge(name).get());
+        assert_eq!(shown, [held as u64, requests as u64, streams as u64]);
+    };
+    let mut run = Run::new(Limits::default());
+    check(&run, 0, 0, 0);
+    run.check(ask(1, Call::Write, "x"), "").check(ask(2, Call::Watch, "watch"), "");
+    check(&run, 1, 1, 1);
+    run.check(leads(1), "propose t1 attempt 0");
+    check(&run, 0, 1, 1);
+    run.check(committed(1, 7), "answer s1 written at 7 by attempt 0").check(Event::Cancelled(stream(2)), "");
+    check(&run, 0, 0, 0);
+}
+
+#[test]
+fn what_requests_and_changes_carry_is_not_printed() {
+    const MARKER: &str = "PLANTED-SECRET";
+    let numbers = format!("{:?}", MARKER.as_bytes());
+    for mut run in [Run::under(1), Run::under(2)] {
+        let mut effects = Vec::new();
+        let event = ask(1, Call::Write, MARKER);
+        assert!(!format!("{event:?}").contains(MARKER));
+        run.machine.step(run.now, event, &mut effects);
+        let Event::Request(incoming) = ask(3, Call::Write, MARKER) else { unreachable!() };
+        effects.push(Effect::Elsewhere(incoming));
+        effects.push(Effect::Answer { stream: stream(1), body: MARKER.into(), end: true });
+        effects.push(Effect::Propose { token: 1, command: MARKER.into() });
+        let shown = format!("{effects:?} {:?}", run.machine);
+        assert!(!shown.contains(MARKER) && !shown.contains(&numbers[1..20]), "{shown}");
+        assert!(shown.contains("body_bytes: 14") && shown.contains("command_bytes: 14"), "{shown}");
+    }
+}
+
+#[test]
 fn a_cancelled_request_leaves_nothing_behind() {
     let cancel = || Event::Cancelled(stream(1));
     Run::new(Limits::default()).check(ask(1, Call::Write, "x"), "").check(cancel(), "").check(leads(1), "").idle();
@@ -679,6 +744,45 @@ fn a_joiner_is_dialled_before_it_is_taken_in() {
 }
 
 #[test]
+fn a_joiner_out_of_reach_whose_earlier_join_is_in_doubt_hears_that_it_is_unknown() {
+    let in_doubt = || {
+        let mut run = Run::under(1);
+        run.check(ask(1, Call::Join, "join"), "dial t1 9 new:1")
+            .check(replied(1, ""), "raft t2 join")
+            .check(raft_result(2, Err(Code::Unknown)), "")
+            .at(20)
+            .turn("dial t3 9 new:1");
+        run
+    };
+    let check = |run: &mut Run| {
+        run.idle();
+        let status = run.refused.clone().unwrap();
+        assert!(status.message.contains("new:1") && status.hint.contains("ask again"), "{status:?}");
+    };
+    let mut run = in_doubt();
+    check(run.check(lost(3, false), "refuse s1 Unknown"));
+    let mut run = in_doubt();
+    check(run.at(5020).turn("abandon t3; refuse s1 Unknown"));
+
+    // The same when another leader cannot reach it.
+    let mut run = Run::under(2);
+    run.check(ask(1, Call::Join, "join"), "forward t1 to 2 Join 10000 ms")
+        .check(lost(1, true), "")
+        .at(20)
+        .turn("forward t2 to 2 Join 9980 ms")
+        .check(refused(2, Code::FailedPrecondition), "refuse s1 Unknown")
+        .idle();
+    // What the log says stays definite.
+    let mut run = Run::under(2);
+    run.check(ask(1, Call::Join, "join"), "forward t1 to 2 Join 10000 ms")
+        .check(lost(1, true), "")
+        .at(20)
+        .turn("forward t2 to 2 Join 9980 ms")
+        .check(refused(2, Code::PermissionDenied), "refuse s1 PermissionDenied")
+        .idle();
+}
+
+#[test]
 fn what_the_node_answers_itself_is_handed_over() {
     Run::under(1).check(ask(1, Call::Snapshot, "elsewhere"), "elsewhere s1").idle();
 }
@@ -758,7 +862,7 @@ fn random_histories_answer_every_request_once() {
     use crate::sys::entropy::SeededEntropy;
     for seed in 0..200 {
         let mut random = SeededEntropy::new(seed);
-        let mut run = Run::new(Limits { held: 8, ..Limits::default() });
+        let mut run = Run::new(Limits { held: 8, held_of_strangers: 2, ..Limits::default() });
         let (mut asked, mut answered, mut cancelled) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut open: Vec<Effect> = Vec::new();
         for step in 0..400_u64 {

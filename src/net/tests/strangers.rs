@@ -237,6 +237,47 @@ fn who_says_nothing_is_closed_after_a_while() {
 }
 
 #[test]
+fn a_stranger_that_waits_for_an_answer_is_closed_like_any_other() {
+    let swarm = Swarm::new(12);
+    let limits = Limits { unauthenticated_per_source: 2, ..Limits::default() };
+    let net = Running::start_with(&swarm, 1, Setup { limits, ..Setup::default() });
+    let stranger = || {
+        let mut client = Client::secure(&net, swarm.client(None));
+        // The call is never answered here.
+        client.ask(1, Call::Issue, b"");
+        assert_eq!(client.receive().unwrap().0.kind, FrameKind::Hello);
+        client
+    };
+    let mut oldest = stranger();
+    let _silent = TcpStream::connect(net.addr).unwrap();
+    eventually("both are there", || net.gauge("anonymous") + net.gauge("handshaking") == 2);
+    let _newest = stranger();
+    assert!(oldest.receive().is_none());
+    eventually("two are left", || net.gauge("anonymous") + net.gauge("handshaking") == 2);
+}
+
+#[test]
+fn a_worker_has_so_many_connections_and_its_oldest_makes_room() {
+    let swarm = Swarm::new(13);
+    let limits = Limits { per_worker: 2, ..Limits::default() };
+    let net = Running::start_with(&swarm, 1, Setup { limits, ..Setup::default() });
+    let connect = |node| {
+        let mut client = Client::secure(&net, swarm.client(Some(&swarm.identity(NodeId(node), Role::Worker))));
+        client.stream.flush().unwrap();
+        assert_eq!(client.receive().unwrap().0.kind, FrameKind::Hello);
+        client
+    };
+    let (mut first, mut other, mut second) = (connect(8), connect(9), connect(8));
+    let mut third = connect(8);
+    assert!(first.receive().is_none());
+    for client in [&mut other, &mut second, &mut third] {
+        client.ask(1, Call::GetRoot, b"");
+        assert_eq!(client.receive().unwrap().0.kind, FrameKind::Answer);
+    }
+    assert_eq!(net.gauge("worker"), 3);
+}
+
+#[test]
 fn a_client_that_closes_its_half_is_forgotten() {
     let swarm = Swarm::new(7);
     let mut net = Running::start(&swarm, 1);
