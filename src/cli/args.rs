@@ -8,7 +8,7 @@ use clap_complete::Shell;
 
 use super::parse;
 use crate::client::WriteId;
-use crate::types::object::{Kind, Profile};
+use crate::types::object::{Kind, Profile, Sensitive};
 use crate::types::{Revision, Role};
 
 /// A swarm manager in one small binary: Raft, a replicated object store, mutual TLS and join tokens.
@@ -116,8 +116,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR")]
     pub join: Option<String>,
     /// The join token; shows in `ps`, so prefer --token-file or SKEP_TOKEN
-    #[arg(long, value_name = "T", conflicts_with = "token_file")]
-    pub token: Option<String>,
+    #[arg(long, value_name = "T", conflicts_with = "token_file", value_parser = parse::token)]
+    pub token: Option<Sensitive>,
     /// Read the join token from this file, or from standard input with `-`
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,

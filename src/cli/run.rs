@@ -200,15 +200,15 @@ fn options(common: &Common, args: &RunArgs) -> Result<Options, Failure> {
 
 /// The join token: a flag wins over the environment.
 fn token(args: &RunArgs, environment: Option<String>) -> Result<Option<Sensitive>, Failure> {
-    let text = match (&args.token, &args.token_file) {
+    let token = match (&args.token, &args.token_file) {
         (Some(token), _) => token.clone(),
-        (None, Some(path)) => read_token(path)?,
+        (None, Some(path)) => Sensitive(read_token(path)?.into_bytes()),
         (None, None) => match environment {
-            Some(token) if !token.is_empty() => token,
+            Some(token) if !token.is_empty() => Sensitive(token.into_bytes()),
             _ => return Ok(None),
         },
     };
-    Ok(Some(Sensitive(text.trim().as_bytes().to_vec())))
+    Ok(Some(Sensitive(token.0.trim_ascii().to_vec())))
 }
 
 fn read_token(path: &Path) -> Result<String, Failure> {

@@ -120,3 +120,83 @@ fn what_a_command_sends_is_read_before_a_manager_is_sought() {
     assert_eq!(failure.attempted, "cannot create config web");
     assert!(failure.message.starts_with("cannot read /nonexistent/file"), "{}", failure.message);
 }
+
+#[test]
+fn a_join_token_is_not_printed() {
+    let cli = Cli::try_parse_from(["skep", "run", "--join", "h:1", "--token", "PLANTED-SECRET"]).unwrap();
+    let shown = format!("{cli:?}");
+    assert!(shown.contains("h:1") && !shown.contains("PLANTED-SECRET"), "{shown}");
+    assert!(!shown.contains(&format!("{:?}", b"PLANTED-SECRET")[1..20]), "{shown}");
+}
+
+/// Every command that a string of the program names in backquotes, with the file that does.
+fn named_commands() -> Vec<(String, String)> {
+    let begin = format!("`{} ", "skep");
+    let mut found = Vec::new();
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let source = std::fs::read_to_string(&path).unwrap();
+                let code: Vec<&str> = source.lines().map(str::trim).filter(|line| !line.starts_with("//")).collect();
+                // A line that ends with a backslash goes on where the next one begins.
+                let code = code.join("\n").replace("\\\n", "");
+                for part in code.split(begin.as_str()).skip(1) {
+                    let line = part.split('`').next().unwrap();
+                    found.push((line.to_owned(), path.display().to_string()));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Walks the grammar along the words as far as they are given; placeholders stand for arguments.
+fn check_command(grammar: &clap::Command, line: &str) -> Result<(), String> {
+    let (mut current, mut arguments) = (grammar, 0);
+    let mut words = line.split_whitespace();
+    while let Some(word) = words.next() {
+        if let Some(long) = word.strip_prefix("--") {
+            let option = current
+                .get_arguments()
+                .find(|argument| argument.get_long() == Some(long))
+                .ok_or_else(|| format!("no option --{long}"))?;
+            if option.get_action().takes_values() {
+                words.next();
+            }
+        } else if current.has_subcommands() {
+            // These stand for kinds that have all of each other's commands.
+            let word = if word == "{kind}" { "config" } else { word };
+            current = current.find_subcommand(word).ok_or_else(|| format!("no command {word}"))?;
+        } else {
+            arguments += 1;
+        }
+    }
+    match arguments <= current.get_positionals().count() {
+        true => Ok(()),
+        false => Err("too many arguments".to_owned()),
+    }
+}
+
+#[test]
+fn every_command_that_a_message_names_exists() {
+    let mut grammar = Cli::command();
+    grammar.build();
+    for line in ["status", "token show --role manager", "resource update r FILE", "run --join HOST:PORT --token-file F"]
+    {
+        assert_eq!(check_command(&grammar, line), Ok(()), "{line}");
+    }
+    for line in ["frob", "node frob", "cluster inspect default", "status --frob", "raft status now"] {
+        assert!(check_command(&grammar, line).is_err(), "{line}");
+    }
+    let named = named_commands();
+    assert!(named.len() > 40, "only {} were found", named.len());
+    let wrong: Vec<_> = named
+        .iter()
+        .filter_map(|(line, path)| check_command(&grammar, line).err().map(|why| format!("{path}: {line}: {why}")))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -57,8 +57,12 @@ pub(super) fn out_of_sequence(kind: Kind, what: &str, expected: Option<Revision>
         }
         (None, _) => format!("update out of sequence: {kind} {what} changed meanwhile"),
     };
-    Status::new(Code::Aborted, message)
-        .with_hint(format!("look at it again: `skep {kind} inspect {what}`, then use the version it shows"))
+    let hint = match kind {
+        // There is but one.
+        Kind::Cluster => "look at it again: `skep cluster inspect`, then use the version it shows".to_owned(),
+        _ => format!("look at it again: `skep {kind} inspect {what}`, then use the version it shows"),
+    };
+    Status::new(Code::Aborted, message).with_hint(hint)
 }
 
 /// `users` are names of objects of kind `by` that refer to the object.

@@ -97,8 +97,8 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
         "the swarm has no leader: {reachable} of {all} managers can be reached from here, and {majority} are needed; {last}"
     );
     let hint = format!(
-        "start {} again, or look at the network between them; reads work with `--stale`; if their disks are lost for \
-         good, `skep recover` makes a new swarm from this manager's data",
+        "start {} again, each with its own data directory, or look at the network between them; until then reads work \
+         with `--stale`",
         lost.join(" and ")
     );
     Some(Status { hopeless: true, ..Status::new(Code::Unavailable, message).with_hint(hint) })

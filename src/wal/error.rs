@@ -86,8 +86,9 @@ impl WalError {
                  `skep cluster update --snapshot-bytes SIZE --keep-bytes SIZE`"
             }
             Self::Damaged { .. } => {
-                "look with `skep wal inspect DIR`; to take the data from the other managers again, remove this manager \
-                 there with `skep node rm --force`, move its data directory aside and join it anew with `skep run --join`"
+                "look with `skep wal inspect DIR`; to take the data from the other managers again, move the data directory \
+                 aside and join anew with `skep run --join`; this member stays on their list and counts towards their \
+                 majority"
             }
             Self::Newer { .. } => "start the version of skep that wrote it, or a newer one",
             Self::WrongKey { .. } => "put back the key file that belongs to this data directory",

@@ -118,8 +118,8 @@ pub fn report_media_errors() -> io::Result<()> {
             line.text(" at byte ");
             line.number(offset, 1);
             line.text(
-                ": the disk failed\nhint: copy what can be read with `skep debug bundle`, replace the disk, and \
-                       join this manager anew with `skep run --join`\n",
+                ": the disk failed\nhint: replace the disk, and join anew on an empty data directory with \
+                       `skep run --join`\n",
             );
             let _ = rustix::io::write(std::io::stderr().as_fd(), &line.bytes[..line.len]);
             signal_hook::low_level::exit(5);
