@@ -13,8 +13,7 @@ use super::parse;
 use super::session::{Session, read_data, unexpected};
 use crate::client::ClientError;
 use crate::types::api::{
-    Action, Admin, Answer, Call, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest,
-    Write,
+    Action, Admin, Answer, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
@@ -359,8 +358,7 @@ pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
         RaftCommand::Transfer { to } => {
             let request = Admin::Transfer { to: to.clone() };
             let answer = session
-                .client
-                .call(Call::Admin, &request, session.timeout)
+                .admin(&request)
                 .map_err(|error| Failure::from(error).while_attempting(|| "cannot hand leadership over".to_owned()))?;
             let Answer::Leader(leader) = answer else { return Err(unexpected()) };
             match session.out.json {
@@ -371,8 +369,7 @@ pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
         }
         RaftCommand::Snapshot => {
             let answer = session
-                .client
-                .call(Call::Admin, &Admin::Snapshot, session.timeout)
+                .admin(&Admin::Snapshot)
                 .map_err(|error| Failure::from(error).while_attempting(|| "cannot write a snapshot".to_owned()))?;
             let Answer::SnapshotWritten { position, bytes } = answer else { return Err(unexpected()) };
             match session.out.json {
@@ -439,7 +436,7 @@ fn raft_text(report: &RaftReport) -> String {
 pub fn leave(session: &mut Session, args: &LeaveArgs) -> Ended {
     let node = session.client.hello().node_id;
     let attempted = || format!("cannot take node {node} out of the swarm");
-    match session.client.call(Call::Admin, &Admin::Leave { force: args.force }, session.timeout) {
+    match session.admin(&Admin::Leave { force: args.force }) {
         Ok(Answer::Done) => {}
         Ok(_) => return Err(unexpected()),
         Err(error) => {
