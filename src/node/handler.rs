@@ -29,6 +29,8 @@ use crate::types::api::{
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
+/// A manager that has just started has had no time to reach the others: that it sees no majority is no news before this.
+const SETTLING: Duration = Duration::from_millis(1500);
 /// A member that is taken out keeps its connections so long: the answer to its request is on its way to it.
 const PARTING: Duration = Duration::from_millis(500);
 /// The node's own calls have tokens from here on; the requests machine's are below.
@@ -115,6 +117,8 @@ pub struct NodeHandler {
     leaving: BTreeSet<StreamId>,
     /// Those who are no longer members, and when to close their connections.
     parting: Vec<(Instant, Member)>,
+    /// Until then callers wait for a leader although no majority is reached; `None` after that.
+    settling: Option<Instant>,
     effects: Vec<Effect>,
     backlog: VecDeque<Event>,
 }
@@ -166,6 +170,7 @@ impl NodeHandler {
             serving: BTreeMap::new(),
             leaving: BTreeSet::new(),
             parting: Vec::new(),
+            settling: None,
             effects: Vec::new(),
             backlog: VecDeque::new(),
         }
@@ -178,6 +183,7 @@ impl NodeHandler {
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
         self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, requests }));
+        self.settling = Some(monotonic() + SETTLING);
     }
 
     fn context(&self) -> Context {
@@ -387,7 +393,10 @@ impl NodeHandler {
         self.refresh(now);
         let Some(member) = &self.member else { return };
         let context = &member.requests.service().control.context;
-        let no_majority = member.store.view(|state| control::no_majority(state, context));
+        let no_majority = match self.settling {
+            Some(_) => None,
+            None => member.store.view(|state| control::no_majority(state, context)),
+        };
         let leadership = Leadership { leader: self.leadership.leader, serving: self.leadership.serving, no_majority };
         self.drive(now, Event::Leadership(leadership), out);
         self.move_if_needed(out);
@@ -400,6 +409,11 @@ impl NodeHandler {
             if !self.peers.iter().any(|peer| peer.node_id == member.node_id) {
                 self.links.remove(&member.node_id);
                 self.parting.push((now + PARTING, member));
+            }
+        }
+        for link in self.links.values_mut() {
+            if let Some(member) = self.peers.iter().find(|member| member.node_id == link.node_id) {
+                link.addr.clone_from(&member.addr);
             }
         }
         self.dial_peers(out);
@@ -730,6 +744,10 @@ impl Handler for NodeHandler {
         if self.member.is_none() {
             return;
         }
+        if self.settling.is_some_and(|until| until <= now) {
+            self.settling = None;
+            self.announce(now, out);
+        }
         self.part(now, out);
         self.drive(now, Event::TurnEnded, out);
         if let Some(member) = &self.member
@@ -742,7 +760,7 @@ impl Handler for NodeHandler {
     fn next_deadline(&self) -> Option<Instant> {
         let parting = self.parting.iter().map(|(due, _)| *due).min();
         let requests = self.member.as_ref().and_then(|member| member.requests.next_deadline());
-        parting.into_iter().chain(requests).min()
+        parting.into_iter().chain(requests).chain(self.settling).min()
     }
 
     fn http(&mut self, path: &str) -> (u16, &'static str, String) {
