@@ -43,6 +43,11 @@ fn all_managers_killed_at_once_lose_nothing_and_start_one_after_the_other() {
     assert_eq!(alone.code, Some(4), "{alone:?}");
     assert!(alone.stdout.contains("no leader") && alone.stdout.contains("none for"), "{}", alone.stdout);
 
+    // Once it had its chance to find the others, it says at once that there is no use in waiting.
+    let ended = swarm.managers[0].skep(&["config", "ls", "--timeout", "50s"]);
+    assert!(ended.took < Duration::from_secs(10), "{ended:?}");
+    ended.refused_with_hint(4, &["1 of 3 managers can be reached"]);
+
     // The second one makes a majority.
     swarm.managers[1].start();
     writers.wait_for(20);
