@@ -431,6 +431,15 @@ impl NodeHandler {
         out.commands.extend(due.into_iter().map(|(_, member)| Command::Disconnect(member.node_id)));
     }
 
+    /// Apply may see that this node left before the leader's answer is here, and the node stops then: whoever asked for
+    /// it gets what is true.
+    fn answer_leaving(&mut self, now: Instant, out: &mut Outbox) {
+        for stream in std::mem::take(&mut self.leaving) {
+            self.drive(now, Event::Cancelled(stream), out);
+            out.commands.push(Command::Answer { stream, body: control::encode(&Answer::Done), end: true });
+        }
+    }
+
     fn dial_peers(&self, out: &mut Outbox) {
         let own = self.identity.node_id;
         let parting = self.parting.iter().map(|(_, member)| member);
@@ -735,7 +744,12 @@ impl Handler for NodeHandler {
                     self.hints.insert(node, addr);
                     self.dial_peers(out);
                 }
-                Completion::Shutdown => out.commands.push(Command::Shutdown),
+                Completion::Shutdown => {
+                    if self.stop.is_removed() {
+                        self.answer_leaving(now, out);
+                    }
+                    out.commands.push(Command::Shutdown);
+                }
             }
         }
     }
