@@ -121,6 +121,8 @@ pub struct NodeHandler {
     moving: Option<u64>,
     /// Snapshot streams that this node serves.
     serving: BTreeMap<StreamId, NodeId>,
+    /// Bytes of them that were handed to the socket loop.
+    answered: BTreeMap<StreamId, u64>,
     /// Callers that asked this node to leave.
     leaving: BTreeSet<StreamId>,
     /// Those who are no longer members, and when to close their connections.
@@ -176,6 +178,7 @@ impl NodeHandler {
             fetching: None,
             moving: None,
             serving: BTreeMap::new(),
+            answered: BTreeMap::new(),
             leaving: BTreeSet::new(),
             parting: Vec::new(),
             settling: None,
@@ -611,6 +614,7 @@ impl Handler for NodeHandler {
 
     fn cancelled(&mut self, stream: StreamId, out: &mut Outbox) {
         self.leaving.remove(&stream);
+        self.answered.remove(&stream);
         if self.serving.remove(&stream).is_some() {
             self.transfer(Transfer::Cancel(stream));
         } else {
@@ -621,7 +625,8 @@ impl Handler for NodeHandler {
     fn credit(&mut self, stream: StreamId, available: u32, out: &mut Outbox) {
         if let Some(node) = self.serving.get(&stream).copied() {
             self.raft.link(raft::Event::SnapshotServing { node });
-            self.transfer(Transfer::Credit(stream, available));
+            let answered = self.answered.get(&stream).copied().unwrap_or(0);
+            self.transfer(Transfer::Credit { stream, available, answered });
         } else {
             self.drive(monotonic(), Event::Credit(stream, available), out);
         }
@@ -735,8 +740,11 @@ impl Handler for NodeHandler {
                 }
                 Completion::Fetch(fetch) => self.begin_fetch(fetch, out),
                 Completion::Served { stream, body, end } => {
-                    if end {
+                    if end || !self.serving.contains_key(&stream) {
                         self.serving.remove(&stream);
+                        self.answered.remove(&stream);
+                    } else {
+                        *self.answered.entry(stream).or_default() += body.len() as u64;
                     }
                     out.commands.push(Command::Answer { stream, body, end });
                 }

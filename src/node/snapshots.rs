@@ -52,7 +52,14 @@ pub enum Transfer {
         offset: u64,
     },
     /// The peer takes so many bytes now.
-    Credit(StreamId, u32),
+    Credit {
+        /// The stream.
+        stream: StreamId,
+        /// In all, after what the socket loop has been handed.
+        available: u32,
+        /// How much that is; more may be on its way there.
+        answered: u64,
+    },
     /// The peer is gone.
     Cancel(StreamId),
     /// A leader's snapshot is on its way.
@@ -142,6 +149,7 @@ pub fn spawn_transfer(
 struct Serving {
     reader: SnapshotReader,
     credit: i64,
+    sent: u64,
     next: Option<Vec<u8>>,
 }
 
@@ -165,9 +173,9 @@ impl Mover {
         while let Some(transfer) = inbox.recv() {
             match transfer {
                 Transfer::Serve { stream, position, offset } => self.serve(stream, position, offset),
-                Transfer::Credit(stream, available) => {
+                Transfer::Credit { stream, available, answered } => {
                     if let Some(serving) = self.serving.get_mut(&stream) {
-                        serving.credit = i64::from(available);
+                        serving.credit = i64::from(available) - (serving.sent - answered.min(serving.sent)) as i64;
                         self.send_parts(stream);
                     }
                 }
@@ -196,7 +204,7 @@ impl Mover {
         match opened {
             Ok(reader) if reader.meta().position == position => {
                 let credit = i64::from(crate::codec::frame::INITIAL_CREDIT);
-                self.serving.insert(stream, Serving { reader, credit, next: None });
+                self.serving.insert(stream, Serving { reader, credit, sent: 0, next: None });
                 self.send_parts(stream);
             }
             Ok(_) => {
@@ -223,6 +231,7 @@ impl Mover {
                     let room = usize::try_from(serving.credit).unwrap_or(0).min(chunk.len());
                     let rest = chunk.split_off(room);
                     serving.credit -= room as i64;
+                    serving.sent += room as u64;
                     serving.next = (!rest.is_empty()).then_some(rest);
                     let _ = self.net.send(Completion::Served { stream, body: chunk.into(), end: false });
                 }
