@@ -294,7 +294,7 @@ impl Machine {
             Event::Propose { token, command } => self.on_propose(token, command),
             Event::Read { token } => self.reads.add(now, token),
             Event::Order { token, order } => self.on_order(token, order),
-            Event::Persisted { number } => self.on_persisted(now, number),
+            Event::Persisted { number } => self.on_persisted(number),
             Event::Applied(applied) => self.on_applied(applied),
             Event::Fetched { fetch, entries } => {
                 let context: GetEntriesContext = self.node.mut_store().fetched(fetch, entries);
@@ -1115,7 +1115,7 @@ impl Machine {
         self.effects.persist.push((persist, releases));
     }
 
-    fn on_persisted(&mut self, now: Instant, number: u64) {
+    fn on_persisted(&mut self, number: u64) {
         let mut ready = None;
         while self.in_flight.front().is_some_and(|flight| flight.number <= number) {
             let flight = self.in_flight.pop_front().expect("front() was there");
