@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::greeting::{Greetings, Verdict};
 use super::outlet::Completion;
 use super::service::Services;
-use super::snapshots::Transfer;
+use super::snapshots::{Job, Transfer};
 use super::stop::{StopCell, Stopped};
 use crate::codec::raft_message;
 use crate::codec::request::Ping;
@@ -37,8 +37,10 @@ const PARTING: Duration = Duration::from_millis(500);
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
 const FRESH: Duration = Duration::from_millis(20);
-/// A broken snapshot transfer is taken up again so often.
-const FETCH_ATTEMPTS: u32 = 5;
+/// A broken snapshot transfer is taken up again so often without receiving anything.
+const FETCH_ATTEMPTS: u32 = 6;
+/// Before the first of these attempts; doubled for each.
+const FETCH_PAUSE: Duration = Duration::from_millis(100);
 /// A leader may take this long to answer the node's own small calls.
 const OWN_DEADLINE_MS: u32 = 5000;
 /// A whole snapshot may take this long.
@@ -72,6 +74,8 @@ pub struct Active {
     pub store: Arc<Store>,
     /// Moves snapshots.
     pub transfer: Sender<Transfer>,
+    /// Writes files.
+    pub jobs: Sender<Job>,
     /// Where it listens, as the swarm was told.
     pub advertise: String,
 }
@@ -81,6 +85,7 @@ struct Membership {
     lineage: Lineage,
     store: Arc<Store>,
     transfer: Sender<Transfer>,
+    jobs: Sender<Job>,
     requests: Requests<Services>,
 }
 
@@ -89,7 +94,10 @@ struct Fetching {
     fetch: FetchSnapshot,
     token: u64,
     received: u64,
+    /// Attempts since something was received.
     attempts: u32,
+    /// When to ask again, after the connection broke.
+    retry_at: Option<Instant>,
 }
 
 /// The handler.
@@ -113,6 +121,8 @@ pub struct NodeHandler {
     moving: Option<u64>,
     /// Snapshot streams that this node serves.
     serving: BTreeMap<StreamId, NodeId>,
+    /// Bytes of them that were handed to the socket loop.
+    answered: BTreeMap<StreamId, u64>,
     /// Callers that asked this node to leave.
     leaving: BTreeSet<StreamId>,
     /// Those who are no longer members, and when to close their connections.
@@ -168,6 +178,7 @@ impl NodeHandler {
             fetching: None,
             moving: None,
             serving: BTreeMap::new(),
+            answered: BTreeMap::new(),
             leaving: BTreeSet::new(),
             parting: Vec::new(),
             settling: None,
@@ -178,11 +189,11 @@ impl NodeHandler {
 
     /// The node has its place: requests are served from now on.
     pub fn activate(&mut self, active: Active) {
-        let Active { raft_id, lineage, store, transfer, advertise } = active;
+        let Active { raft_id, lineage, store, transfer, jobs, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
-        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, requests }));
+        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
 
@@ -333,7 +344,7 @@ impl NodeHandler {
             self.raft.link(raft::Event::SnapshotNotFetched { position: fetch.mark.position });
             return;
         }
-        self.fetching = Some(Fetching { fetch, token: 0, received: 0, attempts: 0 });
+        self.fetching = Some(Fetching { fetch, token: 0, received: 0, attempts: 0, retry_at: None });
         self.call_for_snapshot(out);
     }
 
@@ -342,6 +353,7 @@ impl NodeHandler {
         let Some(fetching) = &mut self.fetching else { return };
         fetching.token = token;
         fetching.attempts += 1;
+        fetching.retry_at = None;
         let request = SnapshotRequest { position: fetching.fetch.mark.position, offset: fetching.received };
         out.commands.push(Command::Call {
             token,
@@ -353,11 +365,12 @@ impl NodeHandler {
         });
     }
 
-    fn fetch_replied(&mut self, reply: Reply, out: &mut Outbox) {
+    fn fetch_replied(&mut self, reply: Reply) {
         let Some(fetching) = &mut self.fetching else { return };
         match reply {
             Reply::Answer { body, end } => {
                 fetching.received += body.len() as u64;
+                fetching.attempts = 0;
                 if !body.is_empty() {
                     self.transfer(Transfer::Part(body));
                 }
@@ -369,7 +382,10 @@ impl NodeHandler {
                 log::warn!("the snapshot is refused: {status}");
                 self.transfer(Transfer::Abort);
             }
-            Reply::Lost { .. } if fetching.attempts < FETCH_ATTEMPTS => self.call_for_snapshot(out),
+            Reply::Lost { .. } if fetching.attempts < FETCH_ATTEMPTS => {
+                // A redial takes a moment; what was received is kept.
+                fetching.retry_at = Some(monotonic() + FETCH_PAUSE * (1 << fetching.attempts));
+            }
             Reply::Lost { .. } => {
                 log::warn!("the snapshot's sender cannot be reached");
                 self.transfer(Transfer::Abort);
@@ -511,6 +527,12 @@ impl NodeHandler {
                     let result = match result {
                         OrderResult::Done(answer) => Ok(control::encode(&answer)),
                         OrderResult::Refused(status) => Err(status),
+                        OrderResult::Uncertain => {
+                            let message =
+                                "leadership moved while the order was in the log: it may still be carried out";
+                            Err(Status::new(Code::Unknown, message)
+                                .with_hint("see with `skep members`, then try again"))
+                        }
                         OrderResult::Again => {
                             Err(Status::new(Code::Unavailable, "leadership moved; nothing was done")
                                 .with_hint("try again"))
@@ -548,6 +570,10 @@ impl Handler for NodeHandler {
         let verdict = member.store.view(|state| self.greetings.judge(caller, hello, state, member.lineage));
         match verdict {
             Verdict::Welcome => {}
+            Verdict::WelcomeNew(peers) => {
+                // A queue that is full of snapshots to write drops it: what is not remembered is judged by the floors.
+                let _ = member.jobs.try_send(Job::Remember(peers));
+            }
             Verdict::Refused(status) => return Err(status),
         }
         let known = self.peers.iter().find(|peer| peer.node_id == hello.node_id);
@@ -597,6 +623,7 @@ impl Handler for NodeHandler {
 
     fn cancelled(&mut self, stream: StreamId, out: &mut Outbox) {
         self.leaving.remove(&stream);
+        self.answered.remove(&stream);
         if self.serving.remove(&stream).is_some() {
             self.transfer(Transfer::Cancel(stream));
         } else {
@@ -607,7 +634,8 @@ impl Handler for NodeHandler {
     fn credit(&mut self, stream: StreamId, available: u32, out: &mut Outbox) {
         if let Some(node) = self.serving.get(&stream).copied() {
             self.raft.link(raft::Event::SnapshotServing { node });
-            self.transfer(Transfer::Credit(stream, available));
+            let answered = self.answered.get(&stream).copied().unwrap_or(0);
+            self.transfer(Transfer::Credit { stream, available, answered });
         } else {
             self.drive(monotonic(), Event::Credit(stream, available), out);
         }
@@ -617,7 +645,7 @@ impl Handler for NodeHandler {
         if token < OWN {
             self.drive(now, Event::Replied { token, reply }, out);
         } else if self.fetching.as_ref().is_some_and(|fetching| fetching.token == token) {
-            self.fetch_replied(reply, out);
+            self.fetch_replied(reply);
         } else if self.moving == Some(token) {
             self.moving = None;
             if let Reply::Refused(status) = reply {
@@ -721,8 +749,11 @@ impl Handler for NodeHandler {
                 }
                 Completion::Fetch(fetch) => self.begin_fetch(fetch, out),
                 Completion::Served { stream, body, end } => {
-                    if end {
+                    if end || !self.serving.contains_key(&stream) {
                         self.serving.remove(&stream);
+                        self.answered.remove(&stream);
+                    } else {
+                        *self.answered.entry(stream).or_default() += body.len() as u64;
                     }
                     out.commands.push(Command::Answer { stream, body, end });
                 }
@@ -730,13 +761,13 @@ impl Handler for NodeHandler {
                     self.serving.remove(&stream);
                     out.refuse(stream, status);
                 }
-                Completion::Taken(bytes) => {
-                    if let Some(fetching) = &self.fetching {
+                Completion::Taken(position, bytes) => {
+                    if let Some(fetching) = self.fetching.as_ref().filter(|f| f.fetch.mark.position == position) {
                         out.commands.push(Command::Grant { token: fetching.token, bytes });
                     }
                 }
-                Completion::FetchEnded => {
-                    if let Some(fetching) = self.fetching.take() {
+                Completion::FetchEnded(position) => {
+                    if let Some(fetching) = self.fetching.take_if(|f| f.fetch.mark.position == position) {
                         out.commands.push(Command::Abandon { token: fetching.token });
                     }
                 }
@@ -763,6 +794,9 @@ impl Handler for NodeHandler {
             self.announce(now, out);
         }
         self.part(now, out);
+        if self.fetching.as_ref().and_then(|fetching| fetching.retry_at).is_some_and(|at| at <= now) {
+            self.call_for_snapshot(out);
+        }
         self.drive(now, Event::TurnEnded, out);
         if let Some(member) = &self.member
             && member.requests.is_empty()
@@ -774,7 +808,8 @@ impl Handler for NodeHandler {
     fn next_deadline(&self) -> Option<Instant> {
         let parting = self.parting.iter().map(|(due, _)| *due).min();
         let requests = self.member.as_ref().and_then(|member| member.requests.next_deadline());
-        parting.into_iter().chain(requests).chain(self.settling).min()
+        let fetch = self.fetching.as_ref().and_then(|fetching| fetching.retry_at);
+        parting.into_iter().chain(requests).chain(self.settling).chain(fetch).min()
     }
 
     fn http(&mut self, path: &str) -> (u16, &'static str, String) {

@@ -132,6 +132,8 @@ pub enum OrderResult {
     Done(Answer),
     /// Not carried out.
     Refused(Status),
+    /// Leadership ended while it was in the log: it may still be carried out.
+    Uncertain,
     /// Not carried out because leadership is elsewhere or on its way: ask the leader.
     Again,
 }
