@@ -188,7 +188,7 @@ fn tear(manager: &Manager) {
     let segment = segments(manager).pop().unwrap();
     let bytes = std::fs::read(&segment).unwrap();
     let begins = |sector: &usize| bytes[sector * 512..].starts_with(b"SKB\n");
-    let last = (1..bytes.len() / 512).filter(begins).next_back().unwrap();
+    let last = (1..bytes.len() / 512).rfind(begins).unwrap();
     assert!(bytes[(last + 2) * 512..(last + 3) * 512].iter().any(|byte| *byte != 0), "the last batch is too short");
     let file = File::options().write(true).open(&segment).unwrap();
     file.write_all_at(&[0; 512], (last + 1) as u64 * 512).unwrap();
