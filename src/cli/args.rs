@@ -59,7 +59,7 @@ pub struct Common {
 pub enum Command {
     /// Run a manager: it begins a swarm, joins one with --join, or starts again
     Run(RunArgs),
-    /// This manager's state; exits 4 when it knows no leader
+    /// This manager's state; exits 4 unless it is ready
     Status,
     /// The managers of the swarm
     Members,

@@ -11,7 +11,6 @@ use super::objects;
 use super::output::{Written, clean, table, tree};
 use super::parse;
 use super::session::{Session, read_data, unexpected};
-use crate::client::ClientError;
 use crate::types::api::{
     Action, Admin, Answer, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest, Write,
 };
@@ -24,6 +23,35 @@ pub type Ended = Result<Exit, Failure>;
 
 const DONE: Ended = Ok(Exit::Done);
 
+/// The bytes of the file, or of standard input, that a command sends; none for a command that sends none. Read before a
+/// manager is asked anything: a person who types them keeps no connection waiting.
+pub fn input(command: &Command) -> Result<Vec<u8>, Failure> {
+    let (path, limit, attempted) = match command {
+        Command::Config(DataCommand::Create { name, file, .. }) => {
+            (file, MAX_CONFIG_BYTES, cannot_create("config", name))
+        }
+        Command::Secret(DataCommand::Create { name, file, .. }) => {
+            (file, MAX_SECRET_BYTES, cannot_create("secret", name))
+        }
+        Command::Resource(ResourceCommand::Create { name, file, .. }) => {
+            (file, MAX_CONFIG_BYTES, cannot_create("resource", name))
+        }
+        Command::Resource(ResourceCommand::Update { object, file, .. }) => {
+            (file, MAX_CONFIG_BYTES, cannot_update_resource(&object.object))
+        }
+        _ => return Ok(Vec::new()),
+    };
+    read_data(path, limit).map_err(|failure| failure.while_attempting(|| attempted))
+}
+
+fn cannot_create(kind: &str, name: &str) -> String {
+    format!("cannot create {kind} {}", clean(name))
+}
+
+fn cannot_update_resource(object: &str) -> String {
+    format!("cannot update resource {}", clean(object))
+}
+
 /// `skep status`.
 pub fn status(session: &mut Session) -> Ended {
     let Answer::Status(report) = session.query(QueryKind::Status)? else { return Err(unexpected()) };
@@ -32,7 +60,12 @@ pub fn status(session: &mut Session) -> Ended {
     } else {
         session.out.text(&status_text(&report))?;
     }
-    Ok(if report.leader.is_some() { Exit::Done } else { Exit::Unavailable })
+    Ok(status_exit(&report.state))
+}
+
+/// A manager that has not joined yet, or leads without serving, is of no use to anyone, whoever it takes for the leader.
+pub fn status_exit(state: &str) -> Exit {
+    if state == "ready" { Exit::Done } else { Exit::Unavailable }
 }
 
 fn status_text(report: &StatusReport) -> String {
@@ -216,13 +249,11 @@ pub fn node(session: &mut Session, command: &NodeCommand) -> Ended {
     }
 }
 
-/// `skep config` and `skep secret`.
-pub fn data(session: &mut Session, kind: Kind, command: &DataCommand) -> Ended {
+/// `skep config` and `skep secret`. `data` is what a new one holds.
+pub fn data(session: &mut Session, kind: Kind, command: &DataCommand, data: Vec<u8>) -> Ended {
     match command {
-        DataCommand::Create { name, file, label, write } => {
-            let limit = if kind == Kind::Secret { MAX_SECRET_BYTES } else { MAX_CONFIG_BYTES };
-            let attempted = || format!("cannot create {kind} {}", clean(name));
-            let data = read_data(file, limit).map_err(|failure| failure.while_attempting(attempted))?;
+        DataCommand::Create { name, label, write, .. } => {
+            let attempted = || cannot_create(kind.name(), name);
             let (name, labels) = (name.clone(), pairs(label));
             let request = match kind {
                 Kind::Secret => Write::CreateSecret { name, labels, data: Sensitive(data) },
@@ -263,12 +294,11 @@ pub fn extension(session: &mut Session, command: &ExtensionCommand) -> Ended {
     }
 }
 
-/// `skep resource`.
-pub fn resource(session: &mut Session, command: &ResourceCommand) -> Ended {
+/// `skep resource`. `payload` is what one holds from now on.
+pub fn resource(session: &mut Session, command: &ResourceCommand, payload: Vec<u8>) -> Ended {
     match command {
-        ResourceCommand::Create { name, file, kind, label, index, write } => {
-            let attempted = || format!("cannot create resource {}", clean(name));
-            let payload = read_data(file, MAX_CONFIG_BYTES).map_err(|failure| failure.while_attempting(attempted))?;
+        ResourceCommand::Create { name, kind, label, index, write, .. } => {
+            let attempted = || cannot_create("resource", name);
             let request = Write::CreateResource {
                 name: name.clone(),
                 kind: kind.clone(),
@@ -278,9 +308,8 @@ pub fn resource(session: &mut Session, command: &ResourceCommand) -> Ended {
             };
             write_and_show(session, write, request, attempted)
         }
-        ResourceCommand::Update { object, file, version, write } => {
-            let attempted = || format!("cannot update resource {}", clean(&object.object));
-            let payload = read_data(file, MAX_CONFIG_BYTES).map_err(|failure| failure.while_attempting(attempted))?;
+        ResourceCommand::Update { object, version, write, .. } => {
+            let attempted = || cannot_update_resource(&object.object);
             let request = Write::UpdateResource {
                 object: object.object.clone(),
                 payload: Some(Sensitive(payload)),
@@ -357,9 +386,10 @@ pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
         }
         RaftCommand::Transfer { to } => {
             let request = Admin::Transfer { to: to.clone() };
-            let answer = session
-                .admin(&request)
-                .map_err(|error| Failure::from(error).while_attempting(|| "cannot hand leadership over".to_owned()))?;
+            let answer = session.admin(&request).map_err(|error| {
+                Failure::of_order(error, "leadership may have moved: `skep status` shows who leads")
+                    .while_attempting(|| "cannot hand leadership over".to_owned())
+            })?;
             let Answer::Leader(leader) = answer else { return Err(unexpected()) };
             match session.out.json {
                 true => session.out.document(&json!({ "leader": leader }))?,
@@ -368,9 +398,10 @@ pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
             DONE
         }
         RaftCommand::Snapshot => {
-            let answer = session
-                .admin(&Admin::Snapshot)
-                .map_err(|error| Failure::from(error).while_attempting(|| "cannot write a snapshot".to_owned()))?;
+            let answer = session.admin(&Admin::Snapshot).map_err(|error| {
+                Failure::of_order(error, "it may have been written: `skep raft status` shows the newest snapshot")
+                    .while_attempting(|| "cannot write a snapshot".to_owned())
+            })?;
             let Answer::SnapshotWritten { position, bytes } = answer else { return Err(unexpected()) };
             match session.out.json {
                 true => {
@@ -440,12 +471,8 @@ pub fn leave(session: &mut Session, args: &LeaveArgs) -> Ended {
         Ok(Answer::Done) => {}
         Ok(_) => return Err(unexpected()),
         Err(error) => {
-            let lost = matches!(error, ClientError::Lost(_));
-            let failure = Failure::from(error).while_attempting(attempted);
-            return Err(match lost {
-                true => failure.with_hint("it may have left: see `skep members` on another manager"),
-                false => failure,
-            });
+            let hint = "it may have left: see `skep members` on another manager";
+            return Err(Failure::of_order(error, hint).while_attempting(attempted));
         }
     }
     match session.out.json {

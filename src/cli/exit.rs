@@ -24,7 +24,7 @@ pub enum Exit {
     Unavailable = 4,
     /// Data is damaged.
     Damaged = 5,
-    /// A write was sent, and its outcome is not known.
+    /// A write or an order was sent, and its outcome is not known.
     Unknown = 6,
 }
 
@@ -90,6 +90,17 @@ impl Failure {
     /// Damaged data.
     pub fn damaged(message: impl Into<String>) -> Self {
         Self::new("DataLoss", message, Exit::Damaged)
+    }
+
+    /// The failure of an order that is given once and has no id to ask again with. One that was sent and never answered
+    /// may have been carried out; `hint` says how to find out.
+    pub fn of_order(error: ClientError, hint: &str) -> Self {
+        match error {
+            ClientError::Lost(status) => {
+                Self::refused(Code::Unknown, format!("the outcome is not known: {}", status.message)).with_hint(hint)
+            }
+            other => other.into(),
+        }
     }
 
     fn new(code: &'static str, message: impl Into<String>, exit: Exit) -> Self {
@@ -206,6 +217,19 @@ mod tests {
         assert_eq!(failure.text(), "skep: cannot remove config web: no config is named web\nhint: skep config ls\n");
         let expected = r#"{"code":"NotFound","hint":"skep config ls","message":"cannot remove config web: no config is named web"}"#;
         assert_eq!(failure.json().to_string(), expected);
+    }
+
+    #[test]
+    fn an_order_that_was_lost_has_an_unknown_outcome_and_one_that_was_refused_has_not() {
+        let status = || Status::new(Code::Unavailable, "the connection broke");
+        let check = |error, code, exit, hint| {
+            let failure = Failure::of_order(error, "look");
+            assert_eq!((failure.code, failure.exit, failure.hint.as_str()), (code, exit, hint));
+        };
+        check(ClientError::Lost(status()), "Unknown", Exit::Unknown, "look");
+        check(ClientError::Unreachable(status()), "Unavailable", Exit::Unavailable, "");
+        check(ClientError::Refused(status()), "Unavailable", Exit::Unavailable, "");
+        check(ClientError::Refused(Status::new(Code::Unknown, "?")), "Unknown", Exit::Unknown, "");
     }
 
     #[test]

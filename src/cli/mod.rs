@@ -85,24 +85,25 @@ fn dispatch(cli: Cli) -> commands::Ended {
         }
         _ => {}
     }
+    let input = commands::input(&cli.command)?;
     let mut session = Session::open(&cli.common, out)?;
-    let exit = ask(&mut session, &cli.command)?;
+    let exit = ask(&mut session, &cli.command, input)?;
     session.out.flush()?;
     Ok(exit)
 }
 
-/// Commands that are questions to a manager.
-fn ask(session: &mut Session, command: &Command) -> commands::Ended {
+/// Commands that are questions to a manager; `input` is what the command read.
+fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::Ended {
     use crate::types::Kind;
     match command {
         Command::Status => commands::status(session),
         Command::Members => commands::members(session),
         Command::Watch(args) => commands::watch(session, args),
         Command::Node(command) => commands::node(session, command),
-        Command::Config(command) => commands::data(session, Kind::Config, command),
-        Command::Secret(command) => commands::data(session, Kind::Secret, command),
+        Command::Config(command) => commands::data(session, Kind::Config, command, input),
+        Command::Secret(command) => commands::data(session, Kind::Secret, command, input),
         Command::Extension(command) => commands::extension(session, command),
-        Command::Resource(command) => commands::resource(session, command),
+        Command::Resource(command) => commands::resource(session, command, input),
         Command::Cluster(command) => commands::cluster(session, command),
         Command::Token(command) => commands::token(session, command),
         Command::Raft(command) => commands::raft(session, command),

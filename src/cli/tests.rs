@@ -100,3 +100,23 @@ fn an_operation_on_several_sockets_is_for_bench_only() {
     let cli = Cli::try_parse_from(["skep", "status", "--socket", "/a", "--socket", "/b"]).unwrap();
     assert_eq!(dispatch(cli).unwrap_err().exit, Exit::Usage);
 }
+
+#[test]
+fn status_succeeds_on_a_manager_that_is_ready_and_on_no_other() {
+    for (state, exit) in [
+        ("ready", Exit::Done),
+        ("joining", Exit::Unavailable),
+        ("no leader", Exit::Unavailable),
+        ("", Exit::Unavailable),
+    ] {
+        assert_eq!(commands::status_exit(state), exit, "{state}");
+    }
+}
+
+#[test]
+fn what_a_command_sends_is_read_before_a_manager_is_sought() {
+    let line = ["skep", "config", "create", "web", "/nonexistent/file", "--socket", "/nonexistent/socket"];
+    let failure = dispatch(Cli::try_parse_from(line).unwrap()).unwrap_err();
+    assert_eq!(failure.attempted, "cannot create config web");
+    assert!(failure.message.starts_with("cannot read /nonexistent/file"), "{}", failure.message);
+}

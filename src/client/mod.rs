@@ -9,6 +9,7 @@
 //! - [`Client::write`] carries out its change at most once. Id and after-revision are fixed before the first attempt and
 //!   sent again unchanged, so that an answer that was lost is asked for, not repeated as a second write. It ends with a
 //!   definite answer or with [`ClientError::OutcomeUnknown`], which holds what is needed to ask again later.
+//! - A new write is made after a revision that is at most about a second old, however long the client has been idle.
 //! - Calls that may succeed later ([`Code::is_transient`](crate::types::Code::is_transient)) are repeated until the timeout, except
 //!   when the manager says that it sees no majority itself: then waiting would only hide the news.
 //! - [`Watch`] resumes after its last position when the connection breaks, and says so when it cannot; it never skips.
@@ -51,6 +52,10 @@ pub struct Client {
     connection: Option<Connection>,
     /// The newest one.
     hello: Hello,
+    /// The newest revision that this client was told of.
+    revision: Revision,
+    /// Until then [`Self::revision`] is recent enough for a new write.
+    recent_until: Instant,
 }
 
 /// A write's identity. The same one with the same write is carried out once, however often it is sent.
@@ -151,9 +156,17 @@ impl Client {
         }
     }
 
-    /// An id for a write that is made now.
-    pub fn write_id(&self) -> WriteId {
-        WriteId { change: ChangeId(OsEntropy.next_u128()), after: self.hello.revision }
+    /// An id for a write that is made now, after a revision that was current a moment ago: managers remember only so many
+    /// changes, and could not tell what became of one that claims to be older. A client that has heard nothing lately asks
+    /// for a new hello first; when none can be had, it takes what it knows.
+    pub fn write_id(&mut self) -> WriteId {
+        if monotonic() >= self.recent_until
+            && let Ok((connection, hello)) = self.target.connect(monotonic() + REFRESH_TIMEOUT)
+        {
+            self.connection = Some(connection);
+            self.greeted(hello);
+        }
+        WriteId { change: ChangeId(OsEntropy.next_u128()), after: self.revision }
     }
 
     /// A write under an id of its own.
@@ -171,7 +184,13 @@ impl Client {
         let mut in_doubt = false;
         loop {
             let error = match self.attempt(Call::Write, &body, deadline) {
-                Ok(Answer::Written { id, revision }) => return Ok(Written { id, revision }),
+                Ok(Answer::Written { id, revision }) => {
+                    // A write asked about again may be an old one, whose revision says nothing of the present.
+                    if revision > self.revision {
+                        self.knows(revision);
+                    }
+                    return Ok(Written { id, revision });
+                }
                 Ok(_) => self.unexpected(),
                 Err(error) => error,
             };
@@ -197,7 +216,24 @@ impl Client {
 
     fn connect(target: Target, timeout: Duration) -> Result<Self, ClientError> {
         let (connection, hello) = target.connect(monotonic() + timeout)?;
-        Ok(Self { target, connection: Some(connection), hello })
+        let (revision, recent_until) = (hello.revision, monotonic() + RECENT);
+        Ok(Self { target, connection: Some(connection), hello, revision, recent_until })
+    }
+
+    /// Takes in a hello.
+    fn greeted(&mut self, hello: Hello) {
+        // Another manager may lag behind, but revisions of another history compare with none.
+        let revision = match hello.lineage == self.hello.lineage {
+            true => hello.revision.max(self.revision),
+            false => hello.revision,
+        };
+        self.hello = hello;
+        self.knows(revision);
+    }
+
+    fn knows(&mut self, revision: Revision) {
+        self.revision = revision;
+        self.recent_until = monotonic() + RECENT;
     }
 
     /// The connection, made again if it broke.
@@ -206,7 +242,7 @@ impl Client {
             Some(connection) => connection,
             None => {
                 let (connection, hello) = self.target.connect(deadline)?;
-                self.hello = hello;
+                self.greeted(hello);
                 connection
             }
         };
@@ -217,7 +253,8 @@ impl Client {
         self.connection(deadline)?;
         let mut connection = self.connection.take().expect("it was just made");
         let remaining = deadline.since(monotonic());
-        let deadline_ms = u32::try_from(remaining.as_millis()).unwrap_or(u32::MAX);
+        // Zero would mean as long as the manager likes.
+        let deadline_ms = u32::try_from(remaining.as_millis()).unwrap_or(u32::MAX).max(1);
         let result = exchange(&mut connection, &request::encode(call, deadline_ms, None, body), deadline + GRACE);
         // After a refusal the connection is as good as before; after anything else it is not known what comes next on it.
         if matches!(result, Ok(_) | Err(ClientError::Refused(_))) {
@@ -309,6 +346,11 @@ impl Pauses {
 /// How much longer than the request's deadline a caller waits, so that the manager's own account of a deadline that
 /// passed arrives instead of a mere silence.
 pub const GRACE: Duration = Duration::from_millis(500);
+/// A revision learned so long ago is no longer given to new writes. Managers remember 131,072 changes, which takes many
+/// times as long.
+const RECENT: Duration = Duration::from_secs(1);
+/// How long a new hello may take.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 /// The first pause between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// No pause is longer.

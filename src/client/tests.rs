@@ -149,6 +149,69 @@ fn a_refused_or_lost_write_is_sent_again_under_the_same_id() {
 }
 
 #[test]
+fn a_new_write_is_made_after_a_revision_that_is_not_old() {
+    let greet_at = |mut served: Served<UnixStream>, revision| {
+        served.send(FrameKind::Hello, 0, 0, &envelope::encode(&Hello { revision: Revision(revision), ..hello() }));
+        served
+    };
+    let (_dir, path, server) = serve(vec![
+        Box::new(move |served| {
+            let mut served = greet_at(served, 41);
+            for (after, revision) in [(41, 50), (50, 51), (51, 20), (51, 52)] {
+                let (stream, request) = served.write_request();
+                assert_eq!(request.after, Revision(after));
+                served.answer(stream, &Answer::Written { id: ObjectId(5), revision: Revision(revision) });
+            }
+            // Whoever was idle comes on a new connection.
+            let _ = served.0.read(&mut [0; 1]);
+        }),
+        Box::new(move |served| {
+            let mut served = greet_at(served, 200_000);
+            let (stream, request) = served.write_request();
+            assert_eq!(request.after, Revision(200_000));
+            served.answer(stream, &WRITTEN);
+        }),
+    ]);
+    let mut client = Client::local(&path, TIMEOUT).unwrap();
+    for _ in 0..4 {
+        client.recent_until = monotonic() + TIMEOUT;
+        client.write(write(), TIMEOUT).unwrap();
+    }
+    // As if it had been idle for long. The script's first connection ends only when the client has left it.
+    client.recent_until = Instant::from_nanos(0);
+    client.connection = None;
+    client.write(write(), TIMEOUT).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_client_that_cannot_ask_anew_writes_after_what_it_knows() {
+    let (_dir, path, server) = serve(vec![Box::new(|served| {
+        let mut served = served.greet();
+        let (stream, request) = served.write_request();
+        assert_eq!(request.after, Revision(41));
+        served.answer(stream, &WRITTEN);
+    })]);
+    let mut client = Client::local(&path, TIMEOUT).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    client.recent_until = Instant::from_nanos(0);
+    client.write(write(), TIMEOUT).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_request_whose_time_is_nearly_over_still_names_a_deadline() {
+    let (_dir, path, server) = serve(vec![Box::new(|served| {
+        let mut served = served.greet();
+        let (_, body) = served.receive();
+        assert_eq!(request::decode(&body).unwrap().deadline_ms, 1);
+    })]);
+    let mut client = Client::local(&path, TIMEOUT).unwrap();
+    client.call(Call::Health, &(), Duration::ZERO).unwrap_err();
+    server.join().unwrap();
+}
+
+#[test]
 fn a_manager_without_hope_ends_the_retries_at_once() {
     let (_dir, path, server) = serve(vec![Box::new(|served| {
         let mut served = served.greet();
