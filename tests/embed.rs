@@ -68,9 +68,10 @@ fn three_managers_in_one_process_outlive_their_leader() {
     second.stop(Duration::from_secs(5));
     third.stop(Duration::from_secs(5));
 
-    // Everything is in the directory.
+    // Everything is in the directories. All listen elsewhere than before, and one address brings them together.
     let first = Node::start(Config::local(dir.path().join("one"))).unwrap();
-    let second = Node::start(Config::local(dir.path().join("two"))).unwrap();
+    let peers = vec![first.listen_addr().to_string()];
+    let second = Node::start(Config { peers, ..Config::local(dir.path().join("two")) }).unwrap();
     assert_eq!(read(&second, "after"), b"hello");
     assert_eq!(read(&first, "motd"), b"hello");
 }

@@ -12,8 +12,7 @@ use super::output::{Written, clean, table, tree};
 use super::parse;
 use super::session::{Session, read_data, unexpected};
 use crate::types::api::{
-    Action, Admin, Answer, Call, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest,
-    Write,
+    Action, Admin, Answer, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
@@ -387,7 +386,7 @@ pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
         }
         RaftCommand::Transfer { to } => {
             let request = Admin::Transfer { to: to.clone() };
-            let answer = session.client.call(Call::Admin, &request, session.timeout).map_err(|error| {
+            let answer = session.admin(&request).map_err(|error| {
                 Failure::of_order(error, "leadership may have moved: `skep status` shows who leads")
                     .while_attempting(|| "cannot hand leadership over".to_owned())
             })?;
@@ -399,7 +398,7 @@ pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
             DONE
         }
         RaftCommand::Snapshot => {
-            let answer = session.client.call(Call::Admin, &Admin::Snapshot, session.timeout).map_err(|error| {
+            let answer = session.admin(&Admin::Snapshot).map_err(|error| {
                 Failure::of_order(error, "it may have been written: `skep raft status` shows the newest snapshot")
                     .while_attempting(|| "cannot write a snapshot".to_owned())
             })?;
@@ -468,7 +467,7 @@ fn raft_text(report: &RaftReport) -> String {
 pub fn leave(session: &mut Session, args: &LeaveArgs) -> Ended {
     let node = session.client.hello().node_id;
     let attempted = || format!("cannot take node {node} out of the swarm");
-    match session.client.call(Call::Admin, &Admin::Leave { force: args.force }, session.timeout) {
+    match session.admin(&Admin::Leave { force: args.force }) {
         Ok(Answer::Done) => {}
         Ok(_) => return Err(unexpected()),
         Err(error) => {

@@ -8,9 +8,10 @@ use std::time::Duration;
 use super::args::{Common, WriteArgs};
 use super::exit::Failure;
 use super::output::Output;
-use crate::client::{Client, Written};
+use crate::client::{Client, ClientError, Written};
+use crate::sys::time::monotonic;
 use crate::types::Code;
-use crate::types::api::{Answer, QueryKind, Write};
+use crate::types::api::{Admin, Answer, Call, QueryKind, Write};
 
 /// One command's dealings with a manager.
 pub struct Session {
@@ -42,7 +43,26 @@ impl Session {
         let id = args.change_id.unwrap_or_else(|| self.client.write_id());
         Ok(self.client.write_as(id, write, self.timeout)?)
     }
+
+    /// An order to this manager. Repeated while nobody leads: nothing was done then, and a leader that was just told to
+    /// hand over, or one that was just elected, says so too.
+    pub fn admin(&mut self, admin: &Admin) -> Result<Answer, ClientError> {
+        let deadline = monotonic() + self.timeout;
+        loop {
+            match self.client.call(Call::Admin, admin, deadline.since(monotonic())) {
+                Err(ClientError::Refused(status))
+                    if status.code == Code::Unavailable && !status.hopeless && deadline.since(monotonic()) > PAUSE =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                result => return result,
+            }
+        }
+    }
 }
+
+/// Between two attempts while leadership is on its way.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The answer is of another kind than the question.
 pub fn unexpected() -> Failure {

@@ -17,7 +17,7 @@
 //!
 //! Not here: what requests mean, and who may make them.
 //!
-//! Invariants: bytes from the manager are limited by [`MAX_FRAME_BYTES`](crate::types::limits::MAX_FRAME_BYTES) before
+//! Invariants: bytes from the manager are limited by [`MAX_FRAME_BYTES`] before
 //! memory is taken for them; after anything unexpected the connection is dropped and a new one is made.
 
 use std::path::{Path, PathBuf};

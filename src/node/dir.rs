@@ -14,6 +14,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -128,6 +129,7 @@ impl DataDir {
             .truncate(false)
             .read(true)
             .write(true)
+            .mode(0o600)
             .open(path.join("LOCK"))
             .map_err(fail)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {

@@ -6,7 +6,7 @@
 //! than the marks know while every other manager was down as well.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use super::stop::Stopped;
 use crate::store::State;
 use crate::sys::files::{self, RealDisk};
 use crate::types::api::{Hello, PROTOCOL};
-use crate::types::{Caller, Code, Lineage, NodeId, Status};
+use crate::types::{Caller, Code, Index, Lineage, NodeId, Status};
 
 /// The newest start seen of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,8 +26,10 @@ struct Seen {
 /// What was seen of peers; kept in `peers.json`.
 #[derive(Debug, Default)]
 pub struct Greetings {
-    path: PathBuf,
     seen: BTreeMap<NodeId, Seen>,
+    /// Hellos that fell short of a floor once, and that floor. A hello is as old as its handshake, and a floor may have
+    /// risen past it since: only a second hello of the same process that is still below the first floor is a verdict.
+    suspects: BTreeMap<(NodeId, u64, u64), Index>,
 }
 
 /// What becomes of a hello.
@@ -35,6 +37,8 @@ pub struct Greetings {
 pub enum Verdict {
     /// It may take part.
     Welcome,
+    /// It may take part, and these are the new contents of `peers.json`.
+    WelcomeNew(Vec<u8>),
     /// It may not.
     Refused(Status),
 }
@@ -42,20 +46,29 @@ pub enum Verdict {
 const REMOVED: &str = "was removed from the swarm";
 const ROLLED_BACK: &str = "was rolled back";
 const FOREIGN: &str = "belongs to another history of this swarm";
+/// Suspects remembered; each is a process of a member, so that there are few.
+const MAX_SUSPECTS: usize = 64;
 
 impl Greetings {
     /// What `peers.json` holds. A file that is missing or damaged forgets what was seen; the floors in the log remain.
-    pub fn load(path: PathBuf) -> Self {
-        let seen = files::read(&RealDisk, &path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<BTreeMap<String, Seen>>(&bytes).ok())
-            .unwrap_or_default();
+    pub fn load(path: &Path) -> Self {
+        let seen = match files::read(&RealDisk, path) {
+            Ok(bytes) => serde_json::from_slice::<BTreeMap<String, Seen>>(&bytes).unwrap_or_else(|error| {
+                log::warn!("{} cannot be read ({error}): which starts of peers were seen is forgotten", path.display());
+                BTreeMap::new()
+            }),
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    log::warn!("{}: {error}: which starts of peers were seen is forgotten", path.display());
+                }
+                BTreeMap::new()
+            }
+        };
         let seen = seen.into_iter().filter_map(|(node, seen)| Some((node.parse().ok()?, seen))).collect();
-        Self { path, seen }
+        Self { seen, suspects: BTreeMap::new() }
     }
 
-    /// Judges a hello against what was seen and what the state knows. A newer start is remembered durably before it is
-    /// welcomed.
+    /// Judges a hello against what was seen and what the state knows.
     pub fn judge(&mut self, caller: &Caller, hello: &Hello, state: &State, lineage: Lineage) -> Verdict {
         let Some(node) = caller.node_id() else { return Verdict::Welcome };
         if hello.protocol != PROTOCOL {
@@ -83,13 +96,30 @@ impl Greetings {
         }
         let floor = state.floors().get(&raft_id).copied().unwrap_or_default();
         if hello.last.index < floor {
-            let message = format!(
-                "node {node} {ROLLED_BACK}: its log ends at {}, and it had acknowledged {floor}",
-                hello.last.index
-            );
-            return refused(Code::FailedPrecondition, message, ROLLED_BACK_HINT);
+            return self.below_floor(node, hello, floor);
         }
         self.judge_start(node, hello)
+    }
+
+    fn below_floor(&mut self, node: NodeId, hello: &Hello, floor: Index) -> Verdict {
+        let process = (node, hello.boot, hello.nonce);
+        let last = hello.last.index;
+        match self.suspects.get(&process) {
+            Some(first) if last < *first => {
+                let message =
+                    format!("node {node} {ROLLED_BACK}: its log ends at {last}, and it had acknowledged {first}");
+                refused(Code::FailedPrecondition, message, ROLLED_BACK_HINT)
+            }
+            _ => {
+                if self.suspects.len() >= MAX_SUSPECTS {
+                    self.suspects.pop_first();
+                }
+                self.suspects.insert(process, floor);
+                let message =
+                    format!("the log of node {node} ended at {last} when it said so, and should reach {floor}");
+                refused(Code::Unavailable, message, "it connects again by itself")
+            }
+        }
     }
 
     fn judge_start(&mut self, node: NodeId, hello: &Hello) -> Verdict {
@@ -112,13 +142,7 @@ impl Greetings {
                 self.seen.insert(node, new);
                 let seen: BTreeMap<String, Seen> =
                     self.seen.iter().map(|(node, seen)| (node.to_string(), *seen)).collect();
-                let bytes = serde_json::to_vec_pretty(&seen).expect("plain data");
-                if let Err(error) = files::replace(&RealDisk, &self.path, &bytes) {
-                    self.seen.remove(&node);
-                    let message = format!("this manager cannot write {}: {error}", self.path.display());
-                    return refused(Code::Unavailable, message, "look at the disk of the manager that refuses");
-                }
-                Verdict::Welcome
+                Verdict::WelcomeNew(serde_json::to_vec_pretty(&seen).expect("plain data"))
             }
         }
     }
@@ -134,8 +158,7 @@ impl Greetings {
     }
 }
 
-const ROLLED_BACK_HINT: &str =
-    "remove it with `skep node rm` if it is gone for good, or start it on an empty data directory with a join token";
+const ROLLED_BACK_HINT: &str = "move its data directory away and start it on an empty one with --join and a token";
 
 fn refused(code: Code, message: String, hint: &str) -> Verdict {
     Verdict::Refused(Status::new(code, message).with_hint(hint))

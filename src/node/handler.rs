@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::greeting::{Greetings, Verdict};
 use super::outlet::Completion;
 use super::service::Services;
-use super::snapshots::Transfer;
+use super::snapshots::{Job, Transfer};
 use super::stop::{StopCell, Stopped};
 use crate::codec::raft_message;
 use crate::codec::request::Ping;
@@ -29,14 +29,18 @@ use crate::types::api::{
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
+/// A manager that has just started has had no time to reach the others: that it sees no majority is no news before this.
+const SETTLING: Duration = Duration::from_millis(1500);
 /// A member that is taken out keeps its connections so long: the answer to its request is on its way to it.
 const PARTING: Duration = Duration::from_millis(500);
 /// The node's own calls have tokens from here on; the requests machine's are below.
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
 const FRESH: Duration = Duration::from_millis(20);
-/// A broken snapshot transfer is taken up again so often.
-const FETCH_ATTEMPTS: u32 = 5;
+/// A broken snapshot transfer is taken up again so often without receiving anything.
+const FETCH_ATTEMPTS: u32 = 6;
+/// Before the first of these attempts; doubled for each.
+const FETCH_PAUSE: Duration = Duration::from_millis(100);
 /// A leader may take this long to answer the node's own small calls.
 const OWN_DEADLINE_MS: u32 = 5000;
 /// A whole snapshot may take this long.
@@ -70,6 +74,8 @@ pub struct Active {
     pub store: Arc<Store>,
     /// Moves snapshots.
     pub transfer: Sender<Transfer>,
+    /// Writes files.
+    pub jobs: Sender<Job>,
     /// Where it listens, as the swarm was told.
     pub advertise: String,
 }
@@ -79,6 +85,7 @@ struct Membership {
     lineage: Lineage,
     store: Arc<Store>,
     transfer: Sender<Transfer>,
+    jobs: Sender<Job>,
     requests: Requests<Services>,
 }
 
@@ -87,7 +94,10 @@ struct Fetching {
     fetch: FetchSnapshot,
     token: u64,
     received: u64,
+    /// Attempts since something was received.
     attempts: u32,
+    /// When to ask again, after the connection broke.
+    retry_at: Option<Instant>,
 }
 
 /// The handler.
@@ -111,10 +121,14 @@ pub struct NodeHandler {
     moving: Option<u64>,
     /// Snapshot streams that this node serves.
     serving: BTreeMap<StreamId, NodeId>,
+    /// Bytes of them that were handed to the socket loop.
+    answered: BTreeMap<StreamId, u64>,
     /// Callers that asked this node to leave.
     leaving: BTreeSet<StreamId>,
     /// Those who are no longer members, and when to close their connections.
     parting: Vec<(Instant, Member)>,
+    /// Until then callers wait for a leader although no majority is reached; `None` after that.
+    settling: Option<Instant>,
     effects: Vec<Effect>,
     backlog: VecDeque<Event>,
 }
@@ -164,8 +178,10 @@ impl NodeHandler {
             fetching: None,
             moving: None,
             serving: BTreeMap::new(),
+            answered: BTreeMap::new(),
             leaving: BTreeSet::new(),
             parting: Vec::new(),
+            settling: None,
             effects: Vec::new(),
             backlog: VecDeque::new(),
         }
@@ -173,11 +189,12 @@ impl NodeHandler {
 
     /// The node has its place: requests are served from now on.
     pub fn activate(&mut self, active: Active) {
-        let Active { raft_id, lineage, store, transfer, advertise } = active;
+        let Active { raft_id, lineage, store, transfer, jobs, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
-        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, requests }));
+        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
+        self.settling = Some(monotonic() + SETTLING);
     }
 
     fn context(&self) -> Context {
@@ -327,7 +344,7 @@ impl NodeHandler {
             self.raft.link(raft::Event::SnapshotNotFetched { position: fetch.mark.position });
             return;
         }
-        self.fetching = Some(Fetching { fetch, token: 0, received: 0, attempts: 0 });
+        self.fetching = Some(Fetching { fetch, token: 0, received: 0, attempts: 0, retry_at: None });
         self.call_for_snapshot(out);
     }
 
@@ -336,6 +353,7 @@ impl NodeHandler {
         let Some(fetching) = &mut self.fetching else { return };
         fetching.token = token;
         fetching.attempts += 1;
+        fetching.retry_at = None;
         let request = SnapshotRequest { position: fetching.fetch.mark.position, offset: fetching.received };
         out.commands.push(Command::Call {
             token,
@@ -347,11 +365,12 @@ impl NodeHandler {
         });
     }
 
-    fn fetch_replied(&mut self, reply: Reply, out: &mut Outbox) {
+    fn fetch_replied(&mut self, reply: Reply) {
         let Some(fetching) = &mut self.fetching else { return };
         match reply {
             Reply::Answer { body, end } => {
                 fetching.received += body.len() as u64;
+                fetching.attempts = 0;
                 if !body.is_empty() {
                     self.transfer(Transfer::Part(body));
                 }
@@ -363,7 +382,10 @@ impl NodeHandler {
                 log::warn!("the snapshot is refused: {status}");
                 self.transfer(Transfer::Abort);
             }
-            Reply::Lost { .. } if fetching.attempts < FETCH_ATTEMPTS => self.call_for_snapshot(out),
+            Reply::Lost { .. } if fetching.attempts < FETCH_ATTEMPTS => {
+                // A redial takes a moment; what was received is kept.
+                fetching.retry_at = Some(monotonic() + FETCH_PAUSE * (1 << fetching.attempts));
+            }
             Reply::Lost { .. } => {
                 log::warn!("the snapshot's sender cannot be reached");
                 self.transfer(Transfer::Abort);
@@ -387,7 +409,10 @@ impl NodeHandler {
         self.refresh(now);
         let Some(member) = &self.member else { return };
         let context = &member.requests.service().control.context;
-        let no_majority = member.store.view(|state| control::no_majority(state, context));
+        let no_majority = match self.settling {
+            Some(_) => None,
+            None => member.store.view(|state| control::no_majority(state, context)),
+        };
         let leadership = Leadership { leader: self.leadership.leader, serving: self.leadership.serving, no_majority };
         self.drive(now, Event::Leadership(leadership), out);
         self.move_if_needed(out);
@@ -400,6 +425,11 @@ impl NodeHandler {
             if !self.peers.iter().any(|peer| peer.node_id == member.node_id) {
                 self.links.remove(&member.node_id);
                 self.parting.push((now + PARTING, member));
+            }
+        }
+        for link in self.links.values_mut() {
+            if let Some(member) = self.peers.iter().find(|member| member.node_id == link.node_id) {
+                link.addr.clone_from(&member.addr);
             }
         }
         self.dial_peers(out);
@@ -415,6 +445,15 @@ impl NodeHandler {
         }
         self.dial_peers(out);
         out.commands.extend(due.into_iter().map(|(_, member)| Command::Disconnect(member.node_id)));
+    }
+
+    /// Apply may see that this node left before the leader's answer is here, and the node stops then: whoever asked for
+    /// it gets what is true.
+    fn answer_leaving(&mut self, now: Instant, out: &mut Outbox) {
+        for stream in std::mem::take(&mut self.leaving) {
+            self.drive(now, Event::Cancelled(stream), out);
+            out.commands.push(Command::Answer { stream, body: control::encode(&Answer::Done), end: true });
+        }
     }
 
     fn dial_peers(&self, out: &mut Outbox) {
@@ -488,6 +527,12 @@ impl NodeHandler {
                     let result = match result {
                         OrderResult::Done(answer) => Ok(control::encode(&answer)),
                         OrderResult::Refused(status) => Err(status),
+                        OrderResult::Uncertain => {
+                            let message =
+                                "leadership moved while the order was in the log: it may still be carried out";
+                            Err(Status::new(Code::Unknown, message)
+                                .with_hint("see with `skep members`, then try again"))
+                        }
                         OrderResult::Again => {
                             Err(Status::new(Code::Unavailable, "leadership moved; nothing was done")
                                 .with_hint("try again"))
@@ -525,6 +570,10 @@ impl Handler for NodeHandler {
         let verdict = member.store.view(|state| self.greetings.judge(caller, hello, state, member.lineage));
         match verdict {
             Verdict::Welcome => {}
+            Verdict::WelcomeNew(peers) => {
+                // A queue that is full of snapshots to write drops it: what is not remembered is judged by the floors.
+                let _ = member.jobs.try_send(Job::Remember(peers));
+            }
             Verdict::Refused(status) => return Err(status),
         }
         let known = self.peers.iter().find(|peer| peer.node_id == hello.node_id);
@@ -574,6 +623,7 @@ impl Handler for NodeHandler {
 
     fn cancelled(&mut self, stream: StreamId, out: &mut Outbox) {
         self.leaving.remove(&stream);
+        self.answered.remove(&stream);
         if self.serving.remove(&stream).is_some() {
             self.transfer(Transfer::Cancel(stream));
         } else {
@@ -584,7 +634,8 @@ impl Handler for NodeHandler {
     fn credit(&mut self, stream: StreamId, available: u32, out: &mut Outbox) {
         if let Some(node) = self.serving.get(&stream).copied() {
             self.raft.link(raft::Event::SnapshotServing { node });
-            self.transfer(Transfer::Credit(stream, available));
+            let answered = self.answered.get(&stream).copied().unwrap_or(0);
+            self.transfer(Transfer::Credit { stream, available, answered });
         } else {
             self.drive(monotonic(), Event::Credit(stream, available), out);
         }
@@ -594,7 +645,7 @@ impl Handler for NodeHandler {
         if token < OWN {
             self.drive(now, Event::Replied { token, reply }, out);
         } else if self.fetching.as_ref().is_some_and(|fetching| fetching.token == token) {
-            self.fetch_replied(reply, out);
+            self.fetch_replied(reply);
         } else if self.moving == Some(token) {
             self.moving = None;
             if let Reply::Refused(status) = reply {
@@ -698,8 +749,11 @@ impl Handler for NodeHandler {
                 }
                 Completion::Fetch(fetch) => self.begin_fetch(fetch, out),
                 Completion::Served { stream, body, end } => {
-                    if end {
+                    if end || !self.serving.contains_key(&stream) {
                         self.serving.remove(&stream);
+                        self.answered.remove(&stream);
+                    } else {
+                        *self.answered.entry(stream).or_default() += body.len() as u64;
                     }
                     out.commands.push(Command::Answer { stream, body, end });
                 }
@@ -707,13 +761,13 @@ impl Handler for NodeHandler {
                     self.serving.remove(&stream);
                     out.refuse(stream, status);
                 }
-                Completion::Taken(bytes) => {
-                    if let Some(fetching) = &self.fetching {
+                Completion::Taken(position, bytes) => {
+                    if let Some(fetching) = self.fetching.as_ref().filter(|f| f.fetch.mark.position == position) {
                         out.commands.push(Command::Grant { token: fetching.token, bytes });
                     }
                 }
-                Completion::FetchEnded => {
-                    if let Some(fetching) = self.fetching.take() {
+                Completion::FetchEnded(position) => {
+                    if let Some(fetching) = self.fetching.take_if(|f| f.fetch.mark.position == position) {
                         out.commands.push(Command::Abandon { token: fetching.token });
                     }
                 }
@@ -721,7 +775,12 @@ impl Handler for NodeHandler {
                     self.hints.insert(node, addr);
                     self.dial_peers(out);
                 }
-                Completion::Shutdown => out.commands.push(Command::Shutdown),
+                Completion::Shutdown => {
+                    if self.stop.is_removed() {
+                        self.answer_leaving(now, out);
+                    }
+                    out.commands.push(Command::Shutdown);
+                }
             }
         }
     }
@@ -730,7 +789,14 @@ impl Handler for NodeHandler {
         if self.member.is_none() {
             return;
         }
+        if self.settling.is_some_and(|until| until <= now) {
+            self.settling = None;
+            self.announce(now, out);
+        }
         self.part(now, out);
+        if self.fetching.as_ref().and_then(|fetching| fetching.retry_at).is_some_and(|at| at <= now) {
+            self.call_for_snapshot(out);
+        }
         self.drive(now, Event::TurnEnded, out);
         if let Some(member) = &self.member
             && member.requests.is_empty()
@@ -742,7 +808,8 @@ impl Handler for NodeHandler {
     fn next_deadline(&self) -> Option<Instant> {
         let parting = self.parting.iter().map(|(due, _)| *due).min();
         let requests = self.member.as_ref().and_then(|member| member.requests.next_deadline());
-        parting.into_iter().chain(requests).min()
+        let fetch = self.fetching.as_ref().and_then(|fetching| fetching.retry_at);
+        parting.into_iter().chain(requests).chain(self.settling).chain(fetch).min()
     }
 
     fn http(&mut self, path: &str) -> (u16, &'static str, String) {

@@ -174,7 +174,7 @@ pub fn place(addr: &str, keys: &Keys, hello: &Hello, advertise: &str) -> Result<
 pub fn find_peers(
     addrs: Vec<String>,
     keys: &Keys,
-    hello: &Hello,
+    hello: &dyn Fn() -> Hello,
     found: impl Fn(NodeId, String),
     ended: impl Fn() -> bool,
 ) -> Result<(), StartError> {
@@ -184,7 +184,7 @@ pub fn find_peers(
         let mut silent = Vec::new();
         for addr in left {
             let trust = Trust::Roots(keys.root_pem.clone());
-            let connect = target(&addr, Some(&keys.identity), trust, Some(hello.clone()))?;
+            let connect = target(&addr, Some(&keys.identity), trust, Some(hello()))?;
             match Client::tls(connect, Duration::from_secs(2)) {
                 Ok(client) => found(client.hello().node_id, addr),
                 Err(error) => {

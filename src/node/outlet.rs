@@ -13,7 +13,7 @@ use crate::net::run::NetHandle;
 use crate::raft::run::Outlet;
 use crate::raft::{FetchSnapshot, Leadership, Reply, Stop};
 use crate::sys::queue::Sender;
-use crate::types::{Member, NodeId, Outcome, Status};
+use crate::types::{Member, NodeId, Outcome, Position, Status};
 
 /// What other threads send to the net thread.
 #[derive(Debug)]
@@ -49,9 +49,9 @@ pub enum Completion {
         status: Status,
     },
     /// So many bytes of a fetched snapshot are written: the sender may go on.
-    Taken(u32),
-    /// The fetch is over, one way or the other.
-    FetchEnded,
+    Taken(Position, u32),
+    /// The fetch of the snapshot of this place is over, one way or the other.
+    FetchEnded(Position),
     /// A manager answers at this address, whatever the members' list says.
     Hint(NodeId, String),
     /// Close everything.

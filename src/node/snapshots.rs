@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,12 +19,13 @@ use crate::raft::run::{Handle, Input};
 use crate::raft::{Event, SnapshotMark};
 use crate::store::{SnapshotDecoder, Store};
 use crate::sys::entropy::OsEntropy;
+use crate::sys::files::{self, RealDisk};
 use crate::sys::metrics::Metrics;
 use crate::sys::queue::{Receiver, Sender, bounded};
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::monotonic;
 use crate::types::{Code, Position, Status};
-use crate::wal::{SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
+use crate::wal::{LogReader, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
 
 /// Snapshots kept: the newest, and the one before it, which may be on its way to a peer.
 const KEPT: usize = 2;
@@ -33,6 +35,8 @@ const KEPT: usize = 2;
 pub enum Job {
     /// Write one of the store as it is.
     Create,
+    /// Replace `peers.json`. Done here, because a file is synced, and who greets peers must not wait for the disk.
+    Remember(Vec<u8>),
 }
 
 /// For the thread that moves them.
@@ -48,7 +52,14 @@ pub enum Transfer {
         offset: u64,
     },
     /// The peer takes so many bytes now.
-    Credit(StreamId, u32),
+    Credit {
+        /// The stream.
+        stream: StreamId,
+        /// In all, after what the socket loop has been handed.
+        available: u32,
+        /// How much that is; more may be on its way there.
+        answered: u64,
+    },
     /// The peer is gone.
     Cancel(StreamId),
     /// A leader's snapshot is on its way.
@@ -65,13 +76,21 @@ pub enum Transfer {
 pub fn spawn_writer(
     store: Arc<Store>,
     snapshots: Snapshots,
+    recorded: LogReader,
     raft: Handle,
     metrics: &Metrics,
+    peers_file: PathBuf,
 ) -> io::Result<(Sender<Job>, Thread)> {
     let (sender, inbox) = bounded(4, metrics.queue("snapshot"));
     let seconds = metrics.histogram("skep_snapshot_seconds");
     let thread = thread::spawn("snapshot", move || {
-        while let Some(Job::Create) = inbox.recv() {
+        while let Some(job) = inbox.recv() {
+            if let Job::Remember(bytes) = job {
+                if let Err(error) = files::replace(&RealDisk, &peers_file, &bytes) {
+                    log::warn!("cannot write {}: {error}", peers_file.display());
+                }
+                continue;
+            }
             let begin = monotonic();
             let event = match snapshots.save(store.snapshot(), &mut OsEntropy) {
                 Ok(mark) => {
@@ -82,7 +101,7 @@ pub fn spawn_writer(
                         mark.position.index,
                         mark.bytes
                     );
-                    remove_old(&snapshots);
+                    remove_old(&snapshots, &recorded);
                     Event::SnapshotCreated { mark }
                 }
                 Err(error) => {
@@ -96,10 +115,15 @@ pub fn spawn_writer(
     Ok((sender, thread))
 }
 
-fn remove_old(snapshots: &Snapshots) {
+/// Removes all but the newest snapshots, and never the one that the log has recorded: a newer file may be an orphan that
+/// raft did not take.
+fn remove_old(snapshots: &Snapshots, recorded: &LogReader) {
     let result = list_snapshots(snapshots.disk.as_ref(), &snapshots.dir).and_then(|indexes| {
         match indexes.len().checked_sub(KEPT) {
-            Some(first) => remove_snapshots_before(snapshots.disk.as_ref(), &snapshots.dir, indexes[first]),
+            Some(first) => {
+                let keep = indexes[first].min(recorded.snapshot().index);
+                remove_snapshots_before(snapshots.disk.as_ref(), &snapshots.dir, keep)
+            }
             None => Ok(()),
         }
     });
@@ -111,12 +135,13 @@ fn remove_old(snapshots: &Snapshots) {
 /// Starts the thread that serves and takes snapshots.
 pub fn spawn_transfer(
     snapshots: Snapshots,
+    recorded: LogReader,
     raft: Handle,
     net: NetHandle<Completion>,
     metrics: &Metrics,
 ) -> io::Result<(Sender<Transfer>, Thread)> {
     let (sender, inbox) = bounded(4096, metrics.queue("transfer"));
-    let mut mover = Mover { snapshots, raft, net, serving: BTreeMap::new(), taking: None };
+    let mut mover = Mover { snapshots, recorded, raft, net, serving: BTreeMap::new(), taking: None };
     let thread = thread::spawn("transfer", move || mover.run(&inbox))?;
     Ok((sender, thread))
 }
@@ -124,6 +149,7 @@ pub fn spawn_transfer(
 struct Serving {
     reader: SnapshotReader,
     credit: i64,
+    sent: u64,
     next: Option<Vec<u8>>,
 }
 
@@ -135,6 +161,7 @@ struct Taking {
 
 struct Mover {
     snapshots: Snapshots,
+    recorded: LogReader,
     raft: Handle,
     net: NetHandle<Completion>,
     serving: BTreeMap<StreamId, Serving>,
@@ -146,9 +173,9 @@ impl Mover {
         while let Some(transfer) = inbox.recv() {
             match transfer {
                 Transfer::Serve { stream, position, offset } => self.serve(stream, position, offset),
-                Transfer::Credit(stream, available) => {
+                Transfer::Credit { stream, available, answered } => {
                     if let Some(serving) = self.serving.get_mut(&stream) {
-                        serving.credit = i64::from(available);
+                        serving.credit = i64::from(available) - (serving.sent - answered.min(serving.sent)) as i64;
                         self.send_parts(stream);
                     }
                 }
@@ -177,7 +204,7 @@ impl Mover {
         match opened {
             Ok(reader) if reader.meta().position == position => {
                 let credit = i64::from(crate::codec::frame::INITIAL_CREDIT);
-                self.serving.insert(stream, Serving { reader, credit, next: None });
+                self.serving.insert(stream, Serving { reader, credit, sent: 0, next: None });
                 self.send_parts(stream);
             }
             Ok(_) => {
@@ -204,6 +231,7 @@ impl Mover {
                     let room = usize::try_from(serving.credit).unwrap_or(0).min(chunk.len());
                     let rest = chunk.split_off(room);
                     serving.credit -= room as i64;
+                    serving.sent += room as u64;
                     serving.next = (!rest.is_empty()).then_some(rest);
                     let _ = self.net.send(Completion::Served { stream, body: chunk.into(), end: false });
                 }
@@ -228,9 +256,10 @@ impl Mover {
         match SnapshotWriter::create(disk.clone(), dir, key, *lineage, mark.position, &mark.configuration) {
             Ok(writer) => self.taking = Some(Taking { mark, writer, decoder: SnapshotDecoder::new() }),
             Err(error) => {
+                let position = mark.position;
                 log::error!("cannot begin to write a snapshot: {error}");
-                self.raft.internal(Input::Event(Event::SnapshotNotFetched { position: mark.position }));
-                self.report(Completion::FetchEnded);
+                self.raft.internal(Input::Event(Event::SnapshotNotFetched { position }));
+                self.report(Completion::FetchEnded(position));
             }
         }
     }
@@ -239,7 +268,10 @@ impl Mover {
         let Some(taking) = self.taking.as_mut() else { return };
         let written = taking.writer.write_chunk(bytes).map_err(|error| error.to_string());
         match written.and_then(|()| taking.decoder.push(bytes).map_err(|error| error.to_string())) {
-            Ok(()) => self.report(Completion::Taken(bytes.len() as u32)),
+            Ok(()) => {
+                let position = taking.mark.position;
+                self.report(Completion::Taken(position, bytes.len() as u32));
+            }
             Err(error) => self.abort(Some(error)),
         }
     }
@@ -257,7 +289,7 @@ impl Mover {
         match finished {
             Ok((state, meta)) => {
                 log::info!("fetched a snapshot at log index {} ({} bytes)", position.index, meta.bytes);
-                remove_old(&self.snapshots);
+                remove_old(&self.snapshots, &self.recorded);
                 self.raft.internal(Input::Fetched { position, bytes: meta.bytes, state: Box::new(state) });
             }
             Err(error) => {
@@ -265,7 +297,7 @@ impl Mover {
                 self.raft.internal(Input::Event(Event::SnapshotNotFetched { position }));
             }
         }
-        self.report(Completion::FetchEnded);
+        self.report(Completion::FetchEnded(position));
     }
 
     fn abort(&mut self, why: Option<String>) {
@@ -273,7 +305,8 @@ impl Mover {
         if let Some(why) = why {
             log::error!("the snapshot that is being fetched cannot be used: {why}");
         }
-        self.raft.internal(Input::Event(Event::SnapshotNotFetched { position: taking.mark.position }));
-        self.report(Completion::FetchEnded);
+        let position = taking.mark.position;
+        self.raft.internal(Input::Event(Event::SnapshotNotFetched { position }));
+        self.report(Completion::FetchEnded(position));
     }
 }

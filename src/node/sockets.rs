@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -89,7 +89,8 @@ fn bind_unix(config: &Config) -> Result<(UnixListener, PathBuf), StartError> {
             let hint = "talk to that one with --socket, or choose another path";
             return Err(StartError::refused(what, "another process answers there", hint));
         }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        // Connecting to a file that is no socket is refused as well, and that file is somebody's.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && is_socket(&path) => {
             std::fs::remove_file(&path).map_err(|error| internal(what.clone(), error))?;
         }
         Err(_) => {}
@@ -105,9 +106,6 @@ fn bind_unix(config: &Config) -> Result<(UnixListener, PathBuf), StartError> {
         };
         StartError::new(StartFailure::Internal, &what, error, hint)
     })?;
-    let mode = if config.socket_group.is_some() { 0o660 } else { 0o600 };
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
-        .map_err(|error| internal(what.clone(), error))?;
     if let Some(group) = &config.socket_group {
         let id = group_id(group)
             .ok_or_else(|| StartError::refused(&what, format!("there is no group {group}"), "see `getent group`"))?;
@@ -115,7 +113,15 @@ fn bind_unix(config: &Config) -> Result<(UnixListener, PathBuf), StartError> {
             StartError::new(StartFailure::Internal, &what, error, "run as root, or as a member of the group")
         })?;
     }
+    // The group is set before it is let in.
+    let mode = if config.socket_group.is_some() { 0o660 } else { 0o600 };
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+        .map_err(|error| internal(what.clone(), error))?;
     Ok((listener, path))
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// A name for a socket that the system takes: a long path is reached through its directory's descriptor.

@@ -50,6 +50,11 @@ pub fn start(config: Config) -> Result<Node, StartError> {
     if file.phase == Phase::Member && config.join.is_some() {
         log::info!("{} belongs to a member of a swarm already: --join and --token are ignored", dir.path().display());
     }
+    if file.phase == Phase::Founding && config.join.is_some() {
+        // A first start that was cut off left nothing worth keeping, and the operator has decided otherwise since.
+        dir.wipe_unfinished()?;
+        file.phase = Phase::Joining;
+    }
     file.boot += 1;
     let opened = match file.phase {
         Phase::Founding => {
@@ -240,7 +245,7 @@ impl Starter {
         let parts = Parts {
             identity: identity.clone(),
             raft: raft.clone(),
-            greetings: Greetings::load(dir.path().join("peers.json")),
+            greetings: Greetings::load(&dir.path().join("peers.json")),
             metrics: metrics.clone(),
             stop: stop.clone(),
             watched: watched.clone(),
@@ -308,15 +313,21 @@ impl Starter {
         let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
         let store = applier.store().clone();
 
-        let (snapshot_jobs, snapshot_thread) =
-            snapshots::spawn_writer(store.clone(), snapshots.clone(), self.raft.clone(), &self.metrics)
-                .map_err(internal)?;
+        let (snapshot_jobs, snapshot_thread) = snapshots::spawn_writer(
+            store.clone(),
+            snapshots.clone(),
+            reader.clone(),
+            self.raft.clone(),
+            &self.metrics,
+            self.dir.path().join("peers.json"),
+        )
+        .map_err(internal)?;
         let (transfer, transfer_thread) =
-            snapshots::spawn_transfer(snapshots, self.raft.clone(), self.net.clone(), &self.metrics)
+            snapshots::spawn_transfer(snapshots, reader.clone(), self.raft.clone(), self.net.clone(), &self.metrics)
                 .map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
-            snapshots: snapshot_jobs,
+            snapshots: snapshot_jobs.clone(),
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });
@@ -344,7 +355,14 @@ impl Starter {
             },
         )
         .map_err(|error| internal(format!("raft does not accept the log: {error}")))?;
-        let active = Active { raft_id, lineage, store, transfer, advertise: self.identity.advertise.clone() };
+        let active = Active {
+            raft_id,
+            lineage,
+            store,
+            transfer,
+            jobs: snapshot_jobs,
+            advertise: self.identity.advertise.clone(),
+        };
         let mut active = Some(active);
         if self.net_parts.is_none()
             && let Some(active) = active.take()
@@ -393,7 +411,8 @@ impl Starter {
         if addrs.is_empty() {
             return Ok(());
         }
-        let hello = Hello { raft_id: Some(raft_id), lineage, last: self.raft.durable().last, ..self.hello() };
+        let (raft, hello) = (self.raft.clone(), self.hello());
+        let hello = move || Hello { raft_id: Some(raft_id), lineage, last: raft.durable().last, ..hello.clone() };
         let keys = self.opened.keys.clone();
         let (net, stop) = (self.net.clone(), self.stop.clone());
         let found = move |node, addr| {

@@ -47,6 +47,11 @@ impl StopCell {
         self.lock().is_some()
     }
 
+    /// Whether the reason is that the node is no longer a member.
+    pub fn is_removed(&self) -> bool {
+        *self.lock() == Some(Stopped::Removed)
+    }
+
     /// Blocks until there is a reason.
     pub fn wait(&self) -> Stopped {
         let mut slot = self.lock();

@@ -47,6 +47,19 @@ const READ_RETRY: Duration = Duration::from_millis(300);
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// A follower that does not fetch the snapshot it was offered for so long is offered it again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// A snapshot that failed is tried again after this, then after twice as long, up to [`SNAPSHOT_PAUSE_MAX`].
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(30);
+/// See [`SNAPSHOT_PAUSE`].
+const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(600);
+/// What a manager may send that is no member as far as is known here: this member may have been cut off while the other
+/// joined, and must take its log and grant its votes, or the swarm can stay without a leader for ever.
+const STRANGERS_MAY: [MessageType; 5] = [
+    MessageType::MsgAppend,
+    MessageType::MsgHeartbeat,
+    MessageType::MsgSnapshot,
+    MessageType::MsgRequestVote,
+    MessageType::MsgRequestPreVote,
+];
 /// A learner this many entries behind has caught up.
 const PROMOTION_LAG: u64 = 256;
 /// A mark is due after this many changes...
@@ -163,14 +176,17 @@ pub struct Machine {
     last_leader: Option<RaftId>,
     leader_lost: Option<Instant>,
     elections: u64,
-    handed_over_in: Option<Term>,
+    /// When a stalled disk last made this leader try to hand over.
+    handed_over_at: Option<Instant>,
     stopping: bool,
 
     log_bytes: u64,
     sizes: VecDeque<(Index, u64)>,
     total_bytes: u64,
     creating_snapshot: bool,
-    offered: Option<Message>,
+    /// After a snapshot that failed: no new one before this, and how long that pause is.
+    snapshot_pause: Option<(Instant, Duration)>,
+    offered: Option<(Message, Instant)>,
     /// Size of the snapshot fetched last, for the rule that says when the next is due.
     fetched_bytes: u64,
     marks: VecDeque<StateHash>,
@@ -246,12 +262,13 @@ impl Machine {
             last_leader: None,
             leader_lost: Some(now),
             elections: 0,
-            handed_over_in: None,
+            handed_over_at: None,
             stopping: false,
             log_bytes: options.log_bytes,
             sizes: VecDeque::new(),
             total_bytes: 0,
             creating_snapshot: false,
+            snapshot_pause: None,
             offered: None,
             fetched_bytes: 0,
             marks: VecDeque::new(),
@@ -277,8 +294,8 @@ impl Machine {
             Event::Propose { token, command } => self.on_propose(token, command),
             Event::Read { token } => self.reads.add(now, token),
             Event::Order { token, order } => self.on_order(token, order),
-            Event::Persisted { number } => self.on_persisted(now, number),
-            Event::Applied(applied) => self.on_applied(now, applied),
+            Event::Persisted { number } => self.on_persisted(number),
+            Event::Applied(applied) => self.on_applied(applied),
             Event::Fetched { fetch, entries } => {
                 let context: GetEntriesContext = self.node.mut_store().fetched(fetch, entries);
                 self.node.on_entries_fetched(context);
@@ -287,12 +304,15 @@ impl Machine {
             Event::SnapshotCreated { mark } => self.on_snapshot_created(now, mark),
             Event::SnapshotFailed => {
                 self.creating_snapshot = false;
+                let pause =
+                    self.snapshot_pause.map_or(SNAPSHOT_PAUSE, |(_, pause)| (pause * 2).min(SNAPSHOT_PAUSE_MAX));
+                self.snapshot_pause = Some((now + pause, pause));
                 let status = Status::new(Code::Internal, "the snapshot could not be written; the log says why");
                 self.finish_snapshot_orders(OrderResult::Refused(status));
             }
             Event::SnapshotFetched { position, bytes } => self.on_snapshot_fetched(position, bytes),
             Event::SnapshotNotFetched { position } => {
-                if self.offered.as_ref().is_some_and(|message| snapshot_position(message) == position) {
+                if self.offered.as_ref().is_some_and(|(message, _)| snapshot_position(message) == position) {
                     self.offered = None;
                 }
             }
@@ -338,7 +358,7 @@ impl Machine {
         self.node.mut_store().evict(done);
         self.effects.fetch = self.node.mut_store().take_fetches();
         self.set_election_timeout();
-        self.check_snapshot_due();
+        self.check_snapshot_due(now);
         std::mem::take(&mut self.effects)
     }
 
@@ -402,9 +422,11 @@ impl Machine {
     /// Disk latency is part of a leader's liveness: heartbeats alone would keep a leader that can write nothing.
     fn watch_disk(&mut self, now: Instant) {
         let stalled = self.in_flight.iter().find(|flight| flight.sync).is_some_and(|f| now.since(f.since) > DISK_STALL);
-        let term = Term(self.node.raft.term);
-        if stalled && self.handed_over_in != Some(term) && self.transfer_to_best(Some(HEALTHY_SYNC_US)) {
-            self.handed_over_in = Some(term);
+        // A transfer may come to nothing, and the swarm can commit nothing while this leader stays.
+        let tried = self.handed_over_at.is_some_and(|at| now.since(at) < DISK_STALL);
+        let free = self.node.raft.lead_transferee.is_none();
+        if stalled && !tried && free && self.transfer_to_best(Some(HEALTHY_SYNC_US)) {
+            self.handed_over_at = Some(now);
             log::warn!("the disk has not finished a write for {DISK_STALL:?}: handing leadership over");
         }
     }
@@ -416,7 +438,8 @@ impl Machine {
             let to = transfer.to;
             if let Some(token) = self.orders.transfer.take().and_then(|transfer| transfer.token) {
                 let message = format!("member {to} did not take over; this manager leads on");
-                let status = Status::new(Code::Unavailable, message).with_hint("`skep members` shows who is reachable");
+                // Not `Unavailable`, which is asked again: proposals wait while a transfer runs.
+                let status = Status::new(Code::Aborted, message).with_hint("`skep members` shows who is reachable");
                 self.effects.replies.push(Reply::Order(token, OrderResult::Refused(status)));
             }
         }
@@ -519,6 +542,7 @@ impl Machine {
             None if message.from < self.replicated.next_raft_id.0 && self.was_member(message.from) => {
                 return;
             }
+            None if !STRANGERS_MAY.contains(&message.msg_type) => return,
             None => {
                 self.strangers.insert(message.from, from);
                 if self.strangers.len() > 64 {
@@ -546,7 +570,7 @@ impl Machine {
                 return;
             }
             MessageType::MsgAppend if self.is_over_budget() => return,
-            MessageType::MsgSnapshot => return self.on_snapshot_offer(from, message),
+            MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
                 if self.is_candidate() && self.is_unsynced() && self.early_votes.len() < 64 =>
             {
@@ -578,14 +602,16 @@ impl Machine {
         !self.replicated.members.is_empty() && id < self.replicated.next_raft_id.0
     }
 
-    fn on_snapshot_offer(&mut self, from: NodeId, message: Message) {
+    fn on_snapshot_offer(&mut self, now: Instant, from: NodeId, message: Message) {
         let position = snapshot_position(&message);
         if message.term < self.node.raft.term || position.index <= self.applied {
             // raft-rs answers an old one with what is committed here, which moves the sender on.
             self.step_raft(message);
             return;
         }
-        if self.offered.as_ref().is_some_and(|offered| snapshot_position(offered) == position) {
+        let same = self.offered.as_ref().is_some_and(|(offered, _)| snapshot_position(offered) == position);
+        // The leader offers again after a while without progress: so does a fetch that died without a word.
+        if same && self.offered.as_ref().is_some_and(|(_, at)| now.since(*at) < SNAPSHOT_PATIENCE) {
             return;
         }
         let state = message.get_snapshot().get_metadata().get_conf_state();
@@ -594,12 +620,14 @@ impl Machine {
             learners: state.learners.iter().map(|id| RaftId(*id)).collect(),
         };
         let mark = SnapshotMark { position, configuration, bytes: 0 };
-        self.offered = Some(message);
+        self.offered = Some((message, now));
         self.effects.fetch_snapshot = Some(FetchSnapshot { from, mark });
     }
 
     fn on_snapshot_fetched(&mut self, position: Position, bytes: u64) {
-        let Some(message) = self.offered.take_if(|offered| snapshot_position(offered) == position) else { return };
+        let Some((message, _)) = self.offered.take_if(|(offered, _)| snapshot_position(offered) == position) else {
+            return;
+        };
         self.fetched_bytes = bytes;
         self.step_raft(message);
     }
@@ -723,7 +751,7 @@ impl Machine {
             Some(node) => match self.voters().find(|member| member.node_id == node) {
                 Some(member) if self.is_up(node) => Some(member.raft_id),
                 Some(_) => {
-                    let status = Status::new(Code::Unavailable, format!("manager {node} is not reachable"));
+                    let status = Status::new(Code::FailedPrecondition, format!("manager {node} is not reachable"));
                     return Some(OrderResult::Refused(status.with_hint("see who is with `skep members`")));
                 }
                 None => {
@@ -1087,7 +1115,7 @@ impl Machine {
         self.effects.persist.push((persist, releases));
     }
 
-    fn on_persisted(&mut self, now: Instant, number: u64) {
+    fn on_persisted(&mut self, number: u64) {
         let mut ready = None;
         while self.in_flight.front().is_some_and(|flight| flight.number <= number) {
             let flight = self.in_flight.pop_front().expect("front() was there");
@@ -1111,7 +1139,7 @@ impl Machine {
         if self.installing.take_if(|(installed, _)| *installed <= number).is_some()
             && let Some(applied) = self.installed_early.take()
         {
-            self.on_applied(now, applied);
+            self.on_applied(applied);
         }
     }
 
@@ -1170,7 +1198,7 @@ impl Machine {
         None
     }
 
-    fn on_applied(&mut self, now: Instant, applied: Applied) {
+    fn on_applied(&mut self, applied: Applied) {
         let index = applied.position.index;
         // raft-rs panics when more is applied than persisted. Nothing else is handed to apply until then.
         if self.installing.is_some_and(|(_, installing)| index >= installing) {
@@ -1182,7 +1210,7 @@ impl Machine {
             let (_, bytes) = self.handed.pop_front().expect("front() was there");
             self.applying_bytes -= bytes;
         }
-        let before: Vec<NodeId> = self.replicated.members.iter().map(|member| member.node_id).collect();
+        let was_member = self.is_member();
         if let Some(replicated) = applied.replicated {
             if replicated.members != self.replicated.members {
                 self.effects.peers = Some(replicated.members.clone());
@@ -1211,11 +1239,9 @@ impl Machine {
             }
             self.compare_hashes();
         }
-        let member = self.replicated.members.iter().any(|member| member.raft_id == self.raft_id);
-        if !member && before.contains(&self.node_id) {
+        if was_member && !self.is_member() {
             self.effects.stop = Some(Stop::Removed);
         }
-        let _ = now;
     }
 
     fn answer_addresses(&mut self, applied: Index) {
@@ -1319,12 +1345,15 @@ impl Machine {
         }
     }
 
-    fn check_snapshot_due(&mut self) {
+    fn check_snapshot_due(&mut self, now: Instant) {
         let settings = self.replicated.settings;
         let size = settings.snapshot_bytes.max(2 * self.node.store().snapshot_mark().bytes);
         // The managers of a swarm do not all write at once.
         let due = size + size / 8 * u64::from(self.rank_without(RaftId(0)));
         let wanted = self.node.mut_store().take_snapshot_wanted();
+        if self.snapshot_pause.is_some_and(|(until, _)| now < until) {
+            return;
+        }
         if self.log_bytes > due {
             self.create_snapshot();
         } else if let Some((index, _)) = wanted
@@ -1344,6 +1373,7 @@ impl Machine {
 
     fn on_snapshot_created(&mut self, now: Instant, mark: SnapshotMark) {
         self.creating_snapshot = false;
+        self.snapshot_pause = None;
         let position = mark.position;
         let answer = Answer::SnapshotWritten { position, bytes: mark.bytes };
         self.finish_snapshot_orders(OrderResult::Done(answer));
@@ -1371,7 +1401,8 @@ impl Machine {
         // Whoever is being sent an older snapshot needs the log from there on.
         let sending = self.node.raft.prs().iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
         let sent = sending.map(|(_, progress)| Index(progress.pending_snapshot)).min().unwrap_or(position.index);
-        let keep_from = keep_from.min(position.index.min(sent).next());
+        // What raft-rs has not been told to be applied it may still read, when it campaigns.
+        let keep_from = keep_from.min(position.index.min(sent).min(self.applied).next());
         if keep_from > self.node.store().first() {
             self.node.mut_store().compact(keep_from);
             while self.sizes.len() > 1 && self.sizes[1].0 <= keep_from {
@@ -1433,6 +1464,10 @@ impl Machine {
     fn rank_without(&self, dead: RaftId) -> u32 {
         let before = self.voters().filter(|member| member.raft_id != dead && member.raft_id < self.raft_id);
         before.count() as u32
+    }
+
+    fn is_member(&self) -> bool {
+        self.replicated.members.iter().any(|member| member.raft_id == self.raft_id)
     }
 
     fn is_up(&self, node: NodeId) -> bool {

@@ -7,7 +7,7 @@
 //!
 //! What the rest of the program may rely on:
 //!
-//! - A proposal gets exactly one answer: the outcome from apply, or [`Reply::NotProposed`], [`Reply::Lost`] (certainly not
+//! - A proposal gets exactly one answer: the outcome from apply, or [`Reply::NotLeader`], [`Reply::Overloaded`], [`Reply::Lost`] (certainly not
 //!   applied) or [`Reply::Uncertain`] (leadership ended while it was in the log).
 //! - No vote and no acknowledgement leaves before what it rests on is synced: such messages travel with the
 //!   [`Persist`] that they wait for. A leader's appends leave at once. Heartbeat and read-index answers leave at once when
@@ -132,6 +132,8 @@ pub enum OrderResult {
     Done(Answer),
     /// Not carried out.
     Refused(Status),
+    /// Leadership ended while it was in the log: it may still be carried out.
+    Uncertain,
     /// Not carried out because leadership is elsewhere or on its way: ask the leader.
     Again,
 }

@@ -93,6 +93,8 @@ impl Orders {
         let waiting = std::mem::take(&mut self.waiting).into_iter().filter_map(|wanted| wanted.token);
         let proposed = self.proposed.take().and_then(|proposed| proposed.token);
         let addresses = std::mem::take(&mut self.addresses).into_iter().map(|(_, _, token)| token);
-        waiting.chain(proposed).chain(addresses).map(|token| Reply::Order(token, OrderResult::Again)).collect()
+        let again = waiting.map(|token| Reply::Order(token, OrderResult::Again));
+        let in_log = proposed.into_iter().chain(addresses);
+        again.chain(in_log.map(|token| Reply::Order(token, OrderResult::Uncertain))).collect()
     }
 }

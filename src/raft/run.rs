@@ -231,7 +231,7 @@ pub fn spawn(
         fetches,
         backlog: VecDeque::new(),
         apply_backlog: VecDeque::new(),
-        fetched: None,
+        fetched: Vec::new(),
         sync_histogram: metrics.histogram("skep_wal_sync_seconds"),
         proposals: metrics.counter("skep_raft_proposals_total"),
         reads: metrics.counter("skep_raft_reads_total"),
@@ -251,7 +251,8 @@ struct Raft {
     /// What did not fit into a worker's queue yet; bounded by the machine's byte budgets.
     backlog: VecDeque<wal::run::Request<Vec<Outgoing>>>,
     apply_backlog: VecDeque<apply::Request>,
-    fetched: Option<(Position, Box<State>)>,
+    /// Fetched in this turn; raft takes one of them in the same turn, or none ever.
+    fetched: Vec<(Position, Box<State>)>,
     next_tick: Instant,
     sync_histogram: Histogram,
     proposals: Counter,
@@ -284,7 +285,7 @@ impl Raft {
             match *input {
                 Input::Event(event) => self.machine.step(now, event),
                 Input::Fetched { position, bytes, state } => {
-                    self.fetched = Some((position, state));
+                    self.fetched.push((position, state));
                     self.machine.step(now, Event::SnapshotFetched { position, bytes });
                 }
             }
@@ -349,9 +350,12 @@ impl Raft {
         if let Some(keep_from) = effects.compact {
             self.backlog.push_back(wal::run::Request::Compact { keep_from });
         }
+        let fetched = std::mem::take(&mut self.fetched);
         if let Some(position) = effects.install {
-            let (fetched, state) = self.fetched.take().expect("raft installs only a snapshot that was fetched");
-            assert_eq!(fetched, position, "raft installs the snapshot fetched last");
+            let (_, state) = fetched
+                .into_iter()
+                .find(|(fetched, _)| *fetched == position)
+                .expect("raft installs a snapshot in the turn that reports it fetched");
             self.apply_backlog.push_back(apply::Request::Install { state: *state });
         }
         if !effects.apply.is_empty() {

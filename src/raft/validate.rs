@@ -18,6 +18,9 @@ pub enum Invalid {
     /// It has no term.
     #[error("it carries no term")]
     NoTerm,
+    /// Its term is far beyond any that elections can have brought about; the next would overflow.
+    #[error("its term cannot be")]
+    Term,
     /// Entries are not contiguous, of falling terms, of a later term than the message, or of a kind we never write.
     #[error("its entries do not follow each other")]
     Entries,
@@ -63,6 +66,9 @@ impl<T: Storage> Log for RaftLog<T> {
     }
 }
 
+/// An election a millisecond reaches this in 35,000 years.
+const MAX_TERM: u64 = 1 << 50;
+
 /// Whether raft-rs can take `message`. `own` is this member's raft id.
 pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid> {
     if message.to != own || message.from == own || message.from == 0 {
@@ -82,6 +88,9 @@ pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid>
     }
     if message.term == 0 {
         return Err(Invalid::NoTerm);
+    }
+    if message.term > MAX_TERM {
+        return Err(Invalid::Term);
     }
     match message.msg_type {
         MessageType::MsgAppend => check_append(message, log),
@@ -220,6 +229,12 @@ mod tests {
     #[test]
     fn an_append_of_term_zero_would_be_taken_for_a_local_one() {
         assert_eq!(refused(MessageType::MsgAppend, |m| m.term = 0), Err(Invalid::NoTerm));
+    }
+
+    #[test]
+    fn a_term_that_cannot_be_would_overflow_at_the_next_election() {
+        assert_eq!(refused(MessageType::MsgHeartbeat, |m| m.term = u64::MAX), Err(Invalid::Term));
+        assert_eq!(refused(MessageType::MsgRequestVote, |m| m.term = u64::MAX), Err(Invalid::Term));
     }
 
     #[test]

@@ -31,6 +31,8 @@ fn what_is_written_through_one_follower_is_read_through_another() {
     }
 
     let status = other.json(&["status"]);
+    let links = status["links"].as_array().unwrap();
+    assert!(links.len() == 2 && links.iter().all(|link| link["addr"].as_str().unwrap().contains(':')), "{links:?}");
     for key in ["node_id", "cluster_id", "state", "role", "leader", "term", "commit", "applied", "revision"] {
         assert!(!status[key].is_null(), "{key}: {status}");
     }

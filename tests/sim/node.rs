@@ -80,7 +80,7 @@ pub enum WalJob {
 
 /// Work of the apply thread.
 pub enum ApplyJob {
-    Install(State),
+    Install(Box<State>),
     Entries(Vec<(Entry, Option<Token>)>),
 }
 
@@ -236,7 +236,7 @@ impl Running {
         for job in std::mem::take(&mut self.apply_queue) {
             match job {
                 ApplyJob::Install(state) => {
-                    self.applier.store().install(state);
+                    self.applier.store().install(*state);
                     turn.installed = true;
                 }
                 ApplyJob::Entries(entries) => {

@@ -260,7 +260,7 @@ fn a_transfer_to_somebody_who_is_down_is_refused_and_the_leader_leads_on() {
         let (leader, down) = (world.wait_for_leader(ms(1000)), world.followers()[0]);
         world.kill(down);
         world.run_for(ms(50));
-        assert_eq!(refusal(world.order(&Order::Transfer { to: Some(down) })), Code::Unavailable);
+        assert_eq!(refusal(world.order(&Order::Transfer { to: Some(down) })), Code::FailedPrecondition);
         // One that is there and does not answer.
         let silent = *world.followers().iter().find(|id| world.is_running(**id)).unwrap();
         world.pause(silent, true);

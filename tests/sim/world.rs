@@ -404,10 +404,6 @@ impl World {
         run.machine.report(self.now).snapshot
     }
 
-    pub fn elections(&self) -> u64 {
-        self.nodes.values().filter_map(|node| Some(node.run.as_ref()?.machine.report(self.now).elections)).sum()
-    }
-
     pub fn wait_for_voters(&mut self, count: usize) {
         self.run_until("everybody votes", ms(20_000), |world| {
             let running: Vec<NodeId> = world.ids().into_iter().filter(|id| world.is_running(*id)).collect();
@@ -687,7 +683,7 @@ impl World {
         if let Some(position) = effects.install {
             let (fetched, state) = run.fetched.take().expect("only what was fetched is installed");
             assert_eq!(fetched, position);
-            run.apply_queue.push_back(ApplyJob::Install(state));
+            run.apply_queue.push_back(ApplyJob::Install(Box::new(state)));
         }
         if !effects.apply.is_empty() {
             run.apply_queue.push_back(ApplyJob::Entries(effects.apply));
