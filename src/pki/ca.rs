@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
+use x509_parser::x509::X509Name;
 
 use super::keys::{PrivateKey, PublicKey, Signer, generate_key};
 use super::{PkiError, identity, pem, tls};
@@ -120,6 +121,7 @@ impl RootCa {
                 continue;
             }
             check_authority(&der)?;
+            check_name(certificate.subject())?;
             let issuer = Issuer::from_ca_cert_der(&der, key.signer()).map_err(signing)?;
             let subject = certificate.subject().as_raw().to_vec();
             let not_after_s = certificate.validity().not_after.timestamp();
@@ -154,6 +156,19 @@ pub(super) fn check_authority(der: &CertificateDer<'_>) -> Result<(), PkiError> 
         Err(_) => false,
     };
     if certificate.is_ca() && may_sign { Ok(()) } else { Err(PkiError::NotAnAuthority) }
+}
+
+/// rcgen writes the root's name into what it signs, and panics on a type that no encoder can have written.
+fn check_name(name: &X509Name<'_>) -> Result<(), PkiError> {
+    let sound = name.iter_attributes().all(|attribute| {
+        let mut arcs = attribute.attr_type().iter().into_iter().flatten();
+        matches!((arcs.next(), arcs.next()), (Some(0 | 1), Some(0..40)) | (Some(2), Some(_)))
+    });
+    if sound {
+        Ok(())
+    } else {
+        Err(PkiError::Signing("the root's name has an attribute that cannot be written".to_owned()))
+    }
 }
 
 /// The public key of a signing request that is signed with it. Nothing else of the request is looked at.
