@@ -817,6 +817,7 @@ impl Handler for NodeHandler {
         self.refresh(monotonic());
         match &self.member {
             Some(member) => {
+                member.requests.load().show(&self.metrics);
                 control::http(path, &member.requests.service().control.context, &member.store, &self.metrics)
             }
             None if path == "/healthz" => (200, "text/plain", "ok\n".to_owned()),
