@@ -410,7 +410,7 @@ enum Phase {
     /// Waits for the turn's end to share a round.
     Gathered,
     /// Waits for a round.
-    Reading(Token),
+    Reading(#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "for the invariants of debug builds"))] Token),
     /// Waits for its outcome.
     Proposed(Token),
     /// Waits for the joiner's answer, until then.
