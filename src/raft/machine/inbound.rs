@@ -1,0 +1,106 @@
+//! What peers send: who may send what, and snapshots that a leader offers.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn on_peer(&mut self, now: Instant, from: NodeId, message: Message) {
+        let known = self.replicated.members.iter().find(|member| member.raft_id.0 == message.from);
+        match known {
+            Some(member) if member.node_id != from => {
+                log::warn!("dropping a raft message: node {from} claims to be member {}", message.from);
+                return;
+            }
+            Some(_) => {}
+            None if message.from < self.replicated.next_raft_id.0 && self.was_member(message.from) => {
+                return;
+            }
+            None if !STRANGERS_MAY.contains(&message.msg_type) => return,
+            None => {
+                self.strangers.insert(message.from, from);
+                if self.strangers.len() > 64 {
+                    self.strangers.pop_first();
+                }
+            }
+        }
+        if let Err(invalid) = validate::check(&message, self.raft_id.0, &self.node.raft.raft_log) {
+            if invalid == Invalid::LogLost && message.term >= self.node.raft.term {
+                let text = format!(
+                    "the leader has this member's log confirmed up to {}, but it ends at {}: the disk lost acknowledged data",
+                    message.commit,
+                    self.node.raft.raft_log.last_index()
+                );
+                self.effects.stop = Some(Stop::Fenced(text));
+            } else {
+                log::warn!("dropping a raft message {:?} of node {from}: {invalid}", message.msg_type);
+            }
+            return;
+        }
+        match message.msg_type {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.replicated.members.is_empty() => {
+                // Only a voter is asked, and only a member that had its log becomes one.
+                log::warn!("not voting for node {from}: it takes this member for a voter, and there is no log here");
+                return;
+            }
+            MessageType::MsgAppend if self.is_over_budget() => return,
+            MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
+                if self.is_candidate() && self.is_unsynced() && self.early_votes.len() < 64 =>
+            {
+                // The request left when everything was synced, and the report of that is still on its way here.
+                self.early_votes.push(message);
+                return;
+            }
+            _ => {}
+        }
+        self.step_raft(message);
+        let _ = now;
+    }
+
+    /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.node.raft.raft_log.persisted < self.node.raft.raft_log.last_index()
+    }
+
+    pub(super) fn step_raft(&mut self, message: Message) {
+        let kind = message.msg_type;
+        if let Err(error) = self.node.step(message) {
+            log::debug!("raft did not take a {kind:?}: {error}");
+        }
+    }
+
+    /// A raft id below the counter that is no member now has been removed.
+    pub(super) fn was_member(&self, id: u64) -> bool {
+        // A member that is itself behind does not know newer ones: only ids below its own counter are judged.
+        !self.replicated.members.is_empty() && id < self.replicated.next_raft_id.0
+    }
+
+    pub(super) fn on_snapshot_offer(&mut self, now: Instant, from: NodeId, message: Message) {
+        let position = snapshot_position(&message);
+        if message.term < self.node.raft.term || position.index <= self.applied {
+            // raft-rs answers an old one with what is committed here, which moves the sender on.
+            self.step_raft(message);
+            return;
+        }
+        let same = self.offered.as_ref().is_some_and(|(offered, _)| snapshot_position(offered) == position);
+        // The leader offers again after a while without progress: so does a fetch that died without a word.
+        if same && self.offered.as_ref().is_some_and(|(_, at)| now.since(*at) < SNAPSHOT_PATIENCE) {
+            return;
+        }
+        let state = message.get_snapshot().get_metadata().get_conf_state();
+        let configuration = Configuration {
+            voters: state.voters.iter().map(|id| RaftId(*id)).collect(),
+            learners: state.learners.iter().map(|id| RaftId(*id)).collect(),
+        };
+        let mark = SnapshotMark { position, configuration, bytes: 0 };
+        self.offered = Some((message, now));
+        self.effects.fetch_snapshot = Some(FetchSnapshot { from, mark });
+    }
+
+    pub(super) fn on_snapshot_fetched(&mut self, position: Position, bytes: u64) {
+        let Some((message, _)) = self.offered.take_if(|(offered, _)| snapshot_position(offered) == position) else {
+            return;
+        };
+        self.fetched_bytes = bytes;
+        self.step_raft(message);
+    }
+}

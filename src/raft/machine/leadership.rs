@@ -1,0 +1,76 @@
+//! Who leads, as it is announced; what ends with leadership; marks.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn note_leadership(&mut self, now: Instant) {
+        let raft = &self.node.raft;
+        let (is_leader, term, leader_id) = (raft.state == StateRole::Leader, Term(raft.term), raft.leader_id);
+        if leader_id != 0 {
+            self.last_leader = Some(RaftId(leader_id));
+            self.leader_lost = None;
+            self.failover.cancel();
+        } else if self.leader_lost.is_none() {
+            self.leader_lost = Some(now);
+        }
+        let led = self.leadership.leader == Some(self.node_id);
+        let new_term = term != self.leadership.term;
+        if is_leader && (new_term || !led) {
+            self.term_began = Index(raft.raft_log.last_index());
+        }
+        if led && (!is_leader || new_term) {
+            self.leadership_ended();
+        }
+        let leader = if leader_id == 0 { None } else { self.node_of(leader_id) };
+        let serving = is_leader && self.applied >= self.term_began;
+        let leadership = Leadership { leader, serving, term };
+        self.settle_transfer(leader_id, term);
+        if leadership != self.leadership {
+            self.leadership = leadership;
+            self.effects.leadership = Some(leadership);
+        }
+    }
+
+    pub(super) fn leadership_ended(&mut self) {
+        let uncertain = std::mem::take(&mut self.pending).into_iter().map(|(_, _, token)| Reply::Uncertain(token));
+        self.effects.replies.extend(uncertain);
+        let replies = self.orders.leadership_ended();
+        self.effects.replies.extend(replies);
+        self.mark_proposed = None;
+        for peer in self.peers.values_mut() {
+            peer.snapshot = None;
+        }
+    }
+
+    pub(super) fn settle_transfer(&mut self, leader: u64, term: Term) {
+        let Some(transfer) = self.orders.transfer.take_if(|transfer| transfer.term != term && leader != 0) else {
+            return;
+        };
+        if let Some(token) = transfer.token {
+            let result = match self.node_of(leader) {
+                Some(node) if transfer.to.0 == leader => OrderResult::Done(Answer::Leader(node)),
+                _ => {
+                    let message = format!("member {leader} took over instead of member {}", transfer.to);
+                    OrderResult::Refused(Status::new(Code::Aborted, message).with_hint("try again"))
+                }
+            };
+            self.effects.replies.push(Reply::Order(token, result));
+        }
+    }
+
+    pub(super) fn propose_mark(&mut self, now: Instant) {
+        let due = self.changes_since_mark >= MARK_CHANGES
+            || (self.changes_since_mark > 0 && now.since(self.last_change) > MARK_IDLE);
+        if !due || self.mark_proposed.is_some() || !self.leadership.serving {
+            return;
+        }
+        let progress = self.node.raft.prs();
+        let floors = self
+            .voters()
+            .map(|member| {
+                (member.raft_id, Index(progress.get(member.raft_id.0).map_or(0, |progress| progress.matched)))
+            })
+            .collect();
+        self.mark_proposed = self.propose_command(&Command::Mark { floors }).map(|(index, _)| index);
+    }
+}

@@ -1,0 +1,138 @@
+//! Ticks, links to peers, and what pings report: disk stalls, transfers, silent snapshots, state hashes.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn on_tick(&mut self, now: Instant) {
+        // raft-rs panics when a sole voter ticks into a campaign while a Ready is unsynced.
+        if self.is_sole_voter() && !self.is_leader() && !self.in_flight.is_empty() {
+            return;
+        }
+        let was_candidate = self.is_candidate();
+        self.node.tick();
+        if !was_candidate && self.is_candidate() {
+            self.elections += 1;
+        }
+        let expired = self.reads.expire(now, READ_LIMIT);
+        if !expired.is_empty() {
+            self.effects.replies.push(Reply::ReadFailed(expired));
+        }
+        if self.is_leader() {
+            self.watch_disk(now);
+            self.watch_transfer();
+            self.watch_snapshots(now);
+            self.promote_learners();
+            self.propose_mark(now);
+        }
+    }
+
+    /// Disk latency is part of a leader's liveness: heartbeats alone would keep a leader that can write nothing.
+    pub(super) fn watch_disk(&mut self, now: Instant) {
+        let stalled = self.in_flight.iter().find(|flight| flight.sync).is_some_and(|f| now.since(f.since) > DISK_STALL);
+        // A transfer may come to nothing, and the swarm can commit nothing while this leader stays.
+        let tried = self.handed_over_at.is_some_and(|at| now.since(at) < DISK_STALL);
+        let free = self.node.raft.lead_transferee.is_none();
+        if stalled && !tried && free && self.transfer_to_best(Some(HEALTHY_SYNC_US)) {
+            self.handed_over_at = Some(now);
+            log::warn!("the disk has not finished a write for {DISK_STALL:?}: handing leadership over");
+        }
+    }
+
+    pub(super) fn watch_transfer(&mut self) {
+        let Some(transfer) = self.orders.transfer.as_ref() else { return };
+        // raft-rs gives a transfer up after an election timeout, silently.
+        if self.node.raft.lead_transferee.is_none() {
+            let to = transfer.to;
+            if let Some(token) = self.orders.transfer.take().and_then(|transfer| transfer.token) {
+                let message = format!("member {to} did not take over; this manager leads on");
+                // Not `Unavailable`, which is asked again: proposals wait while a transfer runs.
+                let status = Status::new(Code::Aborted, message).with_hint("`skep members` shows who is reachable");
+                self.effects.replies.push(Reply::Order(token, OrderResult::Refused(status)));
+            }
+        }
+    }
+
+    pub(super) fn watch_snapshots(&mut self, now: Instant) {
+        let members: Vec<(u64, NodeId)> =
+            self.replicated.members.iter().map(|member| (member.raft_id.0, member.node_id)).collect();
+        for (id, node) in members {
+            let progress = self.node.raft.prs().get(id);
+            let is_waiting = progress.is_some_and(|progress| progress.state == ProgressState::Snapshot);
+            let peer = self.peers.entry(node).or_default();
+            if !is_waiting {
+                peer.snapshot = None;
+                continue;
+            }
+            let since = *peer.snapshot.get_or_insert(now);
+            if now.since(since) > SNAPSHOT_PATIENCE || !peer.up {
+                peer.snapshot = None;
+                // raft-rs never offers a snapshot again by itself.
+                self.node.report_snapshot(id, SnapshotStatus::Failure);
+            }
+        }
+    }
+
+    pub(super) fn on_link(&mut self, now: Instant, node: NodeId, up: bool, refused: bool) {
+        let peer = self.peers.entry(node).or_default();
+        peer.up = up;
+        if up {
+            // A follower that was unreachable is probed at once instead of at the next heartbeat.
+            if self.is_leader() {
+                self.node.ping();
+            }
+            return;
+        }
+        let Some(id) = self.raft_id_of(node) else { return };
+        self.node.report_unreachable(id.0);
+        let raft = &self.node.raft;
+        if refused && raft.state == StateRole::Follower && raft.leader_id == id.0 && raft.promotable() {
+            let term = raft.term;
+            let rtt = self.peers.values().map(|peer| peer.rtt_us).max().unwrap_or(0);
+            let sync = self.peers.values().map(|peer| peer.sync_us).max().unwrap_or(0).max(self.own_sync_us);
+            let rank = self.rank_without(id);
+            if self.failover.leader_died(now, term, id.0, rank, failover::turn(rtt, sync)) {
+                // `become_follower` would also zero the election clock; only the lease has to go.
+                self.node.raft.leader_id = 0;
+            }
+        }
+    }
+
+    pub(super) fn on_measured(&mut self, node: NodeId, rtt_us: u64, sync_us: u64, mark: (Index, u128)) {
+        let peer = self.peers.entry(node).or_default();
+        peer.rtt_us = rtt_us;
+        peer.sync_us = sync_us;
+        if mark.0.0 != 0 && peer.marks.back() != Some(&mark) {
+            peer.marks.push_back(mark);
+            if peer.marks.len() > MARKS_KEPT {
+                peer.marks.pop_front();
+            }
+        }
+        self.compare_hashes();
+    }
+
+    /// A replica that a majority of voters contradicts, all with the same sum, is wrong for certain.
+    pub(super) fn compare_hashes(&mut self) {
+        let voters = self.voters().count();
+        let majority = voters / 2 + 1;
+        for own in &self.marks {
+            let mut sums: BTreeMap<u128, usize> = BTreeMap::new();
+            for member in self.voters().filter(|member| member.raft_id != self.raft_id) {
+                let marks = self.peers.get(&member.node_id).map(|peer| &peer.marks);
+                for (_, sum) in marks.into_iter().flatten().filter(|(index, _)| *index == own.index) {
+                    *sums.entry(*sum).or_default() += 1;
+                }
+            }
+            if let Some((sum, count)) = sums.iter().find(|(sum, _)| **sum != own.sum) {
+                let verdict = format!(
+                    "state hash {:032x} at log index {} (revision {}) differs from {sum:032x} that {count} of {voters} voters have",
+                    own.sum, own.index, own.revision
+                );
+                if *count >= majority {
+                    self.effects.stop = Some(Stop::Fenced(verdict));
+                } else {
+                    log::error!("{verdict}: not a majority, so that it is unknown who is wrong");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! When a snapshot is due, and how much log stays.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn note_sizes(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let bytes = entry_bytes(entry);
+            self.log_bytes += bytes;
+            self.total_bytes += bytes;
+            if self.sizes.back().is_none_or(|(index, at)| self.total_bytes >= at + SIZE_GRAIN || index.0 >= entry.index)
+            {
+                while self.sizes.back().is_some_and(|(index, _)| index.0 >= entry.index) {
+                    self.sizes.pop_back();
+                }
+                self.sizes.push_back((Index(entry.index), self.total_bytes));
+            }
+        }
+    }
+
+    pub(super) fn check_snapshot_due(&mut self, now: Instant) {
+        let settings = self.replicated.settings;
+        let size = settings.snapshot_bytes.max(2 * self.node.store().snapshot_mark().bytes);
+        // The managers of a swarm do not all write at once.
+        let due = size + size / 8 * u64::from(self.rank_without(RaftId(0)));
+        let wanted = self.node.mut_store().take_snapshot_wanted();
+        if self.snapshot_pause.is_some_and(|(until, _)| now < until) {
+            return;
+        }
+        if self.log_bytes > due {
+            self.create_snapshot();
+        } else if let Some((index, _)) = wanted
+            && index <= self.applied.0
+            && self.node.store().snapshot_mark().position.index < self.applied
+        {
+            self.create_snapshot();
+        }
+    }
+
+    pub(super) fn create_snapshot(&mut self) {
+        if !self.creating_snapshot && self.applied.0 > 0 {
+            self.creating_snapshot = true;
+            self.effects.create_snapshot = true;
+        }
+    }
+
+    pub(super) fn on_snapshot_created(&mut self, now: Instant, mark: SnapshotMark) {
+        self.creating_snapshot = false;
+        self.snapshot_pause = None;
+        let position = mark.position;
+        let answer = Answer::SnapshotWritten { position, bytes: mark.bytes };
+        self.finish_snapshot_orders(OrderResult::Done(answer));
+        if position <= self.node.store().snapshot_mark().position {
+            return;
+        }
+        let settings = self.replicated.settings;
+        self.log_bytes = self.bytes_after(position.index);
+        self.node.mut_store().snapshot_created(mark);
+        self.persist(now, None, Vec::new(), Some(wal::SnapshotMark::Created(position)), Vec::new());
+        let mut keep_from = self.index_bytes_before(position.index, settings.keep_bytes);
+        if self.is_leader() {
+            let slowest = self
+                .replicated
+                .members
+                .iter()
+                .filter(|member| member.raft_id != self.raft_id)
+                .filter_map(|member| self.node.raft.prs().get(member.raft_id.0))
+                .filter(|progress| progress.recent_active && progress.matched > 0)
+                .map(|progress| progress.matched)
+                .min();
+            // Nobody needs what everybody active has.
+            keep_from = keep_from.max(Index(slowest.unwrap_or(u64::MAX).saturating_add(1)).min(position.index.next()));
+        }
+        // Whoever is being sent an older snapshot needs the log from there on.
+        let sending = self.node.raft.prs().iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let sent = sending.map(|(_, progress)| Index(progress.pending_snapshot)).min().unwrap_or(position.index);
+        // What raft-rs has not been told to be applied it may still read, when it campaigns.
+        let keep_from = keep_from.min(position.index.min(sent).min(self.applied).next());
+        if keep_from > self.node.store().first() {
+            self.node.mut_store().compact(keep_from);
+            while self.sizes.len() > 1 && self.sizes[1].0 <= keep_from {
+                self.sizes.pop_front();
+            }
+            self.effects.compact = Some(keep_from);
+        }
+    }
+
+    pub(super) fn bytes_after(&self, index: Index) -> u64 {
+        let at = self.sizes.iter().rev().find(|(sampled, _)| *sampled <= index).map_or(0, |(_, at)| *at);
+        self.total_bytes - at.min(self.total_bytes)
+    }
+
+    /// The index from which on at most `bytes` of log stand before `index`.
+    pub(super) fn index_bytes_before(&self, index: Index, bytes: u64) -> Index {
+        let end = self.total_bytes - self.bytes_after(index).min(self.total_bytes);
+        let from = self.sizes.iter().find(|(sampled, at)| *sampled <= index && at + bytes >= end);
+        from.map_or(index.next(), |(sampled, _)| *sampled)
+    }
+}
