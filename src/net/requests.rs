@@ -23,6 +23,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use crate::raft::Order;
+
 use super::handler::{Incoming, Reply, StreamId};
 use super::routes::{self, Served};
 use crate::codec::envelope;
@@ -76,7 +78,7 @@ pub enum Step<W> {
     /// Build the change again, as the next attempt.
     Rebuild,
     /// Something only raft can do.
-    Raft(RaftOrder),
+    Raft(Order),
     /// A stream of answers, pulled as far as its receiver's credit goes.
     Stream(W),
     /// The node answers this call itself, and this machine forgets it.
@@ -94,57 +96,6 @@ pub enum Pull {
     Idle(Option<Instant>),
     /// The stream ends, because of this.
     End(Status),
-}
-
-/// Something only raft can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RaftOrder {
-    /// Hand leadership over, to this voter or to the best one.
-    Transfer {
-        /// To whom.
-        to: Option<NodeId>,
-    },
-    /// Write a snapshot of this manager's store now.
-    Snapshot,
-    /// Make a node a member.
-    Join {
-        /// Who.
-        node_id: NodeId,
-        /// Where it listens.
-        addr: String,
-        /// The newest format of replicated bytes it understands.
-        feature_level: u32,
-    },
-    /// Take a member out. With `force` and without a leader to ask, this manager goes without being let go, and the
-    /// others go on counting it.
-    Leave {
-        /// Who.
-        node_id: NodeId,
-        /// Even if quorum would be at risk.
-        force: bool,
-    },
-    /// Record where a member listens.
-    SetAddress {
-        /// Who.
-        node_id: NodeId,
-        /// Where.
-        addr: String,
-    },
-}
-
-impl RaftOrder {
-    const fn needs_leader(&self) -> bool {
-        !matches!(self, Self::Snapshot)
-    }
-
-    /// The call that asks the leader for this order. A request to leave names the manager that was asked, or the leader
-    /// would take itself out.
-    fn call(&self, request: &Incoming) -> (Call, Bytes) {
-        match *self {
-            Self::Leave { node_id, force } => (Call::Leave, envelope::encode(&LeaveRequest { node_id, force }).into()),
-            _ => (request.call, request.body.clone()),
-        }
-    }
 }
 
 /// What happened.
@@ -264,7 +215,7 @@ pub enum Effect {
         /// Comes back with the result.
         token: Token,
         /// What.
-        order: RaftOrder,
+        order: Order,
     },
     /// Pass a call on; ends in [`Event::Replied`].
     Forward {
@@ -414,7 +365,7 @@ enum Phase {
     /// Waits for its outcome.
     Proposed(Token),
     /// Waits for the joiner's answer, until then.
-    Dialling(Token, RaftOrder, Instant),
+    Dialling(Token, Order, Instant),
     /// Waits for raft.
     Ordered(Token),
     /// Waits for the leader's answer.
@@ -672,18 +623,18 @@ impl<S: Service> Requests<S> {
         effects.push(Effect::Propose { token, command });
     }
 
-    fn order(&mut self, now: Instant, key: Key, order: RaftOrder, effects: &mut Vec<Effect>) {
-        if order.needs_leader() && !self.serves_as_leader() {
-            let alone = matches!(order, RaftOrder::Leave { force: true, node_id } if node_id == self.node_id);
+    fn order(&mut self, now: Instant, key: Key, order: Order, effects: &mut Vec<Effect>) {
+        if order != Order::Snapshot && !self.serves_as_leader() {
+            let alone = matches!(order, Order::Leave { force: true, node_id } if node_id == self.node_id);
             if self.knows_leader() || !alone {
                 let Some(pending) = self.requests.get(&key) else { return };
-                let (call, body) = order.call(&pending.incoming);
+                let (call, body) = call_for(&order, &pending.incoming);
                 return self.pass_on(now, key, call, body, effects);
             }
         }
         let token = self.token(key);
         let Some(pending) = self.requests.get_mut(&key) else { return };
-        if let RaftOrder::Join { node_id: node, ref addr, .. } = order {
+        if let Order::Join { node_id: node, ref addr, .. } = order {
             let (addr, until) = (addr.clone(), now + BACK_DIAL);
             pending.phase = Phase::Dialling(token, order, until);
             self.timers.insert((until, key));
@@ -707,7 +658,7 @@ impl<S: Service> Requests<S> {
         }
     }
 
-    fn on_dialled(&mut self, key: Key, order: RaftOrder, reply: Reply, effects: &mut Vec<Effect>) {
+    fn on_dialled(&mut self, key: Key, order: Order, reply: Reply, effects: &mut Vec<Effect>) {
         let why = match reply {
             Reply::Answer { .. } => {
                 let token = self.token(key);
@@ -1058,14 +1009,23 @@ impl<S: Service> Requests<S> {
     }
 }
 
+/// The call that asks the leader for an order. A request to leave names the manager that was asked, or the leader would
+/// take itself out.
+fn call_for(order: &Order, request: &Incoming) -> (Call, Bytes) {
+    match *order {
+        Order::Leave { node_id, force } => (Call::Leave, envelope::encode(&LeaveRequest { node_id, force }).into()),
+        _ => (request.call, request.body.clone()),
+    }
+}
+
 fn overloaded(what: &str) -> Status {
     Status::new(Code::ResourceExhausted, format!("this manager is busy: too many {what}"))
         .with_hint("try again in a moment")
 }
 
-fn unreachable_joiner(order: &RaftOrder, why: &str) -> Status {
+fn unreachable_joiner(order: &Order, why: &str) -> Status {
     let addr = match order {
-        RaftOrder::Join { addr, .. } => addr.as_str(),
+        Order::Join { addr, .. } => addr.as_str(),
         _ => "",
     };
     Status::new(Code::FailedPrecondition, format!("the managers cannot reach the new manager at {addr}: {why}"))

@@ -17,7 +17,7 @@ use crate::codec::raft_message;
 use crate::codec::request::Ping;
 use crate::control::{self, Context, Control};
 use crate::net::handler::{Command, Handler, Incoming, Outbox, Reply, StreamId, Target};
-use crate::net::requests::{Effect, Event, Leadership, Limits, NotProposed, ProposalResult, RaftOrder, Requests};
+use crate::net::requests::{Effect, Event, Leadership, Limits, NotProposed, ProposalResult, Requests};
 use crate::raft::run::Handle;
 use crate::raft::{self, FetchSnapshot, Order, OrderResult};
 use crate::store::Store;
@@ -289,22 +289,14 @@ impl NodeHandler {
         }
     }
 
-    fn order(&mut self, token: u64, order: RaftOrder) {
-        let order = match order {
-            RaftOrder::Transfer { to } => Order::Transfer { to },
-            RaftOrder::Snapshot => Order::Snapshot,
-            RaftOrder::Join { node_id, addr, feature_level } => Order::Join { node_id, addr, feature_level },
-            RaftOrder::Leave { node_id, force: true }
-                if node_id == self.identity.node_id && self.leadership.leader.is_none() =>
-            {
-                // Nobody can be asked: this manager goes, and the others go on counting it.
-                let result = Ok(control::encode(&Answer::Done));
-                self.backlog.push_back(Event::RaftResult { token, result });
-                return;
-            }
-            RaftOrder::Leave { node_id, force } => Order::Leave { node_id, force },
-            RaftOrder::SetAddress { node_id, addr } => Order::SetAddress { node_id, addr },
-        };
+    fn order(&mut self, token: u64, order: Order) {
+        let alone = self.leadership.leader.is_none();
+        if alone && matches!(order, Order::Leave { node_id, force: true } if node_id == self.identity.node_id) {
+            // Nobody can be asked: this manager goes, and the others go on counting it.
+            let result = Ok(control::encode(&Answer::Done));
+            self.backlog.push_back(Event::RaftResult { token, result });
+            return;
+        }
         if !self.raft.request(raft::Event::Order { token, order }) {
             let status = Status::new(Code::Unavailable, "too many requests wait for raft").with_hint("try again");
             self.backlog.push_back(Event::RaftResult { token, result: Err(status) });
