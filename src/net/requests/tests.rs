@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use super::*;
 use crate::codec::frame::INITIAL_CREDIT;
 use crate::net::handler::ConnectionId;
+use crate::sys::metrics::Metrics;
+use crate::types::Outcome;
 use crate::types::api::Write;
 use crate::types::{Caller, ChangeId, Kind, ObjectId, Refusal, Revision, Timestamp};
 
