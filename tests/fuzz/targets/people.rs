@@ -53,7 +53,8 @@ fn token(input: &[u8]) {
     match given.parse::<JoinToken>() {
         Ok(token) => {
             assert_eq!(token.to_string(), given);
-            assert!(!format!("{token:?}").contains(&given[given.len() - 25..]), "the secret is shown");
+            // The secret may stand in the digest as well, where somebody mutated it in; what is shown instead tells.
+            assert!(format!("{token:?}") == format!("{}<secret>", &given[..given.len() - 25]), "the secret is shown");
         }
         Err(error) => assert!(given.len() < 8 || !error.to_string().contains(&*given), "the text is shown: {error}"),
     }
