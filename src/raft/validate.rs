@@ -99,7 +99,7 @@ pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid>
         MessageType::MsgReadIndexResp => check_read(message),
         MessageType::MsgHeartbeat if message.commit > last => Err(Invalid::LogLost),
         MessageType::MsgAppendResponse if message.index > last => Err(Invalid::AcknowledgesTooMuch),
-        MessageType::MsgSnapshot => check_snapshot(message, own),
+        MessageType::MsgSnapshot => check_snapshot(message, own, log),
         _ if !message.entries.is_empty() => Err(Invalid::Entries),
         _ => Ok(()),
     }
@@ -134,7 +134,7 @@ fn check_append(message: &Message, log: &impl Log) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_snapshot(message: &Message, own: u64) -> Result<(), Invalid> {
+fn check_snapshot(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid> {
     let metadata = message.get_snapshot().get_metadata();
     let state: &ConfState = metadata.get_conf_state();
     let mut ids: Vec<u64> = state.voters.iter().chain(&state.learners).copied().collect();
@@ -151,7 +151,14 @@ fn check_snapshot(message: &Message, own: u64) -> Result<(), Invalid> {
         && named
         && state.voters_outgoing.is_empty()
         && state.learners_next.is_empty();
-    if sound && message.entries.is_empty() { Ok(()) } else { Err(Invalid::Snapshot) }
+    if !sound || !message.entries.is_empty() {
+        return Err(Invalid::Snapshot);
+    }
+    // raft-rs would put it in the place of the log although nobody has fetched it.
+    if metadata.index <= log.committed() && log.term_at(metadata.index).is_some_and(|ours| ours != metadata.term) {
+        return Err(Invalid::ContradictsCommitted);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -308,6 +315,15 @@ mod tests {
             metadata.mut_conf_state().voters = vec![1, OWN];
         };
         assert_eq!(refused(MessageType::MsgSnapshot, sound), Ok(()));
+        let of = |index, term| {
+            move |m: &mut Message| {
+                sound(m);
+                let metadata = m.mut_snapshot().mut_metadata();
+                (metadata.index, metadata.term) = (index, term);
+            }
+        };
+        assert_eq!(refused(MessageType::MsgSnapshot, of(3, 2)), Ok(()));
+        assert_eq!(refused(MessageType::MsgSnapshot, of(3, 5)), Err(Invalid::ContradictsCommitted));
         type Edit = fn(&mut raft::eraftpb::SnapshotMetadata);
         let edits: [Edit; 6] = [
             |metadata| metadata.index = 0,
