@@ -206,7 +206,7 @@ impl<C> NetHandle<C> {
     }
 
     /// Sends Raft messages (`codec::raft_message`) to a manager over any live connection. False when they were dropped
-    /// because too much waits already; what is dropped later, for want of a connection, shows as `disconnected`.
+    /// because too much waits already; what is dropped later is told to the handler (`Handler::raft_dropped`).
     /// `urgent` ones (votes, heartbeats and their answers) have a lane of their own and overtake appends.
     pub fn send_raft(&self, to: NodeId, body: impl Into<Bytes>, urgent: bool) -> bool {
         let body = body.into();

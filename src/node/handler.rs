@@ -123,6 +123,8 @@ pub struct NodeHandler {
 
 impl std::fmt::Debug for NodeHandler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    /// Peers for whom appends were dropped in this turn.
+    unreachable: BTreeSet<NodeId>,
         f.debug_struct("NodeHandler").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
@@ -181,6 +183,7 @@ impl NodeHandler {
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
+            unreachable: BTreeSet::new(),
         self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
@@ -368,6 +371,10 @@ impl Handler for NodeHandler {
         if let Some(link) = self.links.get_mut(&peer) {
             link.alive = false;
             link.rtt_us = 0;
+    fn raft_dropped(&mut self, peer: NodeId) {
+        self.unreachable.insert(peer);
+    }
+
         }
         // A hint that leads nowhere must not hide the address that the members' list has.
         if self.hints.remove(&peer).is_some() {
@@ -490,6 +497,9 @@ impl Handler for NodeHandler {
     }
 
     fn http(&mut self, path: &str) -> (u16, &'static str, String) {
+        for node in std::mem::take(&mut self.unreachable) {
+            self.raft.link(raft::Event::Unreachable { node });
+        }
         self.refreshed = None;
         self.refresh(monotonic());
         match &self.member {

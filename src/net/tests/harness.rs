@@ -93,6 +93,7 @@ pub enum Event {
     Cancelled(StreamId),
     Replied(u64, Reply),
     Raft(NodeId, Bytes),
+    Dropped(NodeId),
     Connected(NodeId),
     Disconnected(NodeId, bool, Clock),
     Measured(NodeId, u64, i64, u64),
@@ -186,6 +187,10 @@ impl Handler for Recorder {
         if !self.quiet {
             self.tell(Event::Raft(from, body));
         }
+    }
+
+    fn raft_dropped(&mut self, peer: NodeId) {
+        self.tell(Event::Dropped(peer));
     }
 
     fn connected(&mut self, peer: NodeId, _: &mut Outbox) {
