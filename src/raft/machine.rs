@@ -411,12 +411,16 @@ impl Machine {
         }
     }
 
-    fn address(&self, message: Message) -> Option<Outgoing> {
+    fn address(&self, mut message: Message) -> Option<Outgoing> {
         let to = self.node_of(message.to)?;
         Some(Outgoing { to, message })
     }
 
     fn node_of(&self, id: u64) -> Option<NodeId> {
+        // Another leader may have changed the log since a message of an older term was made.
+        let leads = self.is_leader() && message.term == self.node.raft.term;
+        let term = |index| if leads { self.node.raft.raft_log.term(index).ok() } else { None };
+        set_predecessor(&mut message, term)?;
         let member = self.replicated.members.iter().find(|member| member.raft_id.0 == id);
         member.map(|member| member.node_id).or_else(|| self.strangers.get(&id).copied())
     }
@@ -544,4 +548,50 @@ impl Machine {
 fn snapshot_position(message: &Message) -> Position {
     let metadata = message.get_snapshot().get_metadata();
     Position { term: Term(metadata.term), index: Index(metadata.index) }
+}
+/// Names the entry before an append's first one. raft-rs puts entries into an append for the same member that still waits
+/// to be sent, and when that has none, does not look whether they follow the place it names: a joiner's answer to a probe
+/// of the log's end makes entries of the log's beginning join such a probe. `None` when the term of that entry is not
+/// known any more: the message is dropped, and what it had is sent after the next heartbeat.
+fn set_predecessor(message: &mut Message, term: impl Fn(u64) -> Option<u64>) -> Option<()> {
+    let Some(first) = message.entries.first() else { return Some(()) };
+    let before = first.index.checked_sub(1)?;
+    if message.msg_type == MessageType::MsgAppend && before != message.index {
+        message.log_term = term(before)?;
+        message.index = before;
+    }
+    Some(())
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(index: u64, log_term: u64, entries: &[(u64, u64)]) -> Message {
+        let mut message = Message::default();
+        message.msg_type = MessageType::MsgAppend;
+        (message.index, message.log_term) = (index, log_term);
+        let entries = entries.iter().map(|&(term, index)| {
+            let mut entry = Entry::default();
+            (entry.term, entry.index) = (term, index);
+            entry
+        });
+        message.entries = entries.collect::<Vec<_>>().into();
+        message
+    }
+
+    #[test]
+    fn an_append_names_the_entry_before_its_first() {
+        // A log of terms 1, 1, 2, 3 whose first entry is gone.
+        let term = |index: u64| [None, Some(1), Some(2), Some(3)].get(index as usize - 1).copied().flatten();
+        let check = |mut message: Message| {
+            let sent = set_predecessor(&mut message, term).is_some();
+            sent.then_some((message.index, message.log_term))
+        };
+        assert_eq!(check(append(4, 3, &[])), Some((4, 3)), "a probe of the end");
+        assert_eq!(check(append(2, 1, &[(2, 3), (3, 4)])), Some((2, 1)), "as raft-rs made it");
+        assert_eq!(check(append(4, 3, &[(2, 3), (3, 4)])), Some((2, 1)), "entries that joined a probe of the end");
+        assert_eq!(check(append(4, 3, &[(1, 2)])), None, "what stood before is compacted");
+    }
 }
