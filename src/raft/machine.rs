@@ -58,6 +58,8 @@ const READ_RETRY: Duration = Duration::from_millis(300);
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// A follower that does not fetch the snapshot it was offered for so long is offered it again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// Shortest election timeouts that whoever asked for a transfer waits after this member's leadership ended.
+const TRANSFER_PATIENCE: u32 = 2;
 /// A snapshot that failed is tried again after this, then after twice as long, up to [`SNAPSHOT_PAUSE_MAX`].
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(30);
 /// See [`SNAPSHOT_PAUSE`].

@@ -271,6 +271,19 @@ fn a_transfer_to_somebody_who_is_down_is_refused_and_the_leader_leads_on() {
 }
 
 #[test]
+fn a_transfer_under_a_leader_that_is_cut_off_has_an_answer_although_nobody_else_is_known_to_lead() {
+    check(4, |seed| {
+        let mut world = World::cluster(seed, 3);
+        let (leader, to) = (world.wait_for_leader(ms(1000)), world.followers()[0]);
+        world.isolate(&[leader]);
+        let result = world.order_at(leader, Order::Transfer { to: Some(to) }).expect("an answer");
+        assert!(matches!(refusal(result), Code::Unknown | Code::FailedPrecondition));
+        world.heal();
+        world.recover_and_check();
+    });
+}
+
+#[test]
 fn candidates_that_duel_settle_soon() {
     check(20, |seed| {
         let mut world = World::cluster(seed, 5);
