@@ -445,7 +445,7 @@ fn raft_text(report: &RaftReport) -> String {
                 "reachable": report.reachable.contains(&member.node_id),
                 "match": progress.map(|progress| progress.matched),
                 "state": progress.map(|progress| progress.state.clone()),
-                "active": progress.map(|progress| progress.active),
+                "heard_ms": progress.and_then(|progress| progress.heard_ms),
             })
         })
         .collect();
@@ -456,7 +456,7 @@ fn raft_text(report: &RaftReport) -> String {
         ("REACHABLE", "reachable"),
         ("MATCH", "match"),
         ("PROGRESS", "state"),
-        ("ACTIVE", "active"),
+        ("HEARD MS", "heard_ms"),
     ];
     text.push('\n');
     text.push_str(&table(&columns, &rows));

@@ -141,6 +141,8 @@ struct Peer {
     marks: VecDeque<(Index, u128)>,
     /// The snapshot it was offered: when it last showed interest.
     snapshot: Option<Instant>,
+    /// When it last sent something that raft could take.
+    heard: Option<Instant>,
 }
 
 /// The raft thread's decisions.
@@ -415,14 +417,14 @@ impl Machine {
 
     fn address(&self, mut message: Message) -> Option<Outgoing> {
         let to = self.node_of(message.to)?;
-        Some(Outgoing { to, message })
-    }
-
-    fn node_of(&self, id: u64) -> Option<NodeId> {
         // Another leader may have changed the log since a message of an older term was made.
         let leads = self.is_leader() && message.term == self.node.raft.term;
         let term = |index| if leads { self.node.raft.raft_log.term(index).ok() } else { None };
         set_predecessor(&mut message, term)?;
+        Some(Outgoing { to, message })
+    }
+
+    fn node_of(&self, id: u64) -> Option<NodeId> {
         let member = self.replicated.members.iter().find(|member| member.raft_id.0 == id);
         member.map(|member| member.node_id).or_else(|| self.strangers.get(&id).copied())
     }
@@ -457,6 +459,14 @@ impl Machine {
 
     fn is_up(&self, node: NodeId) -> bool {
         node == self.node_id || self.peers.get(&node).is_some_and(|peer| peer.up)
+    }
+
+    fn heard_ms(&self, now: Instant, member: &Member) -> Option<u64> {
+        if member.raft_id == self.raft_id {
+            return Some(0);
+        }
+        let heard = self.peers.get(&member.node_id)?.heard?;
+        Some(now.since(heard).as_millis() as u64)
     }
 
     fn is_leader(&self) -> bool {
@@ -517,7 +527,7 @@ impl Machine {
                         raft_id: member.raft_id,
                         matched: Index(progress.matched),
                         state: progress.state.to_string().to_lowercase().replace("state", ""),
-                        active: progress.recent_active || member.raft_id == self.raft_id,
+                        heard_ms: self.heard_ms(now, member),
                     })
                 })
                 .collect()
@@ -547,10 +557,6 @@ impl Machine {
     }
 }
 
-fn snapshot_position(message: &Message) -> Position {
-    let metadata = message.get_snapshot().get_metadata();
-    Position { term: Term(metadata.term), index: Index(metadata.index) }
-}
 /// Names the entry before an append's first one. raft-rs puts entries into an append for the same member that still waits
 /// to be sent, and when that has none, does not look whether they follow the place it names: a joiner's answer to a probe
 /// of the log's end makes entries of the log's beginning join such a probe. `None` when the term of that entry is not
@@ -565,6 +571,10 @@ fn set_predecessor(message: &mut Message, term: impl Fn(u64) -> Option<u64>) -> 
     Some(())
 }
 
+fn snapshot_position(message: &Message) -> Position {
+    let metadata = message.get_snapshot().get_metadata();
+    Position { term: Term(metadata.term), index: Index(metadata.index) }
+}
 
 #[cfg(test)]
 mod tests {
