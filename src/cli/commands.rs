@@ -518,7 +518,13 @@ fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended {
     let answer = session
         .query(QueryKind::Inspect(kind, object.to_owned()))
         .map_err(|failure| failure.while_attempting(|| format!("cannot show {kind} {}", clean(object))))?;
-    let Answer::Object(object) = answer else { return Err(unexpected()) };
+    let Answer::Object(mut object) = answer else { return Err(unexpected()) };
+    if let Object::Node(node) = &mut *object {
+        let members = member_reports(session)?;
+        if let Some(member) = members.iter().find(|member| member.node_id == node.id) {
+            node.status.state = objects::manager_state(member);
+        }
+    }
     match session.out.json {
         true => session.out.document(&objects::document(&object))?,
         false => session.out.text(&tree(&objects::document_for_people(&object)))?,
