@@ -245,7 +245,7 @@ impl Starter {
         let parts = Parts {
             identity: identity.clone(),
             raft: raft.clone(),
-            greetings: Greetings::load(&dir.path().join("peers.json")),
+            greetings: Greetings::load(&dir.path().join("peers.json"))?,
             metrics: metrics.clone(),
             stop: stop.clone(),
             watched: watched.clone(),
