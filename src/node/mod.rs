@@ -27,6 +27,7 @@ mod join;
 mod outlet;
 mod service;
 mod snapshots;
+mod pace;
 mod sockets;
 mod start;
 mod stop;

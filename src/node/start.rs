@@ -10,6 +10,7 @@ use super::greeting::Greetings;
 use super::handler::{Active, Identity, NodeHandler, Parts};
 use super::outlet::{Completion, Post};
 use super::sockets::{self, Sockets};
+use super::pace::Pace;
 use super::stop::StopCell;
 use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
@@ -322,9 +323,15 @@ impl Starter {
             self.dir.path().join("peers.json"),
         )
         .map_err(internal)?;
-        let (transfer, transfer_thread) =
-            snapshots::spawn_transfer(snapshots, reader.clone(), self.raft.clone(), self.net.clone(), &self.metrics)
-                .map_err(internal)?;
+        let (transfer, transfer_thread) = snapshots::spawn_transfer(
+            snapshots,
+            reader.clone(),
+            self.raft.clone(),
+            self.net.clone(),
+            &self.metrics,
+            Pace::of(self.file.profile),
+        )
+        .map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
