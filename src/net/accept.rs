@@ -157,7 +157,8 @@ impl<H: Handler> Net<H> {
 
     fn accept_tcp(&mut self, socket: TcpStream, addr: SocketAddr) {
         tune(&socket);
-        let tls = match ServerConnection::new(self.settings.credentials.server()) {
+        let Some(credentials) = &self.settings.credentials else { return };
+        let tls = match ServerConnection::new(credentials.server()) {
             Ok(tls) => tls,
             Err(error) => {
                 log::error!("cannot accept a connection from {addr}: {error}");

@@ -42,8 +42,9 @@ pub struct Config {
     pub node_id: NodeId,
     /// Its swarm.
     pub cluster_id: ClusterId,
-    /// Certificates, replaced in place when they are renewed.
-    pub credentials: Credentials,
+    /// Certificates, replaced in place when they are renewed; `None` for a node that has none yet and serves local callers
+    /// only.
+    pub credentials: Option<Credentials>,
     /// Bounds.
     pub limits: Limits,
     /// Spreads the dials of managers that start together.
@@ -291,7 +292,7 @@ pub(super) enum Timer {
 pub(super) struct Settings {
     pub node_id: NodeId,
     pub cluster_id: ClusterId,
-    pub credentials: Credentials,
+    pub credentials: Option<Credentials>,
     pub limits: Limits,
     pub socket_group: bool,
 }

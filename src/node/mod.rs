@@ -19,15 +19,17 @@
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
 //! one process.
 
+mod addresses;
 mod dir;
 mod found;
 mod greeting;
 mod handler;
 mod join;
+mod lobby;
 mod outlet;
+mod pace;
 mod service;
 mod snapshots;
-mod pace;
 mod sockets;
 mod start;
 mod stop;
