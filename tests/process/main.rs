@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bounds;
 mod client;
 mod crash;
 mod flood;
