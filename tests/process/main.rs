@@ -13,6 +13,7 @@ mod flood;
 mod input;
 mod leave;
 mod refused;
+mod links;
 mod service;
 mod snapshots;
 mod swarm;
