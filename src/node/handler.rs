@@ -34,6 +34,9 @@ use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Posi
 mod members;
 mod requests;
 mod snapshots;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use members::log_leadership;
 use snapshots::Fetching;

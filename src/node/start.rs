@@ -520,7 +520,8 @@ fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
     }
 }
 
-fn empty_report() -> RaftReport {
+/// What raft says of itself before it runs.
+pub fn empty_report() -> RaftReport {
     RaftReport {
         raft_id: RaftId(0),
         state: RaftState::Joining,
