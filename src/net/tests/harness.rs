@@ -301,7 +301,7 @@ impl Running {
             http: http_addr,
             socket,
             metrics,
-            credentials: credentials,
+            credentials,
             handle: Some(handle),
             thread: Some(thread),
             events,
