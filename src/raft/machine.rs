@@ -562,9 +562,10 @@ impl Machine {
 /// of the log's end makes entries of the log's beginning join such a probe. `None` when the term of that entry is not
 /// known any more: the message is dropped, and what it had is sent after the next heartbeat.
 fn set_predecessor(message: &mut Message, term: impl Fn(u64) -> Option<u64>) -> Option<()> {
-    let Some(first) = message.entries.first() else { return Some(()) };
-    let before = first.index.checked_sub(1)?;
-    if message.msg_type == MessageType::MsgAppend && before != message.index {
+    // Read rounds carry their context as an entry that has no place in the log.
+    let first = message.entries.first().filter(|_| message.msg_type == MessageType::MsgAppend);
+    let Some(before) = first.map(|first| first.index.saturating_sub(1)) else { return Some(()) };
+    if before != message.index {
         message.log_term = term(before)?;
         message.index = before;
     }
@@ -605,5 +606,8 @@ mod tests {
         assert_eq!(check(append(2, 1, &[(2, 3), (3, 4)])), Some((2, 1)), "as raft-rs made it");
         assert_eq!(check(append(4, 3, &[(2, 3), (3, 4)])), Some((2, 1)), "entries that joined a probe of the end");
         assert_eq!(check(append(4, 3, &[(1, 2)])), None, "what stood before is compacted");
+        let mut read = append(0, 0, &[(0, 0)]);
+        read.msg_type = MessageType::MsgReadIndex;
+        assert_eq!(check(read), Some((0, 0)), "the context of a read");
     }
 }
