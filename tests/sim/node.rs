@@ -322,7 +322,7 @@ impl Running {
     }
 
     /// Applies all that is queued.
-    pub fn apply(&mut self, mut after_each: impl FnMut(&Applier)) -> Result<AppliedTurn, ApplyError> {
+    pub fn apply(&mut self) -> Result<AppliedTurn, ApplyError> {
         let mut turn = AppliedTurn::default();
         for job in std::mem::take(&mut self.apply_queue) {
             match job {
@@ -345,7 +345,6 @@ impl Running {
                             Effect::None | Effect::Address => {}
                         }
                         let hash = self.applier.store().view(State::hash);
-                        after_each(&self.applier);
                         turn.log.push((entry, hash, judged));
                     }
                 }

@@ -65,7 +65,7 @@ impl World {
         node.run = None;
         let cause = match start_broken(error) {
             Broken::Full(text) if node.disk.is_full() => Cause::Disk(text),
-            Broken::Damaged(text) if self.lost == Some(id) => Cause::Damaged(text),
+            Broken::Damaged(text) | Broken::Other(text) if self.lost == Some(id) => Cause::Damaged(text),
             Broken::Full(text) | Broken::Failed(text) | Broken::Damaged(text) | Broken::Other(text) => {
                 fail("stopped", format!("node {} does not start, and nothing was done to it: {text}", id.0))
             }
@@ -105,15 +105,7 @@ impl World {
                 next = Index(entry.index).next();
             }
         }
-        self.record_events(id);
         self.serial.state(id, applied.0, hash);
-    }
-
-    /// Writes down the events that no manager has had before this one.
-    fn record_events(&mut self, id: NodeId) {
-        let run = self.nodes[&id].run.as_ref().expect("it runs");
-        let store = run.applier.store();
-        record(&mut self.happened, store);
     }
 
     pub(super) fn happen(&mut self, id: NodeId, happening: Happening) {
@@ -339,13 +331,7 @@ impl World {
         let (corrupted, now) = (node.corrupted, node.clock.at(self.now));
         let run = node.run.as_mut().expect("it runs");
         run.applying = false;
-        let happened = &mut self.happened;
-        let turn = run.apply(|applier| {
-            if !corrupted {
-                record(happened, applier.store());
-            }
-        });
-        let turn = turn.unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
+        let turn = run.apply().unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
         let position = turn.applied.position;
         run.machine.step(now, Event::Applied(turn.applied));
         if !corrupted {
@@ -365,22 +351,5 @@ impl World {
         }
         self.apply_next(id);
         self.finish_soon(id);
-    }
-}
-
-/// Adds what `store` has and `happened` has not.
-fn record(happened: &mut Option<skep::store::watch::check::History>, store: &skep::store::Store) {
-    let Some(happened) = happened else {
-        *happened = Some(store.view(|state| skep::store::watch::check::History::new(state)));
-        return;
-    };
-    while happened.revision() < store.revision() {
-        let cursor = store.watch_from(crate::node::LINEAGE, happened.revision());
-        let batches = cursor.and_then(|mut cursor| store.poll(&mut cursor, 64));
-        // A ring that has forgotten them: another manager has shown them, or will before a client hears of them.
-        let Ok(batches) = batches else { return };
-        for batch in batches {
-            happened.record(&batch);
-        }
     }
 }
