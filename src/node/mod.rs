@@ -27,7 +27,7 @@ mod dir;
 mod found;
 #[doc(hidden)]
 pub mod fuzz;
-mod greeting;
+pub mod greeting;
 mod handler;
 mod join;
 mod lobby;
