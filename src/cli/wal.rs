@@ -37,23 +37,17 @@ pub fn run(out: &mut Output, command: &WalCommand) -> Ended {
     verdict(&found)
 }
 
-/// Damage is what lies before a valid batch: a crash leaves nothing behind but an unfinished last write.
+/// A problem is damage unless a crash may have left it.
 fn verdict(found: &[Found]) -> Ended {
-    let last_good = found.iter().rposition(|found| matches!(found, Found::Batch { .. })).unwrap_or(0);
-    let problems = found.iter().enumerate().filter_map(|(place, found)| match found {
-        Found::Problem { file, offset, what } => Some((place, file, offset, what)),
+    let damage = found.iter().find_map(|found| match found {
+        Found::Problem { file, offset, what, harmless: false } => Some((file, offset, what)),
         _ => None,
     });
-    for (place, file, offset, what) in problems {
-        // Snapshots come after all segments, so that their place tells nothing.
-        if place < last_good || file.starts_with("snap-") {
-            return Err(Failure::damaged(format!("{file} is damaged at byte {offset}: {what}")).with_hint(
-                "to take the data from the other managers again, move the data directory aside and join anew with \
-                 `skep run --join`",
-            ));
-        }
-    }
-    Ok(Exit::Done)
+    let Some((file, offset, what)) = damage else { return Ok(Exit::Done) };
+    Err(Failure::damaged(format!("{file} is damaged at byte {offset}: {what}")).with_hint(
+        "to take the data from the other managers again, move the data directory aside and join anew with \
+         `skep run --join`",
+    ))
 }
 
 fn failed(dir: &Path, error: &WalError) -> Failure {
@@ -103,8 +97,8 @@ fn row(found: &Found) -> Value {
             "lineage": lineage,
             "key_id": format!("{key_id:016x}"),
         }),
-        Found::Problem { file, offset, what } => {
-            json!({ "type": "problem", "file": file, "offset": offset, "what": what })
+        Found::Problem { file, offset, what, harmless } => {
+            json!({ "type": "problem", "file": file, "offset": offset, "what": what, "harmless": harmless })
         }
     }
 }
@@ -137,7 +131,12 @@ fn line(found: &Found) -> String {
             meta.configuration.voters.len(),
             meta.configuration.learners.len()
         ),
-        Found::Problem { file, offset, what } => format!("  at {offset:>9}  problem in {file}: {what}"),
+        Found::Problem { file, offset, what, harmless: true } => {
+            format!("  at {offset:>9}  an unfinished write in {file}, which the next start cuts off: {what}")
+        }
+        Found::Problem { file, offset, what, harmless: false } => {
+            format!("  at {offset:>9}  problem in {file}: {what}")
+        }
     }
 }
 
@@ -151,14 +150,14 @@ mod tests {
         Found::Batch { file: "wal-1".to_owned(), offset: 512, header, records: None }
     }
 
-    fn problem(file: &str) -> Found {
-        Found::Problem { file: file.to_owned(), offset: 1024, what: "torn".to_owned() }
+    fn problem(harmless: bool) -> Found {
+        Found::Problem { file: "wal-1".to_owned(), offset: 1024, what: "torn".to_owned(), harmless }
     }
 
     #[test]
-    fn a_problem_is_damage_unless_it_is_at_the_end_of_the_log() {
-        assert_eq!(verdict(&[batch(), problem("wal-1")]), Ok(Exit::Done));
-        for found in [[batch(), problem("wal-1"), batch()], [batch(), batch(), problem("snap-5")]] {
+    fn a_problem_is_damage_unless_a_crash_may_have_left_it() {
+        assert_eq!(verdict(&[batch(), problem(true)]), Ok(Exit::Done));
+        for found in [[problem(false), batch()], [batch(), problem(false)]] {
             assert_eq!(verdict(&found).map_err(|failure| failure.exit), Err(Exit::Damaged));
         }
     }

@@ -12,6 +12,7 @@ use super::Options;
 use super::catalog::{Catalog, Effect};
 use super::error::{Doing, WalError};
 use super::format::{BATCH_HEADER, BatchHeader, HardState, Record, Records, SECTOR, SECTOR_BYTES};
+use super::newest;
 use super::segment::{self, Segment};
 use crate::pki::seal::DataKey;
 use crate::sys::files::{self, Disk};
@@ -51,6 +52,9 @@ pub(super) const LOST: &str = "lost+found";
 pub(super) fn recover(disk: &dyn Disk, dir: &Path, key: &DataKey, options: &Options) -> Result<State, WalError> {
     let names = disk.list(dir).doing("list", dir)?;
     let sequences = segment::sequences(&names);
+    if let Some(error) = newest::missing(newest::read(disk, dir)?, sequences.last().copied().unwrap_or(0)) {
+        return Err(error);
+    }
     let mut state = State {
         next_number: 1,
         previous: 0,

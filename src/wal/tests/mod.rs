@@ -3,9 +3,12 @@
 mod crash;
 mod damage;
 pub(crate) mod disk;
+mod every_byte;
+mod faults;
 mod golden;
 mod inspect;
 mod log;
+mod shuffled;
 mod snapshots;
 mod thread;
 
