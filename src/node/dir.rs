@@ -26,6 +26,7 @@ use crate::pki::{NodeIdentity, PrivateKey};
 use crate::sys::files::{self, Disk, RealDisk};
 use crate::types::object::Profile;
 use crate::types::{ChangeId, ClusterId, Lineage, NodeId, RaftId, Revision};
+use crate::wal;
 
 /// The format of `node.json`.
 const FORMAT: u32 = 1;
@@ -210,7 +211,9 @@ impl DataDir {
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
         let path = self.path.join(name);
-        files::replace(&RealDisk, &path, bytes).map_err(|error| {
+        // A manager on a full disk must be able to start again, to make room.
+        let replace = || files::replace(&RealDisk, &path, bytes);
+        wal::with_reserve(&RealDisk, &self.raft(), replace).map_err(|error| {
             StartError::new(StartFailure::Internal, format!("cannot write {}", path.display()), error, "")
         })
     }

@@ -10,6 +10,7 @@
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
+//! space.rs      watching the disk fill up 
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos.
@@ -27,6 +28,7 @@ mod outlet;
 mod service;
 mod snapshots;
 mod sockets;
+mod space;
 mod start;
 mod stop;
 
@@ -171,6 +173,8 @@ pub struct Node {
 #[derive(Debug)]
 struct Running {
     threads: Vec<Thread>,
+    /// Dropped, it ends the thread that watches the disk.
+    space: crate::sys::queue::Sender<()>,
     /// Keeps the directory locked.
     dir: dir::DataDir,
 }
@@ -262,6 +266,8 @@ impl Node {
             net.join(until.since(monotonic()));
         }
         self.raft.stop();
+        self.pulse.give_up();
+        drop(running.space);
         for thread in threads {
             let name = thread.name().to_owned();
             if !thread.join(until.since(monotonic())) {

@@ -11,7 +11,7 @@ use super::handler::{Active, Identity, NodeHandler, Parts};
 use super::outlet::{Completion, Post};
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
+use super::{Config, Node, Running, StartError, StartFailure, join, snapshots, space};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
@@ -24,11 +24,11 @@ use crate::sys::metrics::Metrics;
 use crate::sys::queue::bounded;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, wall_ms};
-use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
+use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
 use crate::types::{Index, Lineage, Position, RaftId, Revision, Term};
-use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
+use crate::wal::{self, Recovered, Reserve, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
 const WORK_QUEUE: usize = 1024;
@@ -99,7 +99,7 @@ fn begin(config: &Config, dir: &DataDir) -> Result<NodeFile, StartError> {
     Ok(file)
 }
 
-fn segment_bytes(profile: Profile) -> u64 {
+pub(super) fn segment_bytes(profile: Profile) -> u64 {
     if profile == Profile::Sdcard { SEGMENT_BYTES_SDCARD } else { SEGMENT_BYTES }
 }
 
@@ -132,7 +132,7 @@ fn join_begin(config: &Config, dir: &DataDir, file: &mut NodeFile) -> Result<Ope
 }
 
 /// Certificate, root and keys, if a certificate was issued already.
-fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
+pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
     let what = || format!("cannot use the certificate in {}", dir.path().display());
     let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
         return Ok(None);
@@ -177,7 +177,7 @@ fn has_log(dir: &DataDir) -> bool {
     names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("wal-"))
 }
 
-fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
+pub(super) fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
     file.lineage.ok_or_else(|| {
         let what = format!("cannot start from {}", dir.path().display());
         StartError::new(StartFailure::Damaged, what, "node.json names no lineage", "put it back from a backup")
@@ -189,7 +189,7 @@ fn open_log(dir: &DataDir, keys: &Keys, profile: Profile, lineage: Lineage) -> R
     Wal::open(Arc::new(RealDisk), &dir.raft(), &keys.data_key, options).map_err(|error| log_error(dir, &error))
 }
 
-fn log_error(dir: &DataDir, error: &WalError) -> StartError {
+pub(super) fn log_error(dir: &DataDir, error: &WalError) -> StartError {
     let what = format!("cannot open the log in {}", dir.raft().display());
     let failure = match error {
         WalError::Damaged { .. } => StartFailure::Damaged,
@@ -313,6 +313,9 @@ impl Starter {
         let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
         let store = applier.store().clone();
 
+        let reserve = Reserve::new(Arc::new(RealDisk), &self.dir.raft(), segment_bytes(self.file.profile));
+        let (space, space_thread) =
+            space::spawn(reserve, store.clone(), self.raft.clone(), &self.metrics).map_err(internal)?;
         let (snapshot_jobs, snapshot_thread) = snapshots::spawn_writer(
             store.clone(),
             snapshots.clone(),
@@ -382,7 +385,7 @@ impl Starter {
         }
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread];
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -401,7 +404,7 @@ impl Starter {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, dir: self.dir })),
+            running: Mutex::new(Some(Running { threads, space, dir: self.dir })),
         })
     }
 
@@ -505,5 +508,6 @@ fn empty_report() -> RaftReport {
         members: Vec::new(),
         progress: Vec::new(),
         reachable: Vec::new(),
+        disk: DiskSpace::default(),
     }
 }

@@ -13,6 +13,9 @@
 //! entries from any thread. [`SnapshotWriter`] and [`SnapshotReader`] stream snapshot files; once a snapshot is
 //! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold.
 //!
+//! A full disk stops nothing for good: the log waits for space, with a reserve for the snapshot that makes some. [`Reserve`]
+//! tells early enough that changes can be refused before it comes to that.
+//!
 //! # What is deliberately not here
 //!
 //! What an entry means, which entries are committed, and when a snapshot is due: `raft` and `apply` know. The newest
@@ -25,7 +28,7 @@
 //! positioned write and one `fdatasync`; a store through a writable map and `msync` was measured at twice the time, and at
 //! 1 MiB on the device for a record of 256 bytes (`tests/bench/disk.rs` measures the other variants). Reads go through
 //! a read-only map. `spare` is the next segment, `newest` names the last one that was begun, `snap-<index>` are snapshots,
-//! `lost+found/` keeps what was cut off. The bytes are described in `format`, `newest` and `snapshot`.
+//! `reserve` holds space for a full disk, `lost+found/` keeps what was cut off. The bytes are described in `format`, `newest` and `snapshot`.
 //!
 //! # Invariants
 //!
@@ -49,6 +52,7 @@ mod inspect;
 mod map;
 mod newest;
 mod recover;
+mod reserve;
 pub mod run;
 mod segment;
 mod snapshot;
@@ -71,6 +75,7 @@ pub use self::inspect::{Found, Inspect, inspect};
 pub use self::map::report_media_errors;
 use self::newest::Newest;
 pub use self::recover::Cut;
+pub use self::reserve::{Reserve, with_reserve};
 use self::segment::Segment;
 pub use self::snapshot::{SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
 use crate::pki::seal::DataKey;
@@ -308,6 +313,12 @@ impl Wal {
     /// Reads old entries. Clones of the reader may go to other threads.
     pub fn reader(&self) -> LogReader {
         self.reader.clone()
+    }
+
+    /// Asks `ask` when there is no room for the next segment, not even with the reserve; while it says true, the write
+    /// waits, and nothing is lost. Without this a full disk is an error of [`Self::write`] like others.
+    pub fn when_full(&mut self, ask: impl FnMut() -> bool + Send + 'static) {
+        self.ahead.when_full(Box::new(ask));
     }
 
     /// Shows from outside whether the thread that [`run::spawn`] starts is getting on.

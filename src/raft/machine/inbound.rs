@@ -41,7 +41,7 @@ impl Machine {
                 log::warn!("not voting for node {from}: it takes this member for a voter, and there is no log here");
                 return;
             }
-            MessageType::MsgAppend if self.is_over_budget() => return,
+            MessageType::MsgAppend if self.is_over_budget() || self.has_no_room_for(&message) => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
                 if self.is_candidate() && self.is_unsynced() && self.early_votes.len() < 64 =>

@@ -39,7 +39,7 @@ fn written() -> Pair {
 
 /// What the byte is after a change: another bit everywhere; nothing and everything in headers and here and there.
 fn changes(at: usize, byte: u8) -> impl Iterator<Item = u8> {
-    let all = if at % SECTOR_BYTES < 80 || at % 7 == 0 { 3 } else { 1 };
+    let all = if at % SECTOR_BYTES < 80 || at.is_multiple_of(7) { 3 } else { 1 };
     [byte ^ (1 << (at % 8)), 0, 0xFF].into_iter().take(all).filter(move |changed| *changed != byte)
 }
 

@@ -10,6 +10,7 @@ mod inspect;
 mod log;
 mod shuffled;
 mod snapshots;
+mod space;
 mod thread;
 
 use std::path::{Path, PathBuf};
