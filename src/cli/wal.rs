@@ -1,7 +1,7 @@
-//! `skep wal`: a look at a log on disk, without a manager.
+//! `skep wal`: a look at a log on disk, without a manager, and its repair.
 //!
-//! Only headers and checksums are shown, so that the key in the data directory is not needed and no contents leak into
-//! a terminal or a bug report.
+//! Only headers and checksums are shown, so that no contents leak into a terminal or a bug report. The key, where it is at
+//! hand, is used to check what the headers do not tell.
 
 use std::path::Path;
 
@@ -11,16 +11,27 @@ use super::args::WalCommand;
 use super::commands::Ended;
 use super::exit::{Exit, Failure};
 use super::output::{Output, Written};
+use super::question;
+use crate::node::repair::{self, Repair};
 use crate::sys::files::RealDisk;
 use crate::types::Code;
+use crate::wal::repair::{CutOff, Plan};
 use crate::wal::{Found, WalError, inspect};
 
-/// `skep wal inspect`.
+/// `skep wal`.
 pub fn run(out: &mut Output, command: &WalCommand) -> Ended {
-    let WalCommand::Inspect { dir } = command;
+    match command {
+        WalCommand::Inspect { dir } => look(out, dir),
+        WalCommand::Repair { dir, yes, dry_run } => mend(out, dir, *yes, *dry_run),
+    }
+}
+
+fn look(out: &mut Output, dir: &Path) -> Ended {
     let raft = dir.join("raft");
+    // A key that cannot be read is a finding of whoever starts from it; the headers can be looked at.
+    let key = repair::data_key(if raft.is_dir() { dir } else { dir.parent().unwrap_or(dir) }).ok().flatten();
     let dir = if raft.is_dir() { &raft } else { dir };
-    let found: Vec<Found> = inspect(&RealDisk, dir, None).map_err(|error| failed(dir, &error))?.collect();
+    let found: Vec<Found> = inspect(&RealDisk, dir, key.as_ref()).map_err(|error| failed(dir, &error))?.collect();
     if found.is_empty() {
         return Err(Failure::refused(Code::NotFound, format!("{} holds no log", dir.display()))
             .with_hint("name a manager's data directory, such as /var/lib/skep"));
@@ -37,6 +48,65 @@ pub fn run(out: &mut Output, command: &WalCommand) -> Ended {
     verdict(&found)
 }
 
+/// `skep wal repair`.
+fn mend(out: &mut Output, dir: &Path, yes: bool, dry_run: bool) -> Ended {
+    let Some(repair) = Repair::plan(dir)? else {
+        let said = format!("the log in {} is not damaged: there is nothing to repair", dir.display());
+        report(out, json!({ "damaged": false, "repaired": false }), &said)?;
+        return Ok(Exit::Done);
+    };
+    let plan = repair.what().clone();
+    let shown = shown(&plan);
+    if dry_run {
+        report(out, plan_row(&plan, false), &format!("{shown}\nnothing was changed"))?;
+        return Ok(Exit::Damaged);
+    }
+    let question = format!(
+        "{shown}\n\
+         What is cut off may have been acknowledged to clients: those changes are lost for ever.\n\
+         If a majority of the other managers is alive, do not do this: move the data directory aside, join anew with \
+         `skep run --join`, and nothing is lost.\n\
+         After it this manager never takes part in its swarm again; its data is good for a swarm of its own."
+    );
+    question::ask(&question, yes, std::io::stdin().lock())
+        .map_err(|failure| failure.while_attempting(|| format!("cannot repair the log in {}", dir.display())))?;
+    repair.carry_out()?;
+    let said = format!("the log in {} was cut off; what was cut is in raft/lost+found", dir.display());
+    report(out, plan_row(&plan, true), &said)?;
+    Ok(Exit::Done)
+}
+
+fn report(out: &mut Output, value: Value, text: &str) -> Result<(), Failure> {
+    if out.json { out.document(&value) } else { out.line(text) }.map(|_| ())
+}
+
+fn shown(plan: &Plan) -> String {
+    let mut text = format!("{} is damaged at byte {}: {}\n", plan.file, plan.offset, plan.what);
+    for cut in &plan.cuts {
+        let part = if cut.from == 0 { "all".to_owned() } else { format!("from byte {} on", cut.from) };
+        text.push_str(&format!("  cut off: {}, {part}, {} bytes\n", cut.file, cut.bytes));
+    }
+    if plan.cuts.is_empty() {
+        text.push_str("  what is missing stays missing: the log goes on without it\n");
+    }
+    text.push_str(&format!("  what stays: entries up to {}, snapshot {}", plan.last, plan.snapshot));
+    text
+}
+
+fn plan_row(plan: &Plan, repaired: bool) -> Value {
+    let cut = |cut: &CutOff| json!({ "file": cut.file, "from": cut.from, "bytes": cut.bytes });
+    json!({
+        "damaged": true,
+        "repaired": repaired,
+        "file": plan.file,
+        "offset": plan.offset,
+        "what": plan.what,
+        "cuts": plan.cuts.iter().map(cut).collect::<Vec<_>>(),
+        "last": plan.last,
+        "snapshot": plan.snapshot,
+    })
+}
+
 /// A problem is damage unless a crash may have left it.
 fn verdict(found: &[Found]) -> Ended {
     let damage = found.iter().find_map(|found| match found {
@@ -50,7 +120,7 @@ fn verdict(found: &[Found]) -> Ended {
     ))
 }
 
-fn failed(dir: &Path, error: &WalError) -> Failure {
+pub(super) fn failed(dir: &Path, error: &WalError) -> Failure {
     let failure = match error {
         WalError::Damaged { .. } => Failure::damaged(error.to_string()),
         WalError::Newer { .. } => Failure::refused(Code::FailedPrecondition, error.to_string()),

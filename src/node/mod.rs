@@ -10,7 +10,7 @@
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
-//! space.rs      watching the disk fill up 
+//! space.rs      watching the disk fill up                 repair.rs     a damaged log, cut to what is whole
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos.
@@ -25,6 +25,7 @@ mod greeting;
 mod handler;
 mod join;
 mod outlet;
+pub mod repair;
 mod service;
 mod snapshots;
 mod sockets;

@@ -39,6 +39,16 @@ const NET_QUEUE: usize = 1 << 13;
 pub fn start(config: Config) -> Result<Node, StartError> {
     let dir = DataDir::open(&config.data_dir)?;
     let known = dir.read()?;
+    if let Some(cut) = known.as_ref().and_then(|file| file.repaired.as_ref()) {
+        let what = format!("cannot start from {}", dir.path().display());
+        let why = format!(
+            "its log was repaired ({cut}): what was cut off may have been acknowledged, and a member that forgot that must \
+             not vote"
+        );
+        let hint = "with a majority of the other managers alive: move the directory aside, join anew with \
+                    `skep run --join`, and remove the old member; without one: make it a swarm of its own with skep recover";
+        return Err(StartError::refused(what, why, hint));
+    }
     if known.is_none() {
         check_new(&config, &dir)?;
     }

@@ -11,7 +11,8 @@
 //! [`Wal::open`] finds the log again: it drops an unfinished last write, and refuses a log that is damaged anywhere else,
 //! because to cut off what was acknowledged would break the promises that Raft made with it. [`LogReader`] reads old
 //! entries from any thread. [`SnapshotWriter`] and [`SnapshotReader`] stream snapshot files; once a snapshot is
-//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold.
+//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold, and
+//! [`repair`] cuts off what is damaged when there is no other copy.
 //!
 //! A full disk stops nothing for good: the log waits for space, with a reserve for the snapshot that makes some. [`Reserve`]
 //! tells early enough that changes can be refused before it comes to that.
@@ -52,6 +53,7 @@ mod inspect;
 mod map;
 mod newest;
 mod recover;
+pub mod repair;
 mod reserve;
 pub mod run;
 mod segment;
@@ -77,7 +79,9 @@ use self::newest::Newest;
 pub use self::recover::Cut;
 pub use self::reserve::{Reserve, with_reserve};
 use self::segment::Segment;
-pub use self::snapshot::{SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
+pub use self::snapshot::{
+    SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before,
+};
 use crate::pki::seal::DataKey;
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::Disk;

@@ -8,6 +8,7 @@
 
 mod client;
 mod crash;
+mod damage;
 mod flood;
 mod input;
 mod leave;

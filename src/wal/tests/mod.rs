@@ -8,6 +8,7 @@ mod faults;
 mod golden;
 mod inspect;
 mod log;
+mod repair;
 mod shuffled;
 mod snapshots;
 mod space;
