@@ -49,6 +49,8 @@ mod ahead;
 mod catalog;
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod inspect;
 mod map;
 mod newest;

@@ -6,12 +6,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bounds;
 mod client;
 mod crash;
 mod damage;
 mod flood;
 mod input;
+mod joining;
 mod leave;
+mod links;
 mod refused;
 mod service;
 mod snapshots;

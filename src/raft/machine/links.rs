@@ -9,7 +9,9 @@ impl Machine {
             return;
         }
         let was_candidate = self.is_candidate();
-        self.node.tick();
+        if !self.is_installing() {
+            self.node.tick();
+        }
         if !was_candidate && self.is_candidate() {
             self.elections += 1;
         }
@@ -17,7 +19,9 @@ impl Machine {
         if !expired.is_empty() {
             self.effects.replies.push(Reply::ReadFailed(expired));
         }
-        if self.is_leader() {
+        if !self.is_leader() {
+            self.watch_ended_transfer(now);
+        } else {
             self.watch_disk(now);
             self.watch_space(now);
             self.watch_transfer();
