@@ -9,6 +9,7 @@
 mod bounds;
 mod client;
 mod crash;
+mod damage;
 mod flood;
 mod input;
 mod joining;
