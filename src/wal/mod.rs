@@ -11,7 +11,8 @@
 //! [`Wal::open`] finds the log again: it drops an unfinished last write, and refuses a log that is damaged anywhere else,
 //! because to cut off what was acknowledged would break the promises that Raft made with it. [`LogReader`] reads old
 //! entries from any thread. [`SnapshotWriter`] and [`SnapshotReader`] stream snapshot files; once a snapshot is
-//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold.
+//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold, and [`look`]
+//! reads a log without changing it.
 //!
 //! # What is deliberately not here
 //!
@@ -45,6 +46,7 @@ mod catalog;
 mod error;
 mod format;
 mod inspect;
+mod look;
 mod map;
 mod recover;
 pub mod run;
@@ -66,6 +68,7 @@ pub use self::error::{ReadError, WalError};
 use self::format::{BATCH_HEADER, OTHER_RECORDS, SECTOR};
 pub use self::format::{BatchHeader, HardState, Record, SegmentHeader};
 pub use self::inspect::{Found, Inspect, inspect};
+pub use self::look::look;
 pub use self::map::report_media_errors;
 pub use self::recover::Cut;
 use self::segment::Segment;
