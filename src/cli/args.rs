@@ -91,6 +91,8 @@ pub enum Command {
     Raft(RaftCommand),
     /// Take this manager out of the swarm and stop it
     Leave(LeaveArgs),
+    /// Make a swarm of this manager alone when the others are gone for good
+    Recover(RecoverArgs),
     /// A manager's log on disk
     #[command(subcommand)]
     Wal(WalCommand),
@@ -217,6 +219,19 @@ pub struct LeaveArgs {
     /// Even if the others lose their majority, or no leader answers
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RecoverArgs {
+    /// Where others reach this manager from now on [default: where they did]
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -1,8 +1,9 @@
 //! What a person types and reads: the grammar of the command line, tables and JSON, exit codes, and the daemon's
 //! surroundings (logger, signals, service manager).
 //!
-//! [`main`] is the whole of the binary. Every command except `run`, `wal` and `completions` is a conversation with a
-//! running manager over its control socket, through [`crate::client`]; `run` is the daemon itself.
+//! [`main`] is the whole of the binary. Every command except `run`, `recover`, `wal` and `completions` is a conversation
+//! with a running manager over its control socket, through [`crate::client`]; `run` is the daemon itself, and `recover`
+//! works on the directory of one that does not run.
 //!
 //! What people and scripts may rely on:
 //!
@@ -35,6 +36,8 @@ mod notify;
 mod objects;
 mod output;
 mod parse;
+mod question;
+mod recover;
 mod run;
 mod session;
 mod wal;
@@ -78,6 +81,11 @@ fn dispatch(cli: Cli) -> commands::Ended {
             out.flush()?;
             return Ok(exit);
         }
+        Command::Recover(args) => {
+            let exit = recover::run(&cli.common, args, &mut out)?;
+            out.flush()?;
+            return Ok(exit);
+        }
         Command::Bench(command) => {
             let exit = bench::run(&cli.common, command, &mut out)?;
             out.flush()?;
@@ -108,7 +116,7 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Token(command) => commands::token(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
-        Command::Run(_) | Command::Completions { .. } | Command::Wal(_) | Command::Bench(_) => {
+        Command::Run(_) | Command::Completions { .. } | Command::Wal(_) | Command::Recover(_) | Command::Bench(_) => {
             unreachable!("dispatch has handled the commands that ask nobody")
         }
     }

@@ -62,6 +62,7 @@ fn common_flags_stand_after_any_command() {
         "token show --role worker",
         "raft transfer m2",
         "leave --force",
+        "recover --data-dir /d --advertise h:1 --yes --dry-run --json",
         "watch --from 7 --kind config --kind secret",
         "bench write --clients 4 --total 10 --size 1KiB --socket /a --socket /b",
         "run --data-dir /d --token-file - --log debug",

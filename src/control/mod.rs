@@ -63,6 +63,8 @@ pub struct Context {
     pub cluster_id: ClusterId,
     /// The host name, for as long as the store does not know this node.
     pub hostname: String,
+    /// Its state directory, for messages.
+    pub data_dir: String,
     /// The version of this build.
     pub version: String,
     /// This node's own median sync, microseconds.

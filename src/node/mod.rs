@@ -10,9 +10,10 @@
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
+//! recover.rs    one manager from a lost majority        rebuild.rs    a state as the log of a new history
 //! ```
 //!
-//! Not here: logic worth testing by itself, except the judgement of hellos.
+//! Not here: logic worth testing by itself, except the judgement of hellos and the beginning of a new history.
 //!
 //! Invariants: nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
@@ -24,6 +25,8 @@ mod greeting;
 mod handler;
 mod join;
 mod outlet;
+mod rebuild;
+pub mod recover;
 mod service;
 mod snapshots;
 mod sockets;

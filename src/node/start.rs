@@ -27,7 +27,7 @@ use crate::sys::time::{monotonic, wall_ms};
 use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
-use crate::types::{Index, Lineage, Position, RaftId, Revision, Term};
+use crate::types::{Index, Lineage, Position, RaftId, Revision, Status, Term};
 use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
@@ -99,7 +99,7 @@ fn begin(config: &Config, dir: &DataDir) -> Result<NodeFile, StartError> {
     Ok(file)
 }
 
-fn segment_bytes(profile: Profile) -> u64 {
+pub(super) fn segment_bytes(profile: Profile) -> u64 {
     if profile == Profile::Sdcard { SEGMENT_BYTES_SDCARD } else { SEGMENT_BYTES }
 }
 
@@ -150,13 +150,13 @@ fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError>
     Ok(Some(Keys { identity, root_pem, data_key }))
 }
 
-fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+/// What a member needs to read its log. Every way to an existing log leads through here.
+pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
     let Some(keys) = read_keys(dir, file)? else {
         let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
         return Err(StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint));
     };
-    let lineage = lineage(dir, file)?;
     if !has_log(dir) {
         if let Some(aside) = dir.retired() {
             let why = format!("this node left the swarm or was removed from it; its log was moved to {aside}");
@@ -169,6 +169,12 @@ fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
                     then remove the old member";
         return Err(StartError::refused(what(), why, hint));
     }
+    Ok(keys)
+}
+
+fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+    let keys = member_keys(dir, file)?;
+    let lineage = lineage(dir, file)?;
     Ok(Opened { log: Some(open_log(dir, &keys, file.profile, lineage)?), keys })
 }
 
@@ -177,7 +183,7 @@ fn has_log(dir: &DataDir) -> bool {
     names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("wal-"))
 }
 
-fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
+pub(super) fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
     file.lineage.ok_or_else(|| {
         let what = format!("cannot start from {}", dir.path().display());
         StartError::new(StartFailure::Damaged, what, "node.json names no lineage", "put it back from a backup")
@@ -189,7 +195,7 @@ fn open_log(dir: &DataDir, keys: &Keys, profile: Profile, lineage: Lineage) -> R
     Wal::open(Arc::new(RealDisk), &dir.raft(), &keys.data_key, options).map_err(|error| log_error(dir, &error))
 }
 
-fn log_error(dir: &DataDir, error: &WalError) -> StartError {
+pub(super) fn log_error(dir: &DataDir, error: &WalError) -> StartError {
     let what = format!("cannot open the log in {}", dir.raft().display());
     let failure = match error {
         WalError::Damaged { .. } => StartFailure::Damaged,
@@ -235,6 +241,7 @@ impl Starter {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
             hostname: describe(&config).hostname,
+            data_dir: config.data_dir.display().to_string(),
             advertise: sockets.advertise.clone(),
             boot: file.boot,
             nonce: entropy.next_u64(),
@@ -419,8 +426,15 @@ impl Starter {
             // A hint that is lost for want of room is no loss: the members' list has an address too.
             let _ = net.send(Completion::Hint(node, addr));
         };
+        let told = self.net.clone();
+        let failed = move |status: Status| {
+            if Greetings::meaning(&status).is_some() {
+                // If there is no room for it: the manager is called again soon.
+                let _ = told.send(Completion::TurnedAway(status));
+            }
+        };
         thread::spawn("peers", move || {
-            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, || stop.is_stopped()) {
+            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, failed, || stop.is_stopped()) {
                 log::warn!("cannot look for --peer addresses: {error}");
             }
         })
@@ -475,7 +489,7 @@ fn credentials(keys: &Keys) -> Result<Credentials, StartError> {
     Ok(Credentials::new(server, client))
 }
 
-fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
+pub(super) fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
     match error {
         RecoverError::Wal(error) => log_error(dir, error),
         _ => {

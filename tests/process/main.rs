@@ -11,6 +11,7 @@ mod crash;
 mod flood;
 mod input;
 mod leave;
+mod recover;
 mod refused;
 mod service;
 mod snapshots;

@@ -39,6 +39,7 @@ impl Swarm {
             node_id: NodeId(1),
             cluster_id: ClusterId(5),
             hostname: "m1".to_owned(),
+            data_dir: "/var/lib/skep".to_owned(),
             version: "1.2.3".to_owned(),
             sync_us: 0,
             raft: report(RaftState::Leader, 1),
