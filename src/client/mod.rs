@@ -34,11 +34,13 @@ use crate::types::api::{Answer, Call, Filter, Hello, Query, QueryKind, WatchRequ
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{ChangeId, Code, Kind, NodeId, Object, ObjectId, Revision, Status};
 
+mod backup;
 mod connection;
 mod error;
 mod local;
 mod watch;
 
+pub use backup::Backup;
 pub use connection::Connection;
 pub use error::ClientError;
 pub use local::connect_unix;
@@ -212,6 +214,12 @@ impl Client {
     /// when that connection breaks.
     pub fn watch(&self, request: WatchRequest, patience: Duration) -> Result<Watch, ClientError> {
         Watch::begin(Self::connect(self.target.clone(), patience)?, request, patience)
+    }
+
+    /// Begins a backup on a connection of its own to the same manager. With `stale` it is of what that manager has. The
+    /// manager may be silent for `patience`, however long the whole takes.
+    pub fn backup(&self, stale: bool, patience: Duration) -> Result<Backup, ClientError> {
+        Backup::begin(Self::connect(self.target.clone(), patience)?, stale, patience)
     }
 
     fn connect(target: Target, timeout: Duration) -> Result<Self, ClientError> {

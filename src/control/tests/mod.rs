@@ -1,5 +1,6 @@
 //! Tests of the service as a whole: a store, a log of one's own, and requests as they arrive.
 
+mod backups;
 mod reads;
 mod redaction;
 mod reports;
