@@ -1,7 +1,8 @@
 //! What a person types and reads: the grammar of the command line, tables and JSON, exit codes, and the daemon's
 //! surroundings (logger, signals, service manager).
 //!
-//! [`main`] is the whole of the binary. Every command except `run`, `recover`, `wal` and `completions` is a conversation
+//! [`main`] is the whole of the binary. Every command except `run`, `recover`, `backup inspect` and
+//! `restore`, `wal` and `completions` is a conversation
 //! with a running manager over its control socket, through [`crate::client`]; `run` is the daemon itself, and `recover`
 //! works on the directory of one that does not run.
 //!
@@ -27,6 +28,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 mod advertise;
 mod args;
+mod backup;
 mod bench;
 mod commands;
 mod daemon;
@@ -81,6 +83,7 @@ fn dispatch(cli: Cli) -> commands::Ended {
             out.flush()?;
             return Ok(exit);
         }
+        Command::Backup(command) => return backup::run(&cli.common, command, out),
         Command::Recover(args) => {
             let exit = recover::run(&cli.common, args, &mut out)?;
             out.flush()?;
@@ -116,7 +119,12 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Token(command) => commands::token(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
-        Command::Run(_) | Command::Completions { .. } | Command::Wal(_) | Command::Recover(_) | Command::Bench(_) => {
+        Command::Run(_)
+        | Command::Completions { .. }
+        | Command::Wal(_)
+        | Command::Recover(_)
+        | Command::Backup(_)
+        | Command::Bench(_) => {
             unreachable!("dispatch has handled the commands that ask nobody")
         }
     }

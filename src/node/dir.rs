@@ -41,6 +41,8 @@ pub enum Phase {
     Founding,
     /// A certificate is being asked for, or is there, and the swarm has not taken the node in yet.
     Joining,
+    /// A backup is being restored; nothing is worth keeping yet.
+    Restoring,
     /// A member.
     Member,
 }
@@ -334,12 +336,22 @@ pub fn encode(file: &NodeFile) -> Vec<u8> {
 /// Whether the directory says that its node has become a member. False also when it cannot be read: whoever starts from
 /// it will be told why.
 pub fn is_member(path: &Path) -> bool {
+    phase(path) == Some(Phase::Member)
+}
+
+/// How far the directory says that its node has come; `None` also when it cannot be read.
+pub(super) fn phase(path: &Path) -> Option<Phase> {
     #[derive(Deserialize)]
     struct Start {
         phase: Phase,
     }
-    let bytes = std::fs::read(path.join(NODE_FILE)).unwrap_or_default();
-    serde_json::from_slice::<Start>(&bytes).is_ok_and(|start| start.phase == Phase::Member)
+    let bytes = std::fs::read(path.join(NODE_FILE)).ok()?;
+    serde_json::from_slice(&bytes).ok().map(|start: Start| start.phase)
+}
+
+/// Whether an empty directory may hold a file of this name.
+pub(super) fn is_harmless(name: &str) -> bool {
+    HARMLESS.contains(&name)
 }
 
 fn parse_hex(text: &str) -> Option<[u8; 32]> {

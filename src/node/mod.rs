@@ -11,6 +11,7 @@
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
 //! recover.rs    one manager from a lost majority        rebuild.rs    a state as the log of a new history
+//! restore.rs    one manager from a backup
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos and the beginning of a new history.
@@ -27,6 +28,7 @@ mod join;
 mod outlet;
 mod rebuild;
 pub mod recover;
+pub mod restore;
 mod service;
 mod snapshots;
 mod sockets;

@@ -92,7 +92,10 @@ impl Recovery {
         let dir = DataDir::open(path)?;
         let Some(file) = dir.read()? else { return Err(nothing("no manager has kept anything there")) };
         if file.phase != Phase::Member {
-            let hint = "start it with `skep run`, or remove the directory";
+            let hint = match file.phase {
+                Phase::Restoring => "finish the restore that was begun there: `skep backup restore FILE`",
+                _ => "start it with `skep run`, or remove the directory",
+            };
             return Err(StartError::refused(what(), "its manager never became a member of a swarm", hint));
         }
         let keys = start::member_keys(&dir, &file)?;
@@ -133,6 +136,11 @@ impl Recovery {
     /// What the directory holds.
     pub const fn found(&self) -> &Found {
         &self.found
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_state(self) -> State {
+        self.state
     }
 
     /// Makes the new swarm. `advertise` is where its manager listens from now on; without it, where it did before.

@@ -58,12 +58,17 @@ pub fn start(config: Config) -> Result<Node, StartError> {
     file.boot += 1;
     let opened = match file.phase {
         Phase::Founding => {
-            let description = describe(&config);
+            let description = describe(config.name.as_deref());
             let bytes = segment_bytes(file.profile);
             let (keys, wal, recovered) = found::found(&dir, &mut file, description, &sockets.advertise, bytes)?;
             dir.write(&file)?;
             log::info!("made a new swarm");
             Opened { keys, log: Some((wal, recovered)) }
+        }
+        Phase::Restoring => {
+            let what = format!("cannot start from {}", dir.path().display());
+            let hint = "give the command again: `skep backup restore FILE`";
+            return Err(StartError::refused(what, "a restore of a backup to it was not finished", hint));
         }
         Phase::Joining => join_begin(&config, &dir, &mut file)?,
         Phase::Member => {
@@ -103,11 +108,11 @@ pub(super) fn segment_bytes(profile: Profile) -> u64 {
     if profile == Profile::Sdcard { SEGMENT_BYTES_SDCARD } else { SEGMENT_BYTES }
 }
 
-fn describe(config: &Config) -> NodeDescription {
+pub(super) fn describe(name: Option<&str>) -> NodeDescription {
     let system = rustix::system::uname();
     let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
     NodeDescription {
-        hostname: config.name.clone().unwrap_or_else(|| text(system.nodename())),
+        hostname: name.map(str::to_owned).unwrap_or_else(|| text(system.nodename())),
         architecture: text(system.machine()),
         os: text(system.sysname()).to_lowercase(),
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -125,7 +130,7 @@ fn join_begin(config: &Config, dir: &DataDir, file: &mut NodeFile) -> Result<Ope
         Some(keys) => keys,
         None => {
             let addr = file.join.clone().unwrap_or_default();
-            join::certificate(dir, file, &addr, config.token.as_ref(), describe(config))?
+            join::certificate(dir, file, &addr, config.token.as_ref(), describe(config.name.as_deref()))?
         }
     };
     Ok(Opened { keys, log: None })
@@ -240,7 +245,7 @@ impl Starter {
         let identity = Identity {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
-            hostname: describe(&config).hostname,
+            hostname: describe(config.name.as_deref()).hostname,
             data_dir: config.data_dir.display().to_string(),
             advertise: sockets.advertise.clone(),
             boot: file.boot,

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backup;
 mod client;
 mod crash;
 mod flood;
