@@ -10,6 +10,7 @@
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
+//! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots
 //! recover.rs    one manager from a lost majority        rebuild.rs    a state as the log of a new history
 //! restore.rs    one manager from a backup
 //! ```

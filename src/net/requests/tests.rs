@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use super::*;
 use crate::codec::frame::INITIAL_CREDIT;
 use crate::net::handler::ConnectionId;
+use crate::sys::metrics::Metrics;
+use crate::types::Outcome;
 use crate::types::api::Write;
 use crate::types::{Caller, ChangeId, Kind, ObjectId, Refusal, Revision, Timestamp};
 
@@ -19,6 +21,7 @@ struct Scripted {
     parts: VecDeque<usize>,
     pulls: usize,
     ends: bool,
+    complete: bool,
     wake: Option<Instant>,
 }
 
@@ -33,11 +36,11 @@ impl Service for Scripted {
             "local" => Step::Answer("local".into()),
             "missing" => Step::RefuseIfConfirmed(Status::new(Code::NotFound, "missing")),
             "bad" => Step::Refuse(Status::new(Code::InvalidArgument, "bad")),
-            "transfer" => Step::Raft(RaftOrder::Transfer { to: None }),
-            "snapshot" => Step::Raft(RaftOrder::Snapshot),
-            "leave" => Step::Raft(RaftOrder::Leave { node_id: NodeId(1), force: false }),
-            "leave!" => Step::Raft(RaftOrder::Leave { node_id: NodeId(1), force: true }),
-            "join" => Step::Raft(RaftOrder::Join { node_id: NodeId(9), addr: "new:1".to_owned(), feature_level: 1 }),
+            "transfer" => Step::Raft(Order::Transfer { to: None }),
+            "snapshot" => Step::Raft(Order::Snapshot),
+            "leave" => Step::Raft(Order::Leave { node_id: NodeId(1), force: false }),
+            "leave!" => Step::Raft(Order::Leave { node_id: NodeId(1), force: true }),
+            "join" => Step::Raft(Order::Join { node_id: NodeId(9), addr: "new:1".to_owned(), feature_level: 1 }),
             "watch" => Step::Stream(()),
             "elsewhere" => Step::Elsewhere,
             "huge" => Step::Propose(change(attempt, MAX_CHANGE_BYTES)),
@@ -65,6 +68,7 @@ impl Service for Scripted {
         match self.parts.front() {
             Some(size) if *size > room => Pull::Full,
             Some(_) => Pull::Part(vec![0; self.parts.pop_front().unwrap()].into()),
+            None if self.complete => Pull::Done,
             None if self.ends => Pull::End(Status::new(Code::OutOfRange, "too old")),
             None => Pull::Idle(self.wake.take()),
         }
@@ -224,11 +228,11 @@ fn in_words(effect: &Effect) -> String {
         Effect::Read { token } => format!("read t{token}"),
         Effect::Raft { token, order } => {
             let order = match order {
-                RaftOrder::Transfer { .. } => "transfer",
-                RaftOrder::Snapshot => "snapshot",
-                RaftOrder::Join { .. } => "join",
-                RaftOrder::Leave { .. } => "leave",
-                RaftOrder::SetAddress { .. } => "set address",
+                Order::Transfer { .. } => "transfer",
+                Order::Snapshot => "snapshot",
+                Order::Join { .. } => "join",
+                Order::Leave { .. } => "leave",
+                Order::SetAddress { .. } => "set address",
             };
             format!("raft t{token} {order}")
         }
@@ -844,6 +848,18 @@ fn a_stream_that_cannot_go_on_says_why_and_ends() {
     run.machine.service.ends = true;
     run.check(ask(1, Call::Watch, "watch"), "")
         .turn("refuse s1 OutOfRange")
+        .check(Event::StoreMoved, "")
+        .turn("")
+        .idle();
+}
+
+#[test]
+fn a_stream_that_has_sent_everything_ends_with_an_empty_answer() {
+    let mut run = Run::under(1);
+    run.machine.service.parts = [10].into();
+    run.machine.service.complete = true;
+    run.check(ask(1, Call::Watch, "watch"), "")
+        .turn("part s1 of 10; answer s1 ")
         .check(Event::StoreMoved, "")
         .turn("")
         .idle();
