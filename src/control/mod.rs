@@ -61,7 +61,7 @@ pub use write::{Decision, attempt_id, decide_write, object_id};
 #[derive(Debug)]
 pub enum Feed {
     /// A watch.
-    Watch(Watch),
+    Watch(Box<Watch>),
     /// A backup.
     Backup(Box<Backup>),
 }
@@ -139,7 +139,7 @@ impl Control {
             },
             Call::Watch => match decode(request) {
                 Ok(watch) => match Watch::begin(&self.store, watch) {
-                    Ok(watch) => Step::Stream(Feed::Watch(watch)),
+                    Ok(watch) => Step::Stream(Feed::Watch(Box::new(watch))),
                     Err(status) => Step::Refuse(status),
                 },
                 Err(status) => Step::Refuse(status),

@@ -162,12 +162,15 @@ impl Recovery {
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
         rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, segment_bytes, random)
             .map_err(|error| failed(&error))?;
+        // Nothing else is taken over: whatever kept the former member from starting is about its log.
         let file = NodeFile {
+            node_id: Some(found.node_id),
+            cluster_id: Some(found.cluster_id),
             raft_id: Some(raft_id),
             lineage: Some(lineage),
             parent_lineage: Some(found.lineage),
-            replaced_log: None,
-            ..file
+            boot: file.boot,
+            ..NodeFile::new(Phase::Member, file.profile)
         };
         let aside = aside(now_ms);
         rebuild::replace_log(&RealDisk, dir.path(), &file, &aside).map_err(|error| failed(&error))?;
@@ -196,4 +199,130 @@ fn name(state: &State, node_id: NodeId) -> String {
 
 fn objects(state: &State) -> Vec<(Kind, u64)> {
     Kind::ALL.into_iter().map(|kind| (kind, state.count(kind) as u64)).filter(|(_, count)| *count > 0).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use ::raft::eraftpb::Entry;
+
+    use super::*;
+    use crate::node::{Config, Node};
+    use crate::types::log::Command;
+    use crate::types::object;
+    use crate::types::{Change, ChangeId, ObjectId, Operation};
+    use crate::wal::{HardState, Persist, Wal};
+
+    /// The directory of a manager that has stopped.
+    fn stopped() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(Config::local(dir.path())).unwrap();
+        let mut client = node.client().unwrap();
+        let write = crate::types::api::Write::CreateConfig {
+            name: "motd".to_owned(),
+            labels: Default::default(),
+            data: b"x".to_vec(),
+        };
+        client.write(write, Duration::from_secs(30)).unwrap();
+        node.stop(Duration::from_secs(5));
+        dir
+    }
+
+    fn config(id: u128) -> Entry {
+        let mut config = object::Config { id: ObjectId(id), ..object::Config::default() };
+        config.spec.annotations.name = format!("c{id}");
+        let operations = vec![Operation::Create(config.into())];
+        let change = Change { id: ChangeId(id), after: Revision(0), time: Timestamp(5), term: None, operations };
+        Entry { data: crate::apply::encode(&Command::Change(change)).into(), ..Entry::default() }
+    }
+
+    /// Appends entries that the manager never learns to be committed, in a later term in which it has voted.
+    fn append_uncommitted(dir: &Path, count: u64) {
+        let opened = DataDir::open(dir).unwrap();
+        let file = opened.read().unwrap().unwrap();
+        let (_, key) = opened.read_key().unwrap().unwrap();
+        let options = wal::Options { segment_bytes: wal::SEGMENT_BYTES, lineage: file.lineage.unwrap() };
+        let (mut wal, recovered) = Wal::open(Arc::new(RealDisk), &opened.raft(), &key, options).unwrap();
+        let Position { term, index } = recovered.last;
+        let entries = (1..=count).map(|at| Entry { term: term.0, index: index.0 + at, ..config(u128::from(at)) });
+        let hard_state = HardState { term: term.next(), vote: RaftId(1), commit: recovered.hard_state.commit };
+        wal.write(&[Persist {
+            number: 1,
+            entries: entries.collect(),
+            hard_state: Some(hard_state),
+            snapshot: None,
+            must_sync: true,
+        }])
+        .unwrap();
+        wal.close().unwrap();
+    }
+
+    #[test]
+    fn entries_that_were_not_known_to_be_committed_are_kept_and_counted() {
+        let dir = stopped();
+        let known = Recovery::open(dir.path()).unwrap().found().uncommitted;
+        append_uncommitted(dir.path(), 3);
+        let recovery = Recovery::open(dir.path()).unwrap();
+        let found = recovery.found().clone();
+        assert_eq!(found.uncommitted, known + 3);
+        let configs = found.objects.iter().find(|(kind, _)| *kind == Kind::Config).unwrap().1;
+        assert_eq!(configs, 4);
+        let recovered = recovery.carry_out(None).unwrap();
+        assert_eq!((recovered.parent, recovered.raft_id), (found.lineage, RaftId(2)));
+        let node = Node::start(Config::local(dir.path())).unwrap();
+        assert_eq!(node.raft_id(), RaftId(2));
+        let configs = node.client().unwrap().list(
+            Kind::Config,
+            &crate::types::api::Filter::default(),
+            false,
+            Duration::from_secs(30),
+        );
+        assert_eq!(configs.unwrap().len(), 4);
+        node.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_look_at_a_directory_leaves_every_byte_of_its_log_as_it_was() {
+        let dir = stopped();
+        let read = || -> Vec<(String, Vec<u8>)> {
+            let mut files: Vec<_> = std::fs::read_dir(dir.path().join("raft"))
+                .unwrap()
+                .flatten()
+                .map(|entry| {
+                    (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).unwrap_or_default())
+                })
+                .collect();
+            files.sort();
+            files
+        };
+        let before = read();
+        Recovery::open(dir.path()).unwrap();
+        assert!(before == read());
+    }
+
+    #[test]
+    fn what_is_no_member_is_not_recovered() {
+        let refusal = |path: &Path| {
+            let error = Recovery::open(path).unwrap_err();
+            assert_eq!(error.failure, StartFailure::Refused);
+            error.why
+        };
+        let dir = stopped();
+        let opened = DataDir::open(dir.path()).unwrap();
+        assert!(refusal(dir.path()).contains("another skep process"));
+        let file = opened.read().unwrap().unwrap();
+        drop(opened);
+        for phase in [Phase::Joining, Phase::Founding, Phase::Restoring] {
+            DataDir::open(dir.path()).unwrap().write(&NodeFile { phase, ..file.clone() }).unwrap();
+            assert!(refusal(dir.path()).contains("never became a member"), "{phase:?}");
+        }
+        // One that left.
+        let opened = DataDir::open(dir.path()).unwrap();
+        opened.write(&file).unwrap();
+        opened.retire(7).unwrap();
+        drop(opened);
+        assert!(refusal(dir.path()).contains("left the swarm or was removed"));
+    }
 }
