@@ -73,6 +73,8 @@ mod accept;
 mod calls;
 mod connection;
 mod dial;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod handler;
 mod http;
 mod link;

@@ -23,6 +23,8 @@
 
 mod dir;
 mod found;
+#[doc(hidden)]
+pub mod fuzz;
 mod greeting;
 mod handler;
 mod join;

@@ -45,6 +45,8 @@ mod ahead;
 mod catalog;
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod inspect;
 mod look;
 mod map;
