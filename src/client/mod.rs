@@ -12,6 +12,7 @@
 //! - A new write is made after a revision that is at most about a second old, however long the client has been idle.
 //! - Calls that may succeed later ([`Code::is_transient`](crate::types::Code::is_transient)) are repeated until the timeout, except
 //!   when the manager says that it sees no majority itself: then waiting would only hide the news.
+//! - [`Backup`] hands out everything as it arrives, and says when that was all.
 //! - [`Watch`] resumes after its last position when the connection breaks, and says so when it cannot; it never skips.
 //! - Every wait has an end: a manager that stops answering costs the timeout and [`GRACE`].
 //!

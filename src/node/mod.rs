@@ -29,7 +29,7 @@ mod greeting;
 mod handler;
 mod join;
 mod outlet;
-mod rebuild;
+pub mod rebuild;
 pub mod recover;
 pub mod restore;
 mod service;

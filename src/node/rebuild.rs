@@ -104,7 +104,7 @@ pub enum WriteError {
 }
 
 /// Where a log is built that will take the place of `raft`.
-pub const NEXT_LOG: &str = "raft.next";
+pub(super) const NEXT_LOG: &str = "raft.next";
 const LOG: &str = "raft";
 
 /// Puts the log in [`NEXT_LOG`] in the place of the present one, which is kept under the name `aside`, and `file` in the
@@ -112,15 +112,18 @@ const LOG: &str = "raft";
 ///
 /// The first replacement of `node.json` decides: before it the directory is what it was, after it [`finish`] can do the
 /// rest at any time.
-pub fn replace_log(disk: &dyn Disk, path: &Path, file: &NodeFile, aside: &str) -> io::Result<()> {
+pub(super) fn replace_log(disk: &dyn Disk, path: &Path, file: &NodeFile, aside: &str) -> io::Result<()> {
     let deciding = NodeFile { replaced_log: Some(aside.to_owned()), ..file.clone() };
     write(disk, path, &deciding)?;
     finish(disk, path, &deciding).map(drop)
 }
 
 /// Finishes a replacement that was decided and interrupted; gives back what `node.json` is then. Does nothing otherwise.
-pub fn finish(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<Option<NodeFile>> {
+pub(super) fn finish(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<Option<NodeFile>> {
     let Some(aside) = &file.replaced_log else { return Ok(None) };
+    if Path::new(aside).file_name() != Some(aside.as_ref()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("node.json names {aside}, which is no name")));
+    }
     let (log, next) = (path.join(LOG), path.join(NEXT_LOG));
     if exists(disk, &next)? {
         if exists(disk, &log)? {

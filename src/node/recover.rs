@@ -98,8 +98,9 @@ impl Recovery {
             };
             return Err(StartError::refused(what(), "its manager never became a member of a swarm", hint));
         }
-        let keys = start::member_keys(&dir, &file)?;
-        let lineage = start::lineage(&dir, &file)?;
+        let attempted = |error| StartError { what: what(), ..error };
+        let keys = start::member_keys(&dir, &file).map_err(attempted)?;
+        let lineage = start::lineage(&dir, &file).map_err(attempted)?;
         let disk = Arc::new(RealDisk);
         let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
         let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), &keys.data_key, &options)
@@ -300,6 +301,25 @@ mod tests {
         let before = read();
         Recovery::open(dir.path()).unwrap();
         assert!(before == read());
+    }
+
+    #[test]
+    fn a_recovery_that_was_decided_and_interrupted_is_finished_by_the_next_start() {
+        let dir = stopped();
+        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path()).unwrap();
+        let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term };
+        let (state, raft_id) = rebuild::succeed(state, Lineage(2), heir, 9, &mut OsEntropy);
+        let next = opened.path().join(NEXT_LOG);
+        let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
+        rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, wal::SEGMENT_BYTES, random).unwrap();
+        let file = NodeFile { raft_id: Some(raft_id), lineage: Some(Lineage(2)), ..file };
+        let decided = NodeFile { replaced_log: Some("raft.before-recover-x".to_owned()), ..file };
+        opened.write(&decided).unwrap();
+        drop(opened);
+        let node = Node::start(Config::local(dir.path())).unwrap();
+        assert_eq!(node.raft_id(), raft_id);
+        assert!(dir.path().join("raft.before-recover-x").is_dir() && !next.exists());
+        node.stop(Duration::from_secs(5));
     }
 
     #[test]
