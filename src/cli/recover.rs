@@ -60,8 +60,8 @@ fn describe(found: &Found, dir: &str) -> String {
     ));
     if found.uncommitted > 0 {
         text.push_str(&format!(
-            "            {} of these entries were not known to be committed; they are kept, because the lost managers may \
-             have acknowledged them\n",
+            "            {} of these entries were not known to be committed; they are kept, because they may have been \
+             acknowledged\n",
             found.uncommitted
         ));
     }

@@ -155,10 +155,11 @@ fn clear(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     if !exists(disk, dir)? {
         return Ok(());
     }
-    for name in disk.list(dir)? {
+    let names = disk.list(dir)?;
+    for name in &names {
         disk.remove(&dir.join(name))?;
     }
-    disk.sync_dir(dir)
+    if names.is_empty() { Ok(()) } else { disk.sync_dir(dir) }
 }
 
 #[cfg(test)]
@@ -288,6 +289,17 @@ mod tests {
         let options = Options { segment_bytes: SEGMENT_BYTES, lineage: Lineage(1) };
         let aside = dir.path().join("raft.before-recover-1");
         assert!(wal::look(&RealDisk, &aside, &key(), &options).is_ok());
+    }
+
+    #[test]
+    fn a_name_that_leads_out_of_the_directory_moves_nothing() {
+        let dir = old_dir();
+        std::fs::create_dir(dir.path().join(NEXT_LOG)).unwrap();
+        for name in ["../x", "/x", "a/b", "..", ""] {
+            let file = NodeFile { replaced_log: Some(name.to_owned()), ..file(2, 3) };
+            assert_eq!(finish(&RealDisk, dir.path(), &file).unwrap_err().kind(), io::ErrorKind::InvalidData, "{name}");
+            assert!(dir.path().join(LOG).is_dir() && dir.path().join(NEXT_LOG).is_dir(), "{name}");
+        }
     }
 
     #[test]
