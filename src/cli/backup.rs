@@ -218,7 +218,7 @@ fn restore(common: &Common, args: &RestoreArgs, mut out: Output) -> Ended {
          be replaced: if they still run, there will be two swarms.",
         dir.display()
     );
-    question::ask(&question, args.yes)?;
+    question::ask(&question, args.yes, io::stdin().lock())?;
     let addr = match &args.advertise {
         Some(addr) => addr.clone(),
         // The manager says where it listens when it starts; until then nobody asks.

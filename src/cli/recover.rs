@@ -32,7 +32,7 @@ pub fn run(common: &Common, args: &RecoverArgs, out: &mut Output) -> Ended {
         }
         return Ok(Exit::Done);
     }
-    question::ask(&warning(&found, &shown), args.yes)?;
+    question::ask(&warning(&found, &shown), args.yes, std::io::stdin().lock())?;
     let recovered = recovery.carry_out(args.advertise.clone())?;
     if out.json {
         out.document(&report(&found, Some(&recovered)))?;

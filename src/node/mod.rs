@@ -11,16 +11,19 @@
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
 //! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots
-//! recover.rs    one manager from a lost majority        rebuild.rs    a state as the log of a new history
-//! restore.rs    one manager from a backup
+//! lobby.rs      what a joining node answers             pace.rs       how fast snapshots leave
+//! addresses.rs  members that are not where they were    recover.rs    one manager from a lost majority
+//! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
 //! ```
 //!
-//! Not here: logic worth testing by itself, except the judgement of hellos and the beginning of a new history.
+//! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
+//! and the two small machines `pace` and `addresses`.
 //!
 //! Invariants: nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
 //! one process.
 
+mod addresses;
 mod dir;
 mod found;
 #[doc(hidden)]
@@ -28,7 +31,9 @@ pub mod fuzz;
 mod greeting;
 mod handler;
 mod join;
+mod lobby;
 mod outlet;
+mod pace;
 pub mod rebuild;
 pub mod recover;
 pub mod restore;

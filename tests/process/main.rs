@@ -7,11 +7,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod backup;
+mod bounds;
 mod client;
 mod crash;
 mod flood;
 mod input;
+mod joining;
 mod leave;
+mod links;
 mod recover;
 mod refused;
 mod service;
