@@ -506,12 +506,6 @@ impl Machine {
         }
     }
 
-    /// The log has been replaced by a snapshot, and raft-rs does not know yet that what it covers is applied. When it
-    /// campaigns it reads everything after that, and panics because the entries are not there.
-    fn is_installing(&self) -> bool {
-        self.node.raft.raft_log.applied < self.node.store().first().0.saturating_sub(1)
-    }
-
     fn set_election_timeout(&mut self) {
         let raft = &self.node.raft;
         let role = match raft.state {

@@ -11,8 +11,8 @@
 //! [`Wal::open`] finds the log again: it drops an unfinished last write, and refuses a log that is damaged anywhere else,
 //! because to cut off what was acknowledged would break the promises that Raft made with it. [`LogReader`] reads old
 //! entries from any thread. [`SnapshotWriter`] and [`SnapshotReader`] stream snapshot files; once a snapshot is
-//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold, and
-//! [`repair`] cuts off what is damaged when there is no other copy.
+//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold, [`look`]
+//! reads a log without changing it, and [`repair`] cuts off what is damaged when there is no other copy.
 //!
 //! A full disk stops nothing for good: the log waits for space, with a reserve for the snapshot that makes some. [`Reserve`]
 //! tells early enough that changes can be refused before it comes to that.
@@ -52,6 +52,7 @@ mod format;
 #[doc(hidden)]
 pub mod fuzz;
 mod inspect;
+mod look;
 mod map;
 mod newest;
 mod recover;
@@ -76,6 +77,7 @@ pub use self::error::{ReadError, WalError};
 use self::format::{BATCH_HEADER, OTHER_RECORDS, SECTOR};
 pub use self::format::{BatchHeader, HardState, Record, SegmentHeader};
 pub use self::inspect::{Found, Inspect, inspect};
+pub use self::look::look;
 pub use self::map::report_media_errors;
 use self::newest::Newest;
 pub use self::recover::Cut;

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backup;
 mod bounds;
 mod client;
 mod crash;
@@ -15,6 +16,7 @@ mod input;
 mod joining;
 mod leave;
 mod links;
+mod recover;
 mod refused;
 mod service;
 mod snapshots;
