@@ -6,6 +6,8 @@
 use raft::eraftpb::{ConfState, EntryType, Message, MessageType};
 use raft::{RaftLog, Storage};
 
+use crate::sys::faults::{Fault, planted};
+
 /// Why a message was not stepped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -94,6 +96,7 @@ pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid>
     }
     match message.msg_type {
         MessageType::MsgAppend => check_append(message, log),
+        MessageType::MsgHeartbeat if planted(Fault::LostLogUnnoticed) => Ok(()),
         MessageType::MsgHeartbeat if message.commit > last => Err(Invalid::LogLost),
         MessageType::MsgAppendResponse if message.index > last => Err(Invalid::AcknowledgesTooMuch),
         MessageType::MsgSnapshot => check_snapshot(message, own),

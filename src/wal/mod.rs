@@ -72,6 +72,7 @@ use self::segment::Segment;
 pub use self::snapshot::{SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
 use crate::pki::seal::DataKey;
 use crate::sys::entropy::{Entropy, OsEntropy};
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::Disk;
 use crate::types::{Index, Lineage, Position};
 
@@ -287,7 +288,10 @@ impl Wal {
         if self.failed {
             return Err(WalError::Failed);
         }
-        let keep_from = keep_from.min(self.durable.snapshot.index.next());
+        let mut keep_from = keep_from.min(self.durable.snapshot.index.next());
+        if planted(Fault::CompactedTooFar) {
+            keep_from = self.durable.last.index;
+        }
         let (before, kept) = {
             let mut catalog = self.reader.lock();
             let before = catalog.oldest();
@@ -362,6 +366,9 @@ impl Wal {
         for entry in &persist.entries {
             self.put(entry, written)?;
         }
+        if planted(Fault::VoteNotWritten) && persist.entries.is_empty() && persist.snapshot.is_none() {
+            return Ok(false);
+        }
         let after = self.state.hard_state;
         let is_vote = (before.term, before.vote) != (after.term, after.vote);
         Ok(is_vote || persist.must_sync && after != self.durable.hard_state)
@@ -398,7 +405,9 @@ impl Wal {
     fn flush(&mut self, written: &mut Written) -> Result<(), WalError> {
         let mut now = self.state;
         // Where a batch ends within a Ready, the Ready's commit index may be ahead of the entries written so far.
-        now.hard_state.commit = now.hard_state.commit.min(now.last.index);
+        if !planted(Fault::CommitBeyondEntries) {
+            now.hard_state.commit = now.hard_state.commit.min(now.last.index);
+        }
         format::put_record(&mut self.buffer, &Record::HardState(now.hard_state));
         let bytes = format::batch_bytes(self.buffer.len() - BATCH_HEADER);
         if bytes > self.segment.header.bytes - self.offset {
@@ -416,7 +425,9 @@ impl Wal {
         };
         self.previous = self.segment.seal(&mut header, &mut self.buffer);
         self.segment.file.write_at(self.offset, &self.buffer).doing("write", &self.segment.path)?;
-        self.segment.file.sync_data().doing("sync", &self.segment.path)?;
+        if !planted(Fault::WriteNotSynced) {
+            self.segment.file.sync_data().doing("sync", &self.segment.path)?;
+        }
         self.reader.lock().append(self.offset, bytes, self.effect);
         self.durable = now;
         self.next_number += 1;
@@ -491,7 +502,9 @@ impl Begin {
         file.write_at(0, &header.encode()).doing("write", &spare)?;
         file.sync_data().doing("sync", &spare)?;
         disk.rename(&spare, &path).doing("rename a file to", &path)?;
-        disk.sync_dir(dir).doing("sync", dir)?;
+        if !planted(Fault::SegmentNameNotSynced) {
+            disk.sync_dir(dir).doing("sync", dir)?;
+        }
         Ok(Arc::new(Segment::new(dir, header, file, key)?))
     }
 }

@@ -14,6 +14,7 @@ use super::error::{Doing, WalError};
 use super::format::{BATCH_HEADER, BatchHeader, HardState, Record, Records, SECTOR, SECTOR_BYTES};
 use super::segment::{self, Segment};
 use crate::pki::seal::DataKey;
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, Disk};
 use crate::types::{Index, Position, Term};
 
@@ -107,6 +108,7 @@ impl State {
                     offset += bytes;
                 }
                 Step::End => break,
+                Step::Torn if planted(Fault::TornTailLeft) => break,
                 Step::Torn => {
                     self.cut = Some(cut(disk, dir, &segment, offset)?);
                     break;
@@ -133,6 +135,9 @@ impl State {
             return Ok(if is_torn { Step::Torn } else { Step::End });
         }
         let Some((header, crc)) = BatchHeader::decode(&sector) else {
+            if planted(Fault::DamageCutOff) {
+                return Ok(Step::Torn);
+            }
             return Err(segment.damaged(offset, "the header of a batch does not match its checksum"));
         };
         if (header.epoch, header.number, header.previous) != (segment.header.epoch, self.next_number, self.previous) {
@@ -142,7 +147,7 @@ impl State {
         if crc32fast::hash(&payload) != header.payload_crc {
             let (_, sectors) = payload.split_at(SECTOR_BYTES - BATCH_HEADER);
             let is_torn = sectors.chunks(SECTOR_BYTES).any(segment::is_zero);
-            if is_last && is_torn && segment.next_header(offset + SECTOR)?.is_none() {
+            if planted(Fault::DamageCutOff) || is_last && is_torn && segment.next_header(offset + SECTOR)?.is_none() {
                 return Ok(Step::Torn);
             }
             return Err(segment.damaged(offset, "the contents of a batch do not match their checksum"));
@@ -166,6 +171,7 @@ impl State {
                     self.terms = vec![position];
                     last = position;
                 }
+                Record::Truncate(_) if planted(Fault::TruncationForgotten) => {}
                 Record::Truncate(from) if at == 0 && from.0 > 0 && from <= last.index => {
                     effect.truncated = Some(from);
                     self.terms.retain(|run| run.index < from);

@@ -42,6 +42,9 @@ impl Machine {
             let releases = self.sort_persisted_messages(ready.take_persisted_messages());
             let must_sync = ready.must_sync();
             self.node.advance_append_async(ready);
+            if planted(Fault::LeaderCountsUnsynced) && self.is_leader() {
+                self.node.on_persist_ready(number);
+            }
             if must_sync {
                 self.persist(now, Some(number), entries, persist_snapshot, releases);
                 if let Some(wal::SnapshotMark::Installed(position)) = persist_snapshot {
@@ -69,7 +72,11 @@ impl Machine {
                 message.msg_type,
                 MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex | MessageType::MsgReadIndexResp
             );
-            if hasty && message.term <= self.durable.hard_state.term.0 {
+            let durable = message.term <= self.durable.hard_state.term.0 || planted(Fault::HeartbeatOfUnsyncedTerm);
+            let too_early = planted(Fault::AppendAnsweredBeforeSync)
+                && message.msg_type == MessageType::MsgAppendResponse
+                || planted(Fault::VoteAnsweredBeforeSync) && message.msg_type == MessageType::MsgRequestVoteResponse;
+            if hasty && durable || too_early {
                 self.send(message);
             } else if let Some(outgoing) = self.address(message) {
                 held.push(outgoing);
@@ -103,7 +110,8 @@ impl Machine {
         self.unsynced_bytes += bytes;
         self.commit_asked = hard_state.commit;
         let number = self.persist_number;
-        let hard_state = Some(hard_state);
+        let is_installed = matches!(snapshot, Some(wal::SnapshotMark::Installed(_)));
+        let hard_state = Some(hard_state).filter(|_| !(is_installed && planted(Fault::SnapshotWithoutHardState)));
         self.in_flight.push_back(InFlight { number, ready, since: now, sync: true, bytes, last, hard_state });
         self.effects.persist.push((Persist { number, entries, hard_state, snapshot, must_sync: true }, releases));
     }
