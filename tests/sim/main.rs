@@ -4,6 +4,7 @@
 
 mod disk;
 mod explore;
+mod failure;
 mod node;
 mod scenarios;
 mod world;
@@ -11,8 +12,12 @@ mod world;
 /// Runs a scenario under several seeds: as many as it asks for or `SKEP_SIM_SEEDS` says, or the one in `SKEP_SIM_SEED`.
 fn check(seeds: u64, scenario: impl Fn(u64)) {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    match number("SKEP_SIM_SEED") {
-        Some(seed) => scenario(seed),
-        None => (1..=number("SKEP_SIM_SEEDS").unwrap_or(seeds)).for_each(scenario),
+    let only: Option<u64> = number("SKEP_SIM_SEED");
+    let seeds = only.map_or(1..=number("SKEP_SIM_SEEDS").unwrap_or(seeds), |seed| seed..=seed);
+    for seed in seeds {
+        if let Err(failure) = failure::catch(|| scenario(seed)) {
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            panic!("seed {seed}: {failure}\nreplay: SKEP_SIM_SEED={seed} cargo test --test sim {test}");
+        }
     }
 }

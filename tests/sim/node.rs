@@ -19,6 +19,7 @@ use skep::types::{Index, Lineage, NodeId, Outcome, Position, RaftId};
 use skep::wal::{self, LogReader, Persist, Wal};
 
 use crate::disk::SimDisk;
+use crate::failure::ensure;
 
 pub const LINEAGE: Lineage = Lineage(0x5ce9);
 pub const DIR: &str = "raft";
@@ -306,20 +307,20 @@ impl Agreement {
     /// A node leads in a term.
     pub fn leads(&mut self, term: u64, node: NodeId) {
         let first = *self.leaders.entry(term).or_insert(node);
-        assert_eq!(first, node, "two leaders in term {term}");
+        ensure!("one leader per term", first == node, "{} and {} lead in term {term}", first.0, node.0);
     }
 
     /// A node applied an entry.
     pub fn applied(&mut self, node: NodeId, entry: &Entry, hash: u128) {
         let found = (entry.term, crc32fast::hash(&entry.data));
         let first = *self.log.entry(entry.index).or_insert(found);
-        assert_eq!(first, found, "node {} applied another entry at {}", node.0, entry.index);
+        ensure!("log prefix", first == found, "node {} applied another entry at {}", node.0, entry.index);
         self.state(node, entry.index, hash);
     }
 
     /// A node has a state.
     pub fn state(&mut self, node: NodeId, index: u64, hash: u128) {
         let first = *self.hashes.entry(index).or_insert(hash);
-        assert_eq!(first, hash, "the state of node {} differs at {index}", node.0);
+        ensure!("state hash", first == hash, "the state of node {} differs at {index}", node.0);
     }
 }

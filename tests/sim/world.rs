@@ -20,6 +20,7 @@ use skep::types::{
     Timestamp,
 };
 
+use crate::failure::{ensure, fail};
 use crate::node::{Agreement, ApplyJob, Node, Start, WalJob};
 
 pub const fn ms(ms: u64) -> Duration {
@@ -150,18 +151,6 @@ pub struct World {
     raft_ids: BTreeMap<RaftId, NodeId>,
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let name = std::thread::current().name().unwrap_or_default().to_owned();
-            eprintln!(
-                "at {:?} with seed {}: SKEP_SIM_SEED={} cargo test --test sim {name}",
-                self.now, self.seed, self.seed
-            );
-        }
-    }
-}
-
 impl World {
     /// Nobody yet.
     pub fn new(seed: u64) -> Self {
@@ -258,7 +247,7 @@ impl World {
         let id = NodeId(self.next_node);
         self.next_node += 1;
         if let Some(before) = self.raft_ids.insert(raft_id, id) {
-            panic!("raft id {raft_id} was given to {} before {}", before.0, id.0);
+            fail("raft id", format!("{raft_id} was given to {} before {}", before.0, id.0));
         }
         self.nodes.insert(id, Node::new(id, raft_id, address(id)));
         id
@@ -437,7 +426,7 @@ impl World {
             }
             self.run_for(ms(50));
         }
-        panic!("the order {order:?} was never answered");
+        fail("liveness", format!("the order {order:?} was never answered"));
     }
 
     /// One order at one manager; `None` if it was not answered within five seconds.
@@ -512,7 +501,7 @@ impl World {
         self.settle();
         for node in self.nodes.values() {
             let Some(run) = &node.run else { continue };
-            assert!(run.tokens.is_empty(), "node {} never answered {:?}", node.id.0, run.tokens);
+            ensure!("answers", run.tokens.is_empty(), "node {} never answered {:?}", node.id.0, run.tokens);
             if node.corrupted {
                 continue;
             }
@@ -520,8 +509,14 @@ impl World {
             check_acked(&self.acked, &state);
             let outcomes = self.issued.iter().filter_map(|id| state.remembered(*id));
             let committed = outcomes.filter(|outcome| matches!(outcome, Outcome::Committed(_))).count() as u64;
-            assert_eq!(committed, state.revision().0, "a change was applied twice at node {}", node.id.0);
-            assert_eq!(state.hash(), state.recompute_hash());
+            ensure!(
+                "at most once",
+                committed == state.revision().0,
+                "node {} has {} revisions of {committed} changes",
+                node.id.0,
+                state.revision()
+            );
+            ensure!("state hash", state.hash() == state.recompute_hash(), "node {} keeps a wrong sum", node.id.0);
         }
     }
 
@@ -535,7 +530,7 @@ impl World {
         while !done(self) {
             if !self.turn(end) {
                 self.describe();
-                panic!("not within {limit:?}: {what}");
+                fail("liveness", format!("not within {limit:?}: {what}"));
             }
         }
     }
@@ -745,7 +740,7 @@ impl World {
 
     fn stop(&mut self, id: NodeId, stop: Stop) {
         if let Stop::Fenced(text) = &stop {
-            assert!(self.may_fence.contains(&id), "node {} fenced itself: {text}", id.0);
+            ensure!("stopped", self.may_fence.contains(&id), "node {} fenced itself: {text}", id.0);
         }
         let node = self.nodes.get_mut(&id).expect("the node exists");
         node.stopped = Some(stop);
@@ -1035,7 +1030,12 @@ impl World {
 
     fn answered(&mut self, id: NodeId, token: Token) -> Option<usize> {
         let run = self.nodes.get_mut(&id).and_then(|node| node.run.as_mut()).expect("it answers");
-        assert!(run.tokens.remove(&token), "request {token} was answered twice or never asked at node {}", id.0);
+        ensure!(
+            "answers",
+            run.tokens.remove(&token),
+            "request {token} was answered twice or never asked at node {}",
+            id.0
+        );
         self.clients.iter().position(|client| client.doing.as_ref().is_some_and(|doing| doing.token == token))
     }
 
@@ -1045,15 +1045,22 @@ impl World {
         match outcome {
             Outcome::Committed(revision) => {
                 let before = self.acked.insert(change.id, revision);
-                assert!(before.is_none_or(|before| before == revision), "two revisions for one change");
+                ensure!(
+                    "at most once",
+                    before.is_none_or(|before| before == revision),
+                    "two revisions for change {}",
+                    change.id
+                );
                 self.floor = self.floor.max(revision);
                 let (Operation::Create(object) | Operation::Update(object)) = &change.operations[0] else {
                     unreachable!("clients create and update")
                 };
                 self.clients[at].object = Some((object.id(), revision));
             }
-            Outcome::Refused(refusal) => panic!("a change that nobody contradicts was refused: {refusal:?}"),
-            Outcome::Forgotten => panic!("a young change was forgotten"),
+            Outcome::Refused(refusal) => {
+                fail("answers", format!("a change that nobody contradicts was refused: {refusal:?}"))
+            }
+            Outcome::Forgotten => fail("at most once", "a young change was forgotten"),
         }
         self.think(at);
     }
@@ -1076,7 +1083,13 @@ impl World {
                     let Some(at) = self.answered(id, token) else { continue };
                     let doing = self.clients[at].doing.take().expect("found by its token");
                     assert!(doing.change.is_none(), "a write was answered as a read");
-                    assert!(revision >= doing.floor, "node {} read {revision}, and {} was known", id.0, doing.floor);
+                    ensure!(
+                        "stale read",
+                        revision >= doing.floor,
+                        "node {} read {revision}, and {} was known",
+                        id.0,
+                        doing.floor
+                    );
                     self.floor = self.floor.max(revision);
                     self.reads_done += 1;
                     self.think(at);
@@ -1121,7 +1134,8 @@ fn create(id: ChangeId, object: ObjectId, after: Revision, payload: usize) -> Ch
 fn check_acked(acked: &BTreeMap<ChangeId, Revision>, state: &State) {
     for (id, revision) in acked {
         let found = state.remembered(*id);
-        assert_eq!(found, Some(Outcome::Committed(*revision)), "an acknowledged change was lost");
+        let told = Outcome::Committed(*revision);
+        ensure!("lost write", found == Some(told), "change {id} of revision {revision} is {found:?}");
     }
     assert!(acked.is_empty() || state.count(Kind::Config) > 0);
 }
