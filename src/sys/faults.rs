@@ -41,8 +41,8 @@ faults! {
     DamageCutOff,
     /// Recovery does not see that entries were replaced.
     TruncationForgotten,
-    /// The log is removed beyond what a snapshot covers.
-    CompactedTooFar,
+    /// The log is removed for a snapshot that it has not recorded.
+    SnapshotUnrecorded,
 
     // ---- agreement ----
     /// A leader counts its own copy of an entry before that is synced.

@@ -288,10 +288,8 @@ impl Wal {
         if self.failed {
             return Err(WalError::Failed);
         }
-        let mut keep_from = keep_from.min(self.durable.snapshot.index.next());
-        if planted(Fault::CompactedTooFar) {
-            keep_from = self.durable.last.index;
-        }
+        let covered = self.durable.snapshot.index.next();
+        let keep_from = if planted(Fault::SnapshotUnrecorded) { keep_from } else { keep_from.min(covered) };
         let (before, kept) = {
             let mut catalog = self.reader.lock();
             let before = catalog.oldest();

@@ -6,6 +6,8 @@ mod disk;
 mod explore;
 mod failure;
 mod node;
+mod planted;
+mod promises;
 mod scenarios;
 mod world;
 

@@ -16,7 +16,7 @@ use skep::sys::files::Disk;
 use skep::sys::time::Instant;
 use skep::types::object::{Profile, RaftSettings};
 use skep::types::{Index, Lineage, NodeId, Outcome, Position, RaftId};
-use skep::wal::{self, LogReader, Persist, Wal};
+use skep::wal::{self, HardState, LogReader, Persist, Wal};
 
 use crate::disk::SimDisk;
 use crate::failure::ensure;
@@ -56,6 +56,8 @@ pub struct Running {
     pub reader: LogReader,
     pub applier: Applier,
     pub snapshots: Snapshots,
+    /// The hard state that the log was last given, and has synced.
+    pub written: HardState,
     pub wal_queue: VecDeque<WalJob>,
     /// Jobs in the write that is going on.
     pub writing: usize,
@@ -173,6 +175,7 @@ impl Node {
             machine,
             wal,
             reader,
+            written: recovery.hard_state,
             applier: recovery.applier,
             snapshots,
             wal_queue: VecDeque::new(),
@@ -221,6 +224,8 @@ impl Running {
                 WalJob::Compact(index) => keep_from = keep_from.max(Some(index)),
             }
         }
+        let hard_states = batch.iter().filter(|persist| persist.must_sync).filter_map(|persist| persist.hard_state);
+        self.written = hard_states.last().unwrap_or(self.written);
         let written = (!batch.is_empty()).then(|| self.wal.write(&batch).expect("the log can be written").number);
         if let Some(index) = keep_from {
             self.wal.compact(index).expect("the log can be compacted");
@@ -229,6 +234,11 @@ impl Running {
                 .expect("files can be removed");
         }
         (written, released)
+    }
+
+    /// How many vote, by what is applied here.
+    pub fn voters(&self) -> usize {
+        self.applier.store().view(|state| state.configuration().voters.len())
     }
 
     /// Applies all that is queued.

@@ -22,6 +22,7 @@ use skep::types::{
 
 use crate::failure::{ensure, fail};
 use crate::node::{Agreement, ApplyJob, Node, Start, WalJob};
+use crate::promises::Promises;
 
 pub const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -137,6 +138,7 @@ pub struct World {
     seq: u64,
     queue: BinaryHeap<Reverse<Timed>>,
     agreement: Agreement,
+    promises: Promises,
     clients: Vec<Client>,
     issued: BTreeSet<ChangeId>,
     /// The newest revision that anybody was told of.
@@ -171,6 +173,7 @@ impl World {
             seq: 0,
             queue: BinaryHeap::new(),
             agreement: Agreement::default(),
+            promises: Promises::default(),
             clients: Vec::new(),
             issued: BTreeSet::new(),
             floor: Revision(0),
@@ -258,8 +261,9 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("the node exists");
         node.start(now, start, seed, settings, &mut self.entropy);
         node.stopped = None;
+        let (state, durable) = (node.state().expect("it runs"), node.run.as_ref().expect("it runs").machine.durable());
+        self.promises.restarted(id, durable.hard_state, durable.last, state.applied().index);
         if !node.corrupted {
-            let state = node.state().expect("it runs");
             self.agreement.state(id, state.applied().index.0, state.hash());
         }
         let phase = self.entropy.below(100_000);
@@ -292,6 +296,7 @@ impl World {
     pub fn wipe(&mut self, id: NodeId) {
         assert!(!self.is_running(id));
         self.nodes[&id].disk.wipe();
+        self.promises.forget(id);
     }
 
     /// SIGSTOP and SIGCONT.
@@ -631,6 +636,7 @@ impl World {
                     return self.at_node(id, ms(10), Happening::Written);
                 }
                 let (number, released) = run.write();
+                self.promises.wrote(id, run.reader.last().index);
                 if let Some(number) = number {
                     run.machine.step(now, Event::Persisted { number });
                 }
@@ -772,7 +778,15 @@ impl World {
         let corrupted = node.corrupted;
         let run = node.run.as_mut().expect("it runs");
         run.applying = false;
+        let before = run.voters();
         let turn = run.apply();
+        let voters = run.voters().min(before);
+        for (entry, _) in &turn.log {
+            self.promises.applied(id, Index(entry.index), voters);
+        }
+        for (index, _) in &turn.applied.members {
+            self.promises.applied_member(id, *index);
+        }
         let position = turn.applied.position;
         run.machine.step(self.now, Event::Applied(turn.applied));
         if !corrupted {
@@ -812,6 +826,8 @@ impl World {
 
     fn send(&mut self, from: NodeId, outgoing: &Outgoing) {
         let to = outgoing.to;
+        let run = self.nodes[&from].run.as_ref().expect("who sends runs");
+        self.promises.said(from, &outgoing.message, run.written, run.reader.last().index);
         if !self.linked(from, to) {
             return self.at_node(from, Duration::from_micros(20), Happening::Lost(to));
         }

@@ -56,7 +56,8 @@ impl Machine {
         let settings = self.replicated.settings;
         self.log_bytes = self.bytes_after(position.index);
         self.node.mut_store().snapshot_created(mark);
-        self.persist(now, None, Vec::new(), Some(wal::SnapshotMark::Created(position)), Vec::new());
+        let record = Some(wal::SnapshotMark::Created(position)).filter(|_| !planted(Fault::SnapshotUnrecorded));
+        self.persist(now, None, Vec::new(), record, Vec::new());
         let mut keep_from = self.index_bytes_before(position.index, settings.keep_bytes);
         if self.is_leader() {
             let slowest = self
