@@ -20,7 +20,7 @@
 
 mod dir;
 mod found;
-mod greeting;
+pub mod greeting;
 mod handler;
 mod join;
 mod outlet;

@@ -47,6 +47,8 @@ faults! {
     // ---- agreement ----
     /// A leader counts its own copy of an entry before that is synced.
     LeaderCountsUnsynced,
+    /// A sole voter leads its learners under a term that is not durable.
+    LeaderOfUnsyncedTerm,
     /// A follower acknowledges entries before they are synced.
     AppendAnsweredBeforeSync,
     /// A vote leaves before it is synced.
@@ -81,6 +83,8 @@ faults! {
     EarlyVotesTaken,
     /// A member does not notice that its leader counts on entries it no longer has.
     LostLogUnnoticed,
+    /// A member that was rolled back takes part again.
+    RolledBackWelcome,
     /// A snapshot is sent that does not know its receiver.
     SnapshotWithoutReceiver,
     /// A snapshot that did not arrive is never sent again.

@@ -337,6 +337,9 @@ impl Wal {
                 self.begin_anew(written)?;
                 format::put_record(&mut self.buffer, &Record::Installed(position));
                 self.effect.installed = Some(position);
+                if planted(Fault::SnapshotWithoutHardState) {
+                    self.state.hard_state = HardState::default();
+                }
                 (self.state.snapshot, self.state.last) = (position, position);
             }
             Some(SnapshotMark::Created(position)) if position.index > self.state.snapshot.index => {

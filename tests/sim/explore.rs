@@ -5,9 +5,9 @@ use std::time::Duration;
 use skep::raft::Order;
 use skep::types::NodeId;
 
-use crate::check;
 use crate::failure::{Failure, catch, fail};
-use crate::world::{World, ms};
+use crate::world::World;
+use crate::{check, ms};
 
 /// How far a run goes.
 #[derive(Clone, Debug)]
@@ -48,8 +48,9 @@ fn run(seed: u64, settings: &Settings) -> Report {
         (settings.snapshot_bytes, settings.keep_bytes) = (24 << 10, 8 << 10);
     });
     let began = world.now;
+    world.workload.payload = 200;
     world.load(3);
-    world.payload = 200;
+    world.watch(4);
     for _ in 0..settings.rounds {
         let wait = world.entropy.below(700) + 20;
         world.run_for(ms(wait));

@@ -5,11 +5,23 @@
 mod disk;
 mod explore;
 mod failure;
+mod history;
+mod linear;
 mod node;
 mod planted;
 mod promises;
 mod scenarios;
+mod serial;
+mod workload;
 mod world;
+
+use std::time::Duration;
+
+use skep::sys::time::Instant;
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
 
 /// Runs a scenario under several seeds: as many as it asks for or `SKEP_SIM_SEEDS` says, or the one in `SKEP_SIM_SEED`.
 fn check(seeds: u64, scenario: impl Fn(u64)) {

@@ -7,9 +7,7 @@ impl Machine {
         while self.node.has_ready() {
             let mut ready = self.node.ready();
             let number = ready.number();
-            for message in ready.take_messages() {
-                self.send(message);
-            }
+            let held = self.send_durable(ready.take_messages());
             for read in ready.take_read_states() {
                 self.reads.confirm(&read.request_ctx, Index(read.index));
             }
@@ -39,7 +37,8 @@ impl Machine {
                 self.committed_bytes += entry_bytes(&entry);
                 self.committed.push_back(entry);
             }
-            let releases = self.sort_persisted_messages(ready.take_persisted_messages());
+            let mut releases = held;
+            releases.extend(self.sort_persisted_messages(ready.take_persisted_messages()));
             let must_sync = ready.must_sync();
             self.node.advance_append_async(ready);
             if planted(Fault::LeaderCountsUnsynced) && self.is_leader() {
@@ -58,6 +57,22 @@ impl Machine {
                 self.persist_nothing(now, number, releases);
             }
         }
+    }
+
+    /// Sends what a leader says at once, and gives back what has to wait for its term. raft-rs takes a leader's term for
+    /// durable, as the votes for it came after it was; a sole voter needs no votes but its own. A learner would hold
+    /// entries of a term that a crash makes its leader use again, for others.
+    fn send_durable(&mut self, messages: Vec<Message>) -> Vec<Outgoing> {
+        let mut held = Vec::new();
+        for message in messages {
+            let is_durable = message.term <= self.durable.hard_state.term.0;
+            if is_durable || planted(Fault::LeaderOfUnsyncedTerm) {
+                self.send(message);
+            } else {
+                held.extend(self.address(message));
+            }
+        }
+        held
     }
 
     /// Answers that rest on nothing but a durable term need not wait for the disk.
