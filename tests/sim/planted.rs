@@ -81,17 +81,18 @@ fn leader_cut_off(seed: u64) {
     ensure!("story", !believes, "it leads on");
 }
 
-/// A leader sleeps while another one takes over, and is asked as soon as it wakes.
+/// A leader that is cut off sleeps while another one takes over, and is asked as soon as it wakes.
 fn leader_paused(seed: u64) {
     let mut world = World::cluster(seed, 3);
     world.load(6);
     world.run_for(ms(300));
     let leader = world.wait_for_leader(ms(1000));
+    world.isolate(&[leader]);
     world.pause(leader, true);
     world.run_until("another leads", ms(5000), |world| world.leader().is_some_and(|other| other != leader));
     world.run_for(ms(500));
     world.pause(leader, false);
-    world.read_at(leader, ms(11_000));
+    world.read_at(leader, ms(1000));
 }
 
 /// The vote that decides is of a manager that was cut off while the candidate joined.

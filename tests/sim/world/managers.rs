@@ -56,6 +56,7 @@ impl World {
         let (found, applied) = (run.machine.durable(), run.applier.store().view(State::applied).index);
         self.promises.restarted(id, found.hard_state, found.last, applied);
         self.show_replayed(id);
+        self.drop_links(id);
         let phase = self.entropy.below(100_000);
         self.at_node(id, Duration::from_micros(phase), Happening::Tick);
         self.finish_soon(id);
@@ -154,6 +155,7 @@ impl World {
             }
             Happening::Pong(peer) => return self.pong(id, peer),
             Happening::Written => return self.written(id),
+            Happening::Persisted(number) => machine.step(now, Event::Persisted { number }),
             Happening::Applied => return self.applied(id),
             Happening::SnapshotMade => self.snapshot_made(id),
             Happening::LogRead(fetch) => {
@@ -287,7 +289,6 @@ impl World {
         if node.stalled {
             return self.at_node(id, ms(10), Happening::Written);
         }
-        let now = node.clock.at(self.now);
         let run = node.run.as_mut().expect("it runs");
         let (number, released) = match run.write() {
             Ok(written) => written,
@@ -295,8 +296,11 @@ impl World {
         };
         self.promises.wrote(id, run.reader.last().index);
         if let Some(number) = number {
-            run.machine.step(now, Event::Persisted { number });
             self.note(|_| format!("node {} has synced {number}", id.0));
+            // What rests on it leaves at once, and may be answered before a busy raft thread looks at the report.
+            let report = if self.entropy.below(16) == 0 { (500, 20_000) } else { (0, 50) };
+            let after = self.between(report);
+            self.at_node(id, after, Happening::Persisted(number));
         }
         for message in released {
             self.send(id, &message);

@@ -77,6 +77,7 @@ pub enum Happening {
     Link { peer: NodeId, up: bool, refused: bool },
     Pong(NodeId),
     Written,
+    Persisted(u64),
     Applied,
     SnapshotMade,
     LogRead(Box<Fetch>),

@@ -202,6 +202,16 @@ impl World {
         }
     }
 
+    /// A new process has none of the connections of the one before; a peer that still believes in one finds out.
+    pub(super) fn drop_links(&mut self, id: NodeId) {
+        let gone: Vec<(NodeId, NodeId)> = self.links.iter().filter(|(a, b)| *a == id || *b == id).copied().collect();
+        for (a, b) in gone {
+            self.links.remove(&(a, b));
+            let peer = if a == id { b } else { a };
+            self.at_node(peer, Duration::ZERO, Happening::Link { peer: id, up: false, refused: false });
+        }
+    }
+
     /// Shows the hello of `guest` to `host`, which judges it as the product does; false when it is turned away.
     fn greet(&mut self, guest: NodeId, host: NodeId) -> bool {
         let node = &self.nodes[&guest];
