@@ -478,13 +478,20 @@ impl Machine {
     fn campaign(&mut self) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
-        let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        let unsynced = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        let must_wait = unsynced || self.is_installing();
         if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
             if let Err(error) = self.node.campaign() {
                 log::debug!("raft did not campaign: {error}");
             }
         }
+    }
+
+    /// The log has been replaced by a snapshot, and raft-rs does not know yet that what it covers is applied. When it
+    /// campaigns it reads everything after that, and panics because the entries are not there.
+    fn is_installing(&self) -> bool {
+        self.node.raft.raft_log.applied < self.node.store().first().0.saturating_sub(1)
     }
 
     fn set_election_timeout(&mut self) {

@@ -117,6 +117,12 @@ impl SimDisk {
         }
     }
 
+    /// Syncs work again, for a process that has not met one that failed.
+    pub fn repair(&self) {
+        let poisoned = self.names().live.values().any(|file| !file.bytes().poisoned.is_empty());
+        self.fate().broken &= poisoned;
+    }
+
     /// Only so many bytes can be taken from now on; `None` is no limit.
     pub fn limit(&self, free: Option<u64>) {
         self.fate().free = free;

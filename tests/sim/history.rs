@@ -10,7 +10,6 @@ use crate::workload::{Group, Style};
 /// An operation of a client on one group of cells.
 #[derive(Clone, Debug)]
 pub struct Op {
-    pub client: usize,
     pub group: usize,
     pub call: Call,
     pub called: Instant,
@@ -44,8 +43,8 @@ pub enum Result {
     /// No answer came, or none that says anything.
     Unknown,
     Outcome(Outcome),
-    /// Revision of the state, and each cell that was read.
-    Seen(Revision, Vec<Option<u64>>),
+    /// Each cell that was read.
+    Seen(Vec<Option<u64>>),
 }
 
 /// What the searches did.
@@ -84,8 +83,8 @@ pub fn check(groups: &[Group], history: &[Op]) -> Searched {
 fn of_part(op: &Op, cells: &[usize]) -> Option<Timed<linear::Operation>> {
     let place = |cell: usize| cells.iter().position(|found| *found == cell);
     let operation = match (&op.call, &op.result) {
-        (Call::Read(None), Result::Seen(_, seen)) => linear::Operation::Read(seen.clone()),
-        (Call::Read(Some(cell)), Result::Seen(_, seen)) => {
+        (Call::Read(None), Result::Seen(seen)) => linear::Operation::Read(seen.clone()),
+        (Call::Read(Some(cell)), Result::Seen(seen)) => {
             place(*cell)?;
             linear::Operation::Read(seen.clone())
         }

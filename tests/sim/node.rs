@@ -114,6 +114,8 @@ pub struct Running {
     pub snapshots: Snapshots,
     /// The hard state that the log was last given, and has synced.
     pub written: HardState,
+    /// When the newest report of a sync reaches the raft thread.
+    pub reported: Instant,
     pub wal_queue: VecDeque<WalJob>,
     /// Jobs in the write that is going on.
     pub writing: usize,
@@ -253,6 +255,7 @@ impl Node {
             wal,
             reader,
             written: recovery.hard_state,
+            reported: now,
             applier: recovery.applier,
             snapshots,
             wal_queue: VecDeque::new(),
@@ -332,7 +335,7 @@ impl Running {
     }
 
     /// Applies all that is queued.
-    pub fn apply(&mut self, mut after_each: impl FnMut(&Applier)) -> Result<AppliedTurn, ApplyError> {
+    pub fn apply(&mut self) -> Result<AppliedTurn, ApplyError> {
         let mut turn = AppliedTurn::default();
         for job in std::mem::take(&mut self.apply_queue) {
             match job {
@@ -355,7 +358,6 @@ impl Running {
                             Effect::None | Effect::Address => {}
                         }
                         let hash = self.applier.store().view(State::hash);
-                        after_each(&self.applier);
                         turn.log.push((entry, hash, judged));
                     }
                 }

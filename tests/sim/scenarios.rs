@@ -799,3 +799,25 @@ fn big_writes_go_through_segments_messages_and_fetches() {
         world.recover_and_check();
     });
 }
+
+#[test]
+fn a_follower_that_is_installing_a_snapshot_when_its_leader_dies_does_not_fall_over() {
+    check(4, |seed| {
+        let mut world = small_snapshots(seed, 3);
+        let down = world.followers()[0];
+        let knew = world.state(down).revision();
+        world.kill(down);
+        world.load(8);
+        world.run_until("the log no longer reaches back", ms(60_000), |world| {
+            world.leader().is_some_and(|leader| world.first_index(leader).0 > knew.0 + 20)
+        });
+        // The snapshot is applied, and the disk has not said yet that it is recorded.
+        world.stall(down, true);
+        world.start(down);
+        world.run_until("the snapshot is applied", ms(10_000), |world| world.state(down).revision() > knew);
+        let leader = world.wait_for_leader(ms(1000));
+        world.kill(leader);
+        world.run_for(ms(5000));
+        world.recover_and_check();
+    });
+}

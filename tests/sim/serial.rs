@@ -5,12 +5,17 @@
 //! outcomes, clients' answers and whatever a read saw at a revision are compared with that, wherever they come from.
 //! Together with the order in time (an answer's revision is above everything known before its call) that is strict
 //! serializability of everything at once, changes of several objects included.
+//!
+//! Beside it stands one store of the product's own that no fault touches: it gives the events that watchers should have
+//! seen, each compared with what the plain maps say was written.
 
 use std::collections::BTreeMap;
 
 use raft::eraftpb::{Entry, EntryType};
 use skep::apply;
 use skep::store::State;
+use skep::store::watch::check::History;
+use skep::types::api::Action;
 use skep::types::log::Command;
 use skep::types::object::Meta;
 use skep::types::{
@@ -18,11 +23,11 @@ use skep::types::{
 };
 
 use crate::failure::{ensure, fail};
+use crate::node::LINEAGE;
 
 type Place = (Kind, ObjectId);
 
 /// The second store, and what the managers were seen to have in common.
-#[derive(Default)]
 pub struct Serial {
     revision: Revision,
     objects: BTreeMap<Place, Object>,
@@ -35,9 +40,34 @@ pub struct Serial {
     log: BTreeMap<u64, (u64, u32)>,
     hashes: BTreeMap<u64, u128>,
     leaders: BTreeMap<u64, NodeId>,
+    /// A store that no fault touches, and what happened in it.
+    sound: State,
+    happened: History,
 }
 
 impl Serial {
+    /// Before the first change.
+    pub fn new() -> Self {
+        let sound = State::new(LINEAGE);
+        Self {
+            revision: Revision(0),
+            objects: BTreeMap::new(),
+            past: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            judged: BTreeMap::new(),
+            log: BTreeMap::new(),
+            hashes: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            happened: History::new(&sound),
+            sound,
+        }
+    }
+
+    /// What watchers should have seen.
+    pub fn happened(&self) -> &History {
+        &self.happened
+    }
+
     /// A node leads in a term.
     pub fn leads(&mut self, term: u64, node: NodeId) {
         let first = *self.leaders.entry(term).or_insert(node);
@@ -143,6 +173,7 @@ impl Serial {
         let outcome = match self.try_change(change, term) {
             Ok(written) => {
                 self.revision = self.revision.next();
+                self.show_events(change, term, &written);
                 for (place, object) in written {
                     let value = object.as_ref().map(value_of);
                     self.past.entry(place).or_default().push((self.revision, value));
@@ -157,6 +188,28 @@ impl Serial {
         };
         self.answers.insert(change.id, outcome.clone());
         outcome
+    }
+
+    /// Carries the change out in the product's store as well, and looks whether its events tell what was written.
+    fn show_events(&mut self, change: &Change, term: Term, written: &BTreeMap<Place, Option<Object>>) {
+        let (_, batch) = self.sound.apply_change(change, term);
+        let Some(batch) = batch else { fail("serial order", format!("the store refuses {change:?}")) };
+        for event in &batch.events {
+            let object = &event.object.object;
+            let place = (object.kind(), object.id());
+            let before = self.objects.get(&place);
+            let old = event.old.as_ref().map(|old| &old.object);
+            let after = written.get(&place).and_then(Option::as_ref);
+            let tells = match event.action {
+                Action::Create => before.is_none() && after == Some(object) && old.is_none(),
+                Action::Update => before.is_some() && after == Some(object) && old == before,
+                Action::Remove => after.is_none() && before == Some(object) && old.is_none(),
+            };
+            ensure!("serial order", tells, "revision {} tells {:?} of {object:?}", self.revision, event.action);
+        }
+        let count = batch.events.len();
+        ensure!("serial order", count == written.len(), "{count} events tell of {} objects", written.len());
+        self.happened.record(&batch);
     }
 
     /// What the change leaves of each object that it touches.

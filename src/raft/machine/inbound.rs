@@ -44,6 +44,8 @@ impl Machine {
                 return;
             }
             MessageType::MsgAppend if self.is_over_budget() => return,
+            // Whoever hands over goes on leading when nobody takes it.
+            MessageType::MsgTimeoutNow if self.is_installing() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
                 if self.is_candidate()

@@ -94,7 +94,6 @@ impl World {
             format!("client {at} calls {call:?} of group {group} at node {} at {:?}", node.0, world.floor)
         });
         self.history.push(Op {
-            client: at,
             group,
             call,
             called: self.now,
@@ -302,7 +301,7 @@ impl World {
         }
         self.heard(at, revision);
         let values = seen.iter().map(|cell| cell.map(|(value, _)| value)).collect();
-        self.finish(at, Result::Seen(revision, values));
+        self.finish(at, Result::Seen(values));
     }
 
     pub(super) fn stale_read(&mut self, id: NodeId, at: usize, op: usize) {

@@ -52,13 +52,27 @@ impl World {
         let (image, boot) = node.image.take().expect("a copy was made");
         (node.disk, node.boot, node.promised) = (image, boot, None);
         self.promises.forget(id);
+        (self.lost, self.rolled_back) = (Some(id), Some(id));
         self.may_fence.insert(id);
+    }
+
+    /// Whether putting the copy back is something that the others can notice: each of them has met a later start.
+    pub fn would_be_noticed(&self, id: NodeId) -> bool {
+        let Some((_, boot)) = &self.nodes[&id].image else { return false };
+        let others = self.nodes.values().filter(|node| node.id != id && !self.is_gone(node.id));
+        others.map(|node| self.met.get(&(node.id, id))).all(|met| met.is_some_and(|met| met > boot))
+    }
+
+    /// Whether a manager will never take part again.
+    pub fn is_gone(&self, id: NodeId) -> bool {
+        matches!(self.stopped(id), Some(Cause::Stop(_) | Cause::Damaged(_)))
     }
 
     /// A file of a manager that is down rots; false if it has none.
     pub fn rot(&mut self, id: NodeId, rot: Rot) -> bool {
         assert!(!self.is_running(id));
         let done = self.nodes[&id].disk.rot(rot, &mut self.entropy);
+        self.lost = Some(id);
         self.note(|_| format!("node {}: {done:?}", id.0));
         done.is_some()
     }
@@ -146,6 +160,7 @@ impl World {
             let node = self.nodes.get_mut(&id).expect("the node exists");
             (node.stalled, node.sync_us) = (false, (100, 1000));
             node.disk.limit(None);
+            node.disk.repair();
         }
     }
 

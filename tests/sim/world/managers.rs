@@ -69,7 +69,7 @@ impl World {
         node.run = None;
         let cause = match start_broken(error) {
             Broken::Full(text) if node.disk.is_full() => Cause::Disk(text),
-            Broken::Damaged(text) if self.lost == Some(id) => Cause::Damaged(text),
+            Broken::Damaged(text) | Broken::Other(text) if self.lost == Some(id) => Cause::Damaged(text),
             Broken::Full(text) | Broken::Failed(text) | Broken::Damaged(text) | Broken::Other(text) => {
                 fail("stopped", format!("node {} does not start, and nothing was done to it: {text}", id.0))
             }
@@ -109,15 +109,7 @@ impl World {
                 next = Index(entry.index).next();
             }
         }
-        self.record_events(id);
         self.serial.state(id, applied.0, hash);
-    }
-
-    /// Writes down the events that no manager has had before this one.
-    fn record_events(&mut self, id: NodeId) {
-        let run = self.nodes[&id].run.as_ref().expect("it runs");
-        let store = run.applier.store();
-        record(&mut self.happened, store);
     }
 
     pub(super) fn happen(&mut self, id: NodeId, happening: Happening) {
@@ -299,8 +291,12 @@ impl World {
             self.note(|_| format!("node {} has synced {number}", id.0));
             // What rests on it leaves at once, and may be answered before a busy raft thread looks at the report.
             let report = if self.entropy.below(16) == 0 { (500, 20_000) } else { (0, 50) };
-            let after = self.between(report);
-            self.at_node(id, after, Happening::Persisted(number));
+            let at = self.now + self.between(report);
+            let node = self.nodes.get_mut(&id).expect("the node exists");
+            let run = node.run.as_mut().expect("it runs");
+            run.reported = run.reported.max(at);
+            let (at, life) = (run.reported, node.life);
+            self.schedule_at(at, super::Target::Node(id, life, Happening::Persisted(number)));
         }
         for message in released {
             self.send(id, &message);
@@ -350,13 +346,8 @@ impl World {
         let (corrupted, now) = (node.corrupted, node.clock.at(self.now));
         let run = node.run.as_mut().expect("it runs");
         run.applying = false;
-        let (happened, before) = (&mut self.happened, run.voters());
-        let turn = run.apply(|applier| {
-            if !corrupted {
-                record(happened, applier.store());
-            }
-        });
-        let turn = turn.unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
+        let before = run.voters();
+        let turn = run.apply().unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
         let voters = run.voters().min(before);
         for (entry, ..) in &turn.log {
             self.promises.applied(id, Index(entry.index), voters);
@@ -383,22 +374,5 @@ impl World {
         }
         self.apply_next(id);
         self.finish_soon(id);
-    }
-}
-
-/// Adds what `store` has and `happened` has not.
-fn record(happened: &mut Option<skep::store::watch::check::History>, store: &skep::store::Store) {
-    let Some(happened) = happened else {
-        *happened = Some(store.view(|state| skep::store::watch::check::History::new(state)));
-        return;
-    };
-    while happened.revision() < store.revision() {
-        let cursor = store.watch_from(crate::node::LINEAGE, happened.revision());
-        let batches = cursor.and_then(|mut cursor| store.poll(&mut cursor, 64));
-        // A ring that has forgotten them: another manager has shown them, or will before a client hears of them.
-        let Ok(batches) = batches else { return };
-        for batch in batches {
-            happened.record(&batch);
-        }
     }
 }

@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use bytes::Bytes;
 use skep::raft::{Event, Fetch, FetchSnapshot, OrderResult, Token};
 use skep::store::State;
-use skep::store::watch::check::History;
 use skep::sys::entropy::SeededEntropy;
 use skep::types::object::{Profile, RaftSettings};
 use skep::types::{ChangeId, Index, MemberRole, NodeId, Outcome, RaftId, Revision};
@@ -109,6 +108,10 @@ pub struct World {
     pub may_fail: BTreeSet<NodeId>,
     /// The member whose data is gone or not to be used, until it has been replaced.
     pub lost: Option<NodeId>,
+    /// The member that runs from an old copy of its directory.
+    pub rolled_back: Option<NodeId>,
+    /// The newest start of the second that the first has welcomed.
+    pub met: BTreeMap<(NodeId, NodeId), u64>,
     /// Digest of everything that happened.
     pub trace: u32,
     /// Tells everything that happens.
@@ -121,7 +124,6 @@ pub struct World {
     looks: u32,
     serial: Serial,
     promises: Promises,
-    happened: Option<History>,
     history: Vec<Op>,
     clients: Vec<Client>,
     watchers: Vec<Watcher>,
@@ -160,15 +162,16 @@ impl World {
             may_fence: BTreeSet::new(),
             may_fail: BTreeSet::new(),
             lost: None,
+            rolled_back: None,
+            met: BTreeMap::new(),
             trace: 0,
             verbose: std::env::var_os("SKEP_SIM_REPLAY").is_some(),
             searched: Searched::default(),
             seq: 0,
             queue: BinaryHeap::new(),
             looks: 0,
-            serial: Serial::default(),
+            serial: Serial::new(),
             promises: Promises::default(),
-            happened: None,
             history: Vec::new(),
             clients: Vec::new(),
             watchers: Vec::new(),

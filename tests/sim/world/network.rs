@@ -234,7 +234,10 @@ impl World {
         let store = node.run.as_ref().expect("connectable").applier.store();
         let greetings = &mut node.greetings;
         match store.view(|state| greetings.judge(&caller, &hello, state, LINEAGE)) {
-            Verdict::Welcome | Verdict::WelcomeNew(_) => true,
+            Verdict::Welcome | Verdict::WelcomeNew(_) => {
+                self.met.insert((host, guest), hello.boot);
+                true
+            }
             Verdict::Refused(status) => {
                 self.note(|_| format!("node {} turns node {} away: {status}", host.0, guest.0));
                 match Greetings::meaning(&status) {

@@ -35,6 +35,10 @@ impl World {
     /// Takes the member that lost its data out of the swarm, and lets a new one join for it.
     pub fn replace_lost(&mut self) {
         let Some(lost) = self.lost else { return };
+        if self.rolled_back.take() == Some(lost) {
+            // Every other has met a later start of it, and says so as soon as it connects.
+            self.run_until("the member that was rolled back is turned away", ms(10_000), |world| world.is_gone(lost));
+        }
         match self.order(&Order::Leave { node_id: lost, force: true }) {
             OrderResult::Done(_) => {}
             other => fail("liveness", format!("node {} cannot be removed: {other:?}", lost.0)),

@@ -175,7 +175,7 @@ impl World {
 
     /// The nine promises, of every watcher.
     pub(super) fn check_watches(&self) {
-        let Some(happened) = &self.happened else { return };
+        let happened = self.serial.happened();
         for (number, watcher) in self.watchers.iter().enumerate() {
             let wants = |object: &Object| watcher.wants(object);
             let shows = |object: &Object| redact::redact(object);
