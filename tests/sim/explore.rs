@@ -308,7 +308,7 @@ fn strike(world: &mut World, nemesis: Nemesis) -> bool {
             if !world.is_running(id) {
                 return false;
             }
-            if nemesis == Nemesis::Kill { world.kill(id) } else { world.lose_power(id) }
+            if nemesis == Nemesis::Kill { world.kill(id) } else { world.lose_power_while_writing(id) }
         }
         Nemesis::Blackout | Nemesis::RestartAll => {
             let running: Vec<NodeId> = world.ids().into_iter().filter(|id| world.is_running(*id)).collect();

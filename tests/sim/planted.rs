@@ -7,7 +7,7 @@
 //!
 //! *Explored* is the general explorer as it runs for everything else: it knows nothing of the fault. *Focused* is the
 //! explorer with a few of its nemeses alone, because among all of them the ones that are needed meet too seldom for a
-//! short test; every fault that is focused is within the explorer's reach. A *story* leads to the place step by step:
+//! short test. A *story* leads to the place step by step:
 //! because the product hides the fault from everything but time (a slower failover breaks no promise), because another
 //! guard stands behind the one that is left out, or because what must coincide coincides once in thousands of runs.
 //!
@@ -119,7 +119,7 @@ const ROWS: &[Row] = &[
     row(Fault::SegmentNameNotSynced, "power loss takes a whole segment", &["durability", "promises", "log prefix"], Explored, 40),
     row(Fault::SnapshotNameNotSynced, "power loss takes the snapshot that the log rests on", &["stopped"], Explored, 20),
     row(Fault::CommitBeyondEntries, "a log that was written well cannot be read", &["stopped"], Explored, 40),
-    row(Fault::TornTailLeft, "what a crash tore is damage at the next start", &["stopped"], Focused(&[Nemesis::Power, Nemesis::Blackout]), 40),
+    row(Fault::TornTailLeft, "what a crash tore is damage at the next start", &["stopped"], Story(power_again_and_again), 10),
     row(Fault::DamageCutOff, "one flipped bit takes back what was acknowledged", &["durability", "promises"], Focused(&[Nemesis::Flip, Nemesis::Truncate]), 40),
     row(Fault::TruncationForgotten, "a log whose end was replaced cannot be read", &["stopped"], Focused(PARTITIONS_AND_RESTARTS), 60),
     row(Fault::SnapshotUnrecorded, "the log begins after its snapshot", &["stopped"], Explored, 10),
@@ -144,7 +144,7 @@ const ROWS: &[Row] = &[
     row(Fault::LostLogUnnoticed, "raft-rs panics at a commit index beyond the log", &["panic"], Explored, 30),
     row(Fault::RolledBackWelcome, "a majority of which one is of last week forgets", &["lost write", "log prefix", "story"], Story(rolled_back), 5),
     row(Fault::SnapshotWithoutReceiver, "a new member ignores snapshots that do not name it", &["liveness"], Explored, 10),
-    row(Fault::SnapshotFailureUntold, "a follower whose transfer broke off waits for ever", &["liveness"], Focused(&[Nemesis::Isolate, Nemesis::Halves, Nemesis::Snapshot]), 60),
+    row(Fault::SnapshotFailureUntold, "a follower whose transfer broke off waits for ever", &["liveness"], Story(transfer_breaks_off), 10),
     row(Fault::SameElectionTimeouts, "candidates meet again and again", &["liveness"], Story(duel), 30),
     row(Fault::LeaderDeathUnnoticed, "seconds without a leader instead of milliseconds", &["liveness"], Story(leader_killed), 1),
     row(Fault::StalledLeaderStays, "nothing is written for as long as a disk hangs", &["liveness"], Story(leader_stalled), 1),
@@ -220,6 +220,16 @@ fn every_planted_fault_is_found() {
     });
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "SKEP_SIM_FAULT=NAME looks at one of them alone\n{}", wrong.join("\n"));
+}
+
+#[test]
+#[ignore = "for whoever makes the explorer stronger: which rows could be explored by now"]
+fn what_the_explorer_finds_of_the_rest() {
+    for row in ROWS.iter().filter(|row| !matches!(row.how, Explored)) {
+        let _planted = plant(Some(row.fault));
+        let found = (1..=150).find_map(|seed| Some((seed, run(Explored, seed).err()?)));
+        println!("{:?}: {}", row.fault, found.map_or("nothing".to_owned(), |(seed, by)| format!("seed {seed}: {by}")));
+    }
 }
 
 #[test]
@@ -339,14 +349,49 @@ fn is_fenced(world: &World, id: skep::types::NodeId) -> bool {
     matches!(world.stopped(id), Some(Cause::Stop(Stop::Fenced(_))))
 }
 
-/// Everybody loses the leader at once, and nobody is told that it is gone.
+/// Everybody loses the leader at once, nobody is told that it is gone, and each candidate's request crosses the others'.
 fn duel(seed: u64) {
     let mut world = World::cluster(seed, 5);
     let leader = world.wait_for_leader(ms(1000));
-    world.net.latency_us = (60_000, 90_000);
+    world.net.latency_us = (150_000, 160_000);
     world.run_for(ms(1000));
     world.lose_power(leader);
-    world.wait_for_leader(ms(10_000));
+    world.wait_for_leader(ms(20_000));
+}
+
+/// A machine loses its power in the middle of write after write.
+fn power_again_and_again(seed: u64) {
+    let mut world = World::cluster(seed, 3);
+    world.workload.payload = 3000;
+    let victim = world.followers()[0];
+    world.load(4);
+    for _ in 0..12 {
+        world.run_for(ms(60));
+        world.lose_power_while_writing(victim);
+        world.start(victim);
+    }
+}
+
+/// A follower dies while it fetches the snapshot that it needs, and comes back.
+fn transfer_breaks_off(seed: u64) {
+    let mut world = World::cluster_with(seed, 3, |settings| {
+        (settings.snapshot_bytes, settings.keep_bytes) = (8 << 10, 1 << 10);
+    });
+    let (leader, down) = (world.wait_for_leader(ms(1000)), world.followers()[0]);
+    let knew = world.last_index(down);
+    world.kill(down);
+    world.load(4);
+    world.run_until("the log no longer reaches back", ms(20_000), |world| world.first_index(leader) > knew.next());
+    world.load = false;
+    world.start(down);
+    world.run_until("a snapshot is offered", ms(5000), |world| {
+        let run = world.nodes[&leader].run.as_ref().expect("nobody killed it");
+        run.machine.report(world.now).progress.iter().any(|progress| progress.state == "snapshot")
+    });
+    world.kill(down);
+    world.run_for(ms(500));
+    world.start(down);
+    world.settle();
 }
 
 /// A process that is gone is noticed at once.

@@ -5,6 +5,7 @@ use skep::types::{Change, ChangeId, NodeId, Object, ObjectId, Operation, Revisio
 
 use super::World;
 use crate::disk::Rot;
+use crate::ms;
 use crate::node::{Cause, Start};
 
 impl World {
@@ -23,6 +24,14 @@ impl World {
     pub fn lose_power(&mut self, id: NodeId) {
         self.note(|_| format!("node {} loses its power", id.0));
         self.nodes.get_mut(&id).expect("the node exists").lose_power(&mut self.entropy);
+    }
+
+    /// As [`World::lose_power`], at the next moment at which something is being written, if that is soon.
+    pub fn lose_power_while_writing(&mut self, id: NodeId) {
+        let end = self.now + ms(60);
+        let writes = |world: &Self| world.nodes[&id].run.as_ref().is_some_and(|run| run.writing > 0);
+        while self.is_running(id) && !writes(self) && self.turn(end) {}
+        self.lose_power(id);
     }
 
     /// The data directory is lost while the process is down.
