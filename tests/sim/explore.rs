@@ -416,6 +416,8 @@ fn disturb(world: &mut World, nemesis: Nemesis, id: NodeId) -> bool {
 /// survive the loss of what a majority holds, and says nothing else.
 fn ruin(world: &mut World, nemesis: Nemesis, id: NodeId) -> bool {
     let Some(leader) = world.leader() else { return false };
+    let copied = world.ids().into_iter().find(|id| nemesis == Nemesis::Rollback && world.would_be_noticed(*id));
+    let id = copied.unwrap_or(id);
     let voters = world.state(leader).configuration().voters;
     let is_voter = voters.contains(&world.nodes[&id].raft_id);
     if world.lost.is_some() || voters.len() < 3 || !is_voter || world.is_gone(id) || !world.is_settled() {

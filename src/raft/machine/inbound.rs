@@ -37,6 +37,9 @@ impl Machine {
             }
             return;
         }
+        if known.is_some() {
+            self.peers.entry(from).or_default().heard = Some(now);
+        }
         match message.msg_type {
             _ if is_vote && self.replicated.members.is_empty() && !planted(Fault::EmptyLogVotes) => {
                 // Only a voter is asked, and only a member that had its log becomes one.
@@ -44,8 +47,8 @@ impl Machine {
                 return;
             }
             MessageType::MsgAppend if self.is_over_budget() => return,
-            // Whoever hands over goes on leading when nobody takes it.
-            MessageType::MsgTimeoutNow if self.is_installing() => return,
+            // A sole voter needs nobody's leave to lead, and raft-rs panics when it wins with a Ready unsynced.
+            MessageType::MsgTimeoutNow if self.is_installing() || self.is_sole_voter() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
                 if self.is_candidate()
@@ -60,12 +63,17 @@ impl Machine {
             _ => {}
         }
         self.step_raft(message);
-        let _ = now;
     }
 
     /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.
     pub(super) fn is_unsynced(&self) -> bool {
         self.node.raft.raft_log.persisted < self.node.raft.raft_log.last_index()
+    }
+
+    /// A snapshot has replaced the log and is not applied yet. raft-rs looks through the entries in between when it
+    /// campaigns, and panics because they are gone.
+    pub(super) fn is_installing(&self) -> bool {
+        self.node.store().first().0 > self.node.raft.raft_log.applied + 1
     }
 
     pub(super) fn step_raft(&mut self, message: Message) {

@@ -56,7 +56,6 @@ impl World {
         let (found, applied) = (run.machine.durable(), run.applier.store().view(State::applied).index);
         self.promises.restarted(id, found.hard_state, found.last, applied);
         self.show_replayed(id);
-        self.drop_links(id);
         let phase = self.entropy.below(100_000);
         self.at_node(id, Duration::from_micros(phase), Happening::Tick);
         self.finish_soon(id);

@@ -133,7 +133,8 @@ pub struct World {
     told: BTreeMap<ChangeId, Outcome>,
     /// The newest revision that anybody was told of.
     floor: Revision,
-    links: BTreeSet<(NodeId, NodeId)>,
+    /// Connections, and the lives of the two processes that they are between.
+    links: BTreeMap<(NodeId, NodeId), (u64, u64)>,
     /// When a link's far end was first silent.
     silent: BTreeMap<(NodeId, NodeId), Instant>,
     last_delivery: BTreeMap<(NodeId, NodeId), Instant>,
@@ -179,7 +180,7 @@ impl World {
             issued: BTreeSet::new(),
             told: BTreeMap::new(),
             floor: Revision(0),
-            links: BTreeSet::new(),
+            links: BTreeMap::new(),
             silent: BTreeMap::new(),
             last_delivery: BTreeMap::new(),
             orders: BTreeMap::new(),

@@ -124,8 +124,14 @@ impl World {
 
     // ---- links ----
 
+    /// Whether a connection is up between the processes that run now.
     pub(super) fn linked(&self, a: NodeId, b: NodeId) -> bool {
-        self.links.contains(&(a.min(b), a.max(b)))
+        let (a, b) = (a.min(b), a.max(b));
+        self.links.get(&(a, b)).is_some_and(|lives| *lives == self.lives(a, b))
+    }
+
+    fn lives(&self, a: NodeId, b: NodeId) -> (u64, u64) {
+        (self.nodes[&a].life, self.nodes[&b].life)
     }
 
     /// Whether a new connection would come up.
@@ -154,7 +160,22 @@ impl World {
     }
 
     fn look_at_link(&mut self, a: NodeId, b: NodeId) {
-        let (pair, is_up) = ((a, b), self.linked(a, b));
+        let pair = (a, b);
+        if let Some(&then) = self.links.get(&pair)
+            && self.connectable(a, b)
+            && !self.linked(a, b)
+        {
+            // A process went and another came before anybody looked. Who stayed sees the connection break.
+            self.links.remove(&pair);
+            for (one, other, life) in [(a, b, then.0), (b, a, then.1)] {
+                if self.nodes[&one].life == life {
+                    let after = self.between((200, 2000));
+                    self.at_node(one, after, Happening::Link { peer: other, up: false, refused: false });
+                }
+            }
+            return self.look_at_links_in(ms(3));
+        }
+        let is_up = self.links.contains_key(&pair);
         let wants = |id: NodeId, peer| self.nodes[&id].run.as_ref().is_some_and(|run| run.wanted.contains(&peer));
         if self.connectable(a, b) {
             self.silent.remove(&pair);
@@ -167,7 +188,8 @@ impl World {
             }
             let awake = !self.nodes[&a].paused && !self.nodes[&b].paused;
             if !is_up && awake && (wants(a, b) || wants(b, a)) && self.greet(a, b) && self.greet(b, a) {
-                self.links.insert(pair);
+                let lives = self.lives(a, b);
+                self.links.insert(pair, lives);
                 for (one, other) in [(a, b), (b, a)] {
                     let after = self.between((200, 3000));
                     self.at_node(one, after, Happening::Link { peer: other, up: true, refused: false });
@@ -199,16 +221,6 @@ impl World {
             for (one, other) in [(a, b), (b, a)] {
                 self.at_node(one, ms(1), Happening::Link { peer: other, up: false, refused: false });
             }
-        }
-    }
-
-    /// A new process has none of the connections of the one before; a peer that still believes in one finds out.
-    pub(super) fn drop_links(&mut self, id: NodeId) {
-        let gone: Vec<(NodeId, NodeId)> = self.links.iter().filter(|(a, b)| *a == id || *b == id).copied().collect();
-        for (a, b) in gone {
-            self.links.remove(&(a, b));
-            let peer = if a == id { b } else { a };
-            self.at_node(peer, Duration::ZERO, Happening::Link { peer: id, up: false, refused: false });
         }
     }
 

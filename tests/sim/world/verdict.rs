@@ -39,9 +39,14 @@ impl World {
             // Every other has met a later start of it, and says so as soon as it connects.
             self.run_until("the member that was rolled back is turned away", ms(10_000), |world| world.is_gone(lost));
         }
-        match self.order(&Order::Leave { node_id: lost, force: true }) {
-            OrderResult::Done(_) => {}
-            other => fail("liveness", format!("node {} cannot be removed: {other:?}", lost.0)),
+        let end = self.now + ms(20_000);
+        loop {
+            match self.order(&Order::Leave { node_id: lost, force: true }) {
+                OrderResult::Done(_) => break,
+                // It leads and sees nobody yet to hand over to, or another change is under way.
+                OrderResult::Refused(_) | OrderResult::Uncertain if self.now < end => self.run_for(ms(300)),
+                other => fail("liveness", format!("node {} cannot be removed: {other:?}", lost.0)),
+            }
         }
         self.join();
         self.settle();
