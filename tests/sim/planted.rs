@@ -18,7 +18,7 @@
 //! | `SegmentNameNotSynced` | power loss takes a whole segment | durability, promises, log prefix | explored | 40 |
 //! | `SnapshotNameNotSynced` | power loss takes the snapshot that the log rests on | stopped | explored | 20 |
 //! | `CommitBeyondEntries` | a log that was written well cannot be read | stopped | explored | 40 |
-//! | `TornTailLeft` | what a crash tore is damage at the next start | stopped | focused | 40 |
+//! | `TornTailLeft` | what a crash tore is damage at the next start | stopped | story | 10 |
 //! | `DamageCutOff` | one flipped bit takes back what was acknowledged | durability, promises | focused | 40 |
 //! | `TruncationForgotten` | a log whose end was replaced cannot be read | stopped | focused | 60 |
 //! | `SnapshotUnrecorded` | the log begins after its snapshot | stopped | explored | 10 |
@@ -43,7 +43,7 @@
 //! | `LostLogUnnoticed` | raft-rs panics at a commit index beyond the log | panic | explored | 30 |
 //! | `RolledBackWelcome` | a majority of which one is of last week forgets | lost write, log prefix, story | story | 5 |
 //! | `SnapshotWithoutReceiver` | a new member ignores snapshots that do not name it | liveness | explored | 10 |
-//! | `SnapshotFailureUntold` | a follower whose transfer broke off waits for ever | liveness | focused | 60 |
+//! | `SnapshotFailureUntold` | a follower whose transfer broke off waits for ever | liveness | story | 10 |
 //! | `SameElectionTimeouts` | candidates meet again and again | liveness | story | 30 |
 //! | `LeaderDeathUnnoticed` | seconds without a leader instead of milliseconds | liveness | story | 1 |
 //! | `StalledLeaderStays` | nothing is written for as long as a disk hangs | liveness | story | 1 |
