@@ -30,6 +30,8 @@ mod bench;
 mod commands;
 mod daemon;
 mod exit;
+#[doc(hidden)]
+pub mod fuzz;
 mod logger;
 mod notify;
 mod objects;

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::net::handler::Incoming;
-use crate::net::requests::{RaftOrder, Step};
+use crate::net::requests::{Order, Step};
 use crate::store::State;
 use crate::types::api::{Admin, Answer, JoinRequest, LeaveRequest, ResolveAddress, SetAddressRequest};
 use crate::types::error::{Code, Status};
@@ -15,17 +15,17 @@ use super::{Context, encode, refusal};
 
 pub(super) fn admin(state: &State, context: &Context, request: &Incoming, admin: Admin) -> Step<Watch> {
     match admin {
-        Admin::Transfer { to: None } => Step::Raft(RaftOrder::Transfer { to: None }),
+        Admin::Transfer { to: None } => Step::Raft(Order::Transfer { to: None }),
         Admin::Transfer { to: Some(reference) } => match voter(state, &reference) {
-            Ok(node_id) => Step::Raft(RaftOrder::Transfer { to: Some(node_id) }),
+            Ok(node_id) => Step::Raft(Order::Transfer { to: Some(node_id) }),
             Err(status) => Step::RefuseIfConfirmed(status),
         },
-        Admin::Snapshot => Step::Raft(RaftOrder::Snapshot),
+        Admin::Snapshot => Step::Raft(Order::Snapshot),
         // Passed on, it would take out the leader and not the manager that was asked.
         Admin::Leave { .. } if request.forwarded => {
             Step::Refuse(Status::new(Code::InvalidArgument, "a manager can be told to leave only where it runs"))
         }
-        Admin::Leave { force } => Step::Raft(RaftOrder::Leave { node_id: context.node_id, force }),
+        Admin::Leave { force } => Step::Raft(Order::Leave { node_id: context.node_id, force }),
     }
 }
 
@@ -68,7 +68,7 @@ pub(super) fn join(state: &State, request: &Incoming, join: JoinRequest) -> Step
         let hint = "start it on an empty data directory with a join token: `skep token show --role manager` prints one";
         return Step::RefuseIfConfirmed(Status::new(Code::PermissionDenied, message).with_hint(hint));
     }
-    Step::Raft(RaftOrder::Join { node_id, addr, feature_level: join.feature_level })
+    Step::Raft(Order::Join { node_id, addr, feature_level: join.feature_level })
 }
 
 pub(super) fn leave(request: &Incoming, leave: LeaveRequest) -> Step<Watch> {
@@ -76,7 +76,7 @@ pub(super) fn leave(request: &Incoming, leave: LeaveRequest) -> Step<Watch> {
         Some(caller) if caller != leave.node_id => {
             Step::Refuse(Status::new(Code::PermissionDenied, "a manager may take out only itself"))
         }
-        _ => Step::Raft(RaftOrder::Leave { node_id: leave.node_id, force: leave.force }),
+        _ => Step::Raft(Order::Leave { node_id: leave.node_id, force: leave.force }),
     }
 }
 
@@ -85,7 +85,7 @@ pub(super) fn set_address(request: &Incoming, address: SetAddressRequest) -> Ste
         return Step::Refuse(Status::new(Code::PermissionDenied, "only a manager may change its address"));
     };
     match advertised(&address.addr, &request.addr) {
-        Ok(addr) => Step::Raft(RaftOrder::SetAddress { node_id, addr }),
+        Ok(addr) => Step::Raft(Order::SetAddress { node_id, addr }),
         Err(status) => Step::Refuse(status),
     }
 }

@@ -67,12 +67,14 @@
 //!
 //! Files: `run` the loop, `accept` and `dial` the two ways a connection begins, `session` its life, `calls` streams and
 //! credit, `peers` the decisions about peers (no sockets, no clock), `link` socket and TLS, `wire` frames, `connection` the
-//! table, `http` the probes, `meters` the counters.
+//! table, `http` the probes, `meters` the counters, `requests` the machine that gives every request its one answer.
 
 mod accept;
 mod calls;
 mod connection;
 mod dial;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod handler;
 mod http;
 mod link;

@@ -199,7 +199,13 @@ impl DataDir {
             let why = format!("it was written by a newer skep (format {min_reader}, this one reads up to {FORMAT})");
             return Err(StartError::refused(what(), why, "install the newer skep again"));
         }
-        serde_json::from_value(value).map(Some).map_err(|error| damaged(format!("it is malformed ({error})")))
+        let file: NodeFile =
+            serde_json::from_value(value).map_err(|error| damaged(format!("it is malformed ({error})")))?;
+        // The next start counts one further, and peers refuse a count that went back.
+        if file.boot == u64::MAX {
+            return Err(damaged("it counts more starts than there can have been".to_owned()));
+        }
+        Ok(Some(file))
     }
 
     /// Replaces `node.json`, durably.
@@ -325,4 +331,23 @@ fn parse_hex(text: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
     }
     Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_count_of_starts_that_could_not_be_raised_is_damage() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(root.path()).unwrap();
+        let file = |boot| NodeFile { boot, ..NodeFile::new(Phase::Member, Profile::Lan) };
+        dir.write(&file(u64::MAX - 1)).unwrap();
+        assert_eq!(dir.read().unwrap(), Some(file(u64::MAX - 1)));
+        dir.write(&file(u64::MAX)).unwrap();
+        let error = dir.read().unwrap_err();
+        assert_eq!(error.failure, StartFailure::Damaged);
+        assert!(error.to_string().contains("counts more starts than there can have been"), "{error}");
+    }
 }

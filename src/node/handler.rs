@@ -17,7 +17,7 @@ use crate::codec::raft_message;
 use crate::codec::request::Ping;
 use crate::control::{self, Context, Control};
 use crate::net::handler::{Command, Handler, Incoming, Outbox, Reply, StreamId, Target};
-use crate::net::requests::{Effect, Event, Leadership, Limits, NotProposed, ProposalResult, RaftOrder, Requests};
+use crate::net::requests::{Effect, Event, Leadership, Limits, NotProposed, ProposalResult, Requests};
 use crate::raft::run::Handle;
 use crate::raft::{self, FetchSnapshot, Order, OrderResult};
 use crate::store::Store;
@@ -29,22 +29,21 @@ use crate::types::api::{
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
+mod members;
+mod requests;
+mod snapshots;
+
+use members::log_leadership;
+use snapshots::Fetching;
+
 /// A manager that has just started has had no time to reach the others: that it sees no majority is no news before this.
 const SETTLING: Duration = Duration::from_millis(1500);
-/// A member that is taken out keeps its connections so long: the answer to its request is on its way to it.
-const PARTING: Duration = Duration::from_millis(500);
 /// The node's own calls have tokens from here on; the requests machine's are below.
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
 const FRESH: Duration = Duration::from_millis(20);
-/// A broken snapshot transfer is taken up again so often without receiving anything.
-const FETCH_ATTEMPTS: u32 = 6;
-/// Before the first of these attempts; doubled for each.
-const FETCH_PAUSE: Duration = Duration::from_millis(100);
 /// A leader may take this long to answer the node's own small calls.
 const OWN_DEADLINE_MS: u32 = 5000;
-/// A whole snapshot may take this long.
-const FETCH_DEADLINE_MS: u32 = 600_000;
 
 /// Who this node is; fixed while the process runs.
 #[derive(Clone, Debug)]
@@ -87,17 +86,6 @@ struct Membership {
     transfer: Sender<Transfer>,
     jobs: Sender<Job>,
     requests: Requests<Services>,
-}
-
-/// A snapshot on its way to this node.
-struct Fetching {
-    fetch: FetchSnapshot,
-    token: u64,
-    received: u64,
-    /// Attempts since something was received.
-    attempts: u32,
-    /// When to ask again, after the connection broke.
-    retry_at: Option<Instant>,
 }
 
 /// The handler.
@@ -231,317 +219,6 @@ impl NodeHandler {
     fn own_token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
-    }
-
-    /// Runs the requests machine and carries out what it asks, until it asks nothing more.
-    fn drive(&mut self, now: Instant, event: Event, out: &mut Outbox) {
-        self.backlog.push_back(event);
-        while let Some(event) = self.backlog.pop_front() {
-            let Some(member) = &mut self.member else { return };
-            member.requests.step(now, event, &mut self.effects);
-            for effect in std::mem::take(&mut self.effects) {
-                self.carry_out(effect, out);
-            }
-        }
-    }
-
-    fn carry_out(&mut self, effect: Effect, out: &mut Outbox) {
-        match effect {
-            Effect::Answer { stream, body, end } => {
-                if self.leaving.remove(&stream) {
-                    self.stop.stop(Stopped::Removed);
-                }
-                out.commands.push(Command::Answer { stream, body, end });
-            }
-            Effect::Refuse { stream, status } => {
-                self.leaving.remove(&stream);
-                out.refuse(stream, status);
-            }
-            Effect::Propose { token, command } => {
-                if !self.raft.request(raft::Event::Propose { token, command: command.into() }) {
-                    let result = ProposalResult::NotProposed(NotProposed::Overloaded);
-                    self.backlog.push_back(Event::Outcome { token, result });
-                }
-            }
-            Effect::Read { token } => {
-                if !self.raft.request(raft::Event::Read { token }) {
-                    self.backlog.push_back(Event::ReadFailed { token });
-                }
-            }
-            Effect::Raft { token, order } => self.order(token, order),
-            Effect::Forward { token, to, call, deadline_ms, forwarded, body } => {
-                let forwarded = Some(forwarded);
-                out.commands.push(Command::Call { token, to: Target::Node(to), call, deadline_ms, forwarded, body });
-            }
-            Effect::Abandon { token } => out.commands.push(Command::Abandon { token }),
-            Effect::BackDial { token, node, addr } => {
-                let body = crate::codec::envelope::encode(&()).into();
-                out.commands.push(Command::Call {
-                    token,
-                    to: Target::Address(node, addr),
-                    call: Call::Health,
-                    deadline_ms: OWN_DEADLINE_MS,
-                    forwarded: None,
-                    body,
-                });
-            }
-            Effect::Elsewhere(request) => self.serve_snapshot(&request, out),
-        }
-    }
-
-    fn order(&mut self, token: u64, order: RaftOrder) {
-        let order = match order {
-            RaftOrder::Transfer { to } => Order::Transfer { to },
-            RaftOrder::Snapshot => Order::Snapshot,
-            RaftOrder::Join { node_id, addr, feature_level } => Order::Join { node_id, addr, feature_level },
-            RaftOrder::Leave { node_id, force: true }
-                if node_id == self.identity.node_id && self.leadership.leader.is_none() =>
-            {
-                // Nobody can be asked: this manager goes, and the others go on counting it.
-                let result = Ok(control::encode(&Answer::Done));
-                self.backlog.push_back(Event::RaftResult { token, result });
-                return;
-            }
-            RaftOrder::Leave { node_id, force } => Order::Leave { node_id, force },
-            RaftOrder::SetAddress { node_id, addr } => Order::SetAddress { node_id, addr },
-        };
-        if !self.raft.request(raft::Event::Order { token, order }) {
-            let status = Status::new(Code::Unavailable, "too many requests wait for raft").with_hint("try again");
-            self.backlog.push_back(Event::RaftResult { token, result: Err(status) });
-        }
-    }
-
-    fn serve_snapshot(&mut self, request: &Incoming, out: &mut Outbox) {
-        let (Some(member), Some(node)) = (&self.member, request.caller.node_id()) else { return };
-        let wanted: SnapshotRequest = match crate::codec::envelope::decode(&request.body, request.body.len()) {
-            Ok(wanted) => wanted,
-            Err(error) => {
-                let status = Status::new(Code::InvalidArgument, format!("the request cannot be read: {error}"));
-                out.refuse(request.stream, status);
-                return;
-            }
-        };
-        let SnapshotRequest { position, offset } = wanted;
-        let job = Transfer::Serve { stream: request.stream, position, offset };
-        if member.transfer.try_send(job).is_err() {
-            out.refuse(request.stream, Status::new(Code::ResourceExhausted, "too many snapshots are being sent"));
-            return;
-        }
-        self.serving.insert(request.stream, node);
-        self.raft.link(raft::Event::SnapshotServing { node });
-    }
-
-    // ---- snapshots on their way here ----
-
-    fn begin_fetch(&mut self, fetch: FetchSnapshot, out: &mut Outbox) {
-        log::info!("fetching a snapshot at log index {} from node {}", fetch.mark.position.index, fetch.from);
-        if let Some(old) = self.fetching.take() {
-            out.commands.push(Command::Abandon { token: old.token });
-            self.transfer(Transfer::Abort);
-        }
-        let Some(member) = &self.member else { return };
-        if member.transfer.try_send(Transfer::Begin(fetch.mark.clone())).is_err() {
-            self.raft.link(raft::Event::SnapshotNotFetched { position: fetch.mark.position });
-            return;
-        }
-        self.fetching = Some(Fetching { fetch, token: 0, received: 0, attempts: 0, retry_at: None });
-        self.call_for_snapshot(out);
-    }
-
-    fn call_for_snapshot(&mut self, out: &mut Outbox) {
-        let token = self.own_token();
-        let Some(fetching) = &mut self.fetching else { return };
-        fetching.token = token;
-        fetching.attempts += 1;
-        fetching.retry_at = None;
-        let request = SnapshotRequest { position: fetching.fetch.mark.position, offset: fetching.received };
-        out.commands.push(Command::Call {
-            token,
-            to: Target::Node(fetching.fetch.from),
-            call: Call::Snapshot,
-            deadline_ms: FETCH_DEADLINE_MS,
-            forwarded: None,
-            body: crate::codec::envelope::encode(&request).into(),
-        });
-    }
-
-    fn fetch_replied(&mut self, reply: Reply) {
-        let Some(fetching) = &mut self.fetching else { return };
-        match reply {
-            Reply::Answer { body, end } => {
-                fetching.received += body.len() as u64;
-                fetching.attempts = 0;
-                if !body.is_empty() {
-                    self.transfer(Transfer::Part(body));
-                }
-                if end {
-                    self.transfer(Transfer::End);
-                }
-            }
-            Reply::Refused(status) => {
-                log::warn!("the snapshot is refused: {status}");
-                self.transfer(Transfer::Abort);
-            }
-            Reply::Lost { .. } if fetching.attempts < FETCH_ATTEMPTS => {
-                // A redial takes a moment; what was received is kept.
-                fetching.retry_at = Some(monotonic() + FETCH_PAUSE * (1 << fetching.attempts));
-            }
-            Reply::Lost { .. } => {
-                log::warn!("the snapshot's sender cannot be reached");
-                self.transfer(Transfer::Abort);
-            }
-        }
-    }
-
-    fn transfer(&mut self, transfer: Transfer) {
-        if let Some(member) = &self.member
-            && member.transfer.try_send(transfer).is_err()
-        {
-            // Only possible when the disk takes nothing for thousands of parts; credit bounds them to a few.
-            log::error!("the transfer thread is stuck");
-        }
-    }
-
-    // ---- leadership and members ----
-
-    fn announce(&mut self, now: Instant, out: &mut Outbox) {
-        self.refreshed = None;
-        self.refresh(now);
-        let Some(member) = &self.member else { return };
-        let context = &member.requests.service().control.context;
-        let no_majority = match self.settling {
-            Some(_) => None,
-            None => member.store.view(|state| control::no_majority(state, context)),
-        };
-        let leadership = Leadership { leader: self.leadership.leader, serving: self.leadership.serving, no_majority };
-        self.drive(now, Event::Leadership(leadership), out);
-        self.move_if_needed(out);
-    }
-
-    fn set_peers(&mut self, now: Instant, members: Vec<Member>, out: &mut Outbox) {
-        let old = std::mem::replace(&mut self.peers, members);
-        self.parting.retain(|(_, member)| !self.peers.iter().any(|peer| peer.node_id == member.node_id));
-        for member in old {
-            if !self.peers.iter().any(|peer| peer.node_id == member.node_id) {
-                self.links.remove(&member.node_id);
-                self.parting.push((now + PARTING, member));
-            }
-        }
-        for link in self.links.values_mut() {
-            if let Some(member) = self.peers.iter().find(|member| member.node_id == link.node_id) {
-                link.addr.clone_from(&member.addr);
-            }
-        }
-        self.dial_peers(out);
-    }
-
-    /// Closes the connections of those who had their time to hear that they are no longer members.
-    fn part(&mut self, now: Instant, out: &mut Outbox) {
-        let (due, parting) = std::mem::take(&mut self.parting).into_iter().partition(|(due, _)| *due <= now);
-        self.parting = parting;
-        let due: Vec<(Instant, Member)> = due;
-        if due.is_empty() {
-            return;
-        }
-        self.dial_peers(out);
-        out.commands.extend(due.into_iter().map(|(_, member)| Command::Disconnect(member.node_id)));
-    }
-
-    /// Apply may see that this node left before the leader's answer is here, and the node stops then: whoever asked for
-    /// it gets what is true.
-    fn answer_leaving(&mut self, now: Instant, out: &mut Outbox) {
-        for stream in std::mem::take(&mut self.leaving) {
-            self.drive(now, Event::Cancelled(stream), out);
-            out.commands.push(Command::Answer { stream, body: control::encode(&Answer::Done), end: true });
-        }
-    }
-
-    fn dial_peers(&self, out: &mut Outbox) {
-        let own = self.identity.node_id;
-        let parting = self.parting.iter().map(|(_, member)| member);
-        let peers = self.peers.iter().chain(parting).filter(|member| member.node_id != own);
-        let dial = |member: &Member| {
-            let addr = self.hints.get(&member.node_id).unwrap_or(&member.addr);
-            (member.node_id, addr.clone())
-        };
-        out.commands.push(Command::Peers(peers.map(dial).collect()));
-    }
-
-    /// Tells the swarm when this node listens elsewhere than the members' list says.
-    fn move_if_needed(&mut self, out: &mut Outbox) {
-        let own = self.peers.iter().find(|member| member.node_id == self.identity.node_id);
-        let (Some(own), Some(leader), None) = (own, self.leadership.leader, self.moving) else { return };
-        if own.addr == self.identity.advertise {
-            return;
-        }
-        let addr = self.identity.advertise.clone();
-        log::info!("this manager moved from {} to {addr}: telling the swarm", own.addr);
-        let token = self.own_token();
-        if leader == self.identity.node_id {
-            let order = Order::SetAddress { node_id: leader, addr };
-            if self.raft.request(raft::Event::Order { token, order }) {
-                self.moving = Some(token);
-            }
-            return;
-        }
-        self.moving = Some(token);
-        out.commands.push(Command::Call {
-            token,
-            to: Target::Node(leader),
-            call: Call::SetAddress,
-            deadline_ms: OWN_DEADLINE_MS,
-            forwarded: None,
-            body: crate::codec::envelope::encode(&SetAddressRequest { addr }).into(),
-        });
-    }
-
-    fn raft_replies(&mut self, now: Instant, replies: Vec<raft::Reply>, out: &mut Outbox) {
-        for reply in replies {
-            match reply {
-                raft::Reply::NotLeader(token) => {
-                    let result = ProposalResult::NotProposed(NotProposed::NotLeader);
-                    self.drive(now, Event::Outcome { token, result }, out);
-                }
-                raft::Reply::Overloaded(token) => {
-                    let result = ProposalResult::NotProposed(NotProposed::Overloaded);
-                    self.drive(now, Event::Outcome { token, result }, out);
-                }
-                raft::Reply::Lost(token) => {
-                    self.drive(now, Event::Outcome { token, result: ProposalResult::Lost }, out);
-                }
-                raft::Reply::Uncertain(token) => {
-                    self.drive(now, Event::Outcome { token, result: ProposalResult::Uncertain }, out);
-                }
-                raft::Reply::ReadReady(tokens) => {
-                    for token in tokens {
-                        self.drive(now, Event::ReadReady { token }, out);
-                    }
-                }
-                raft::Reply::ReadFailed(tokens) => {
-                    for token in tokens {
-                        self.drive(now, Event::ReadFailed { token }, out);
-                    }
-                }
-                raft::Reply::Order(token, _) if token >= OWN => self.moving = None,
-                raft::Reply::Order(token, result) => {
-                    let result = match result {
-                        OrderResult::Done(answer) => Ok(control::encode(&answer)),
-                        OrderResult::Refused(status) => Err(status),
-                        OrderResult::Uncertain => {
-                            let message =
-                                "leadership moved while the order was in the log: it may still be carried out";
-                            Err(Status::new(Code::Unknown, message)
-                                .with_hint("see with `skep members`, then try again"))
-                        }
-                        OrderResult::Again => {
-                            Err(Status::new(Code::Unavailable, "leadership moved; nothing was done")
-                                .with_hint("try again"))
-                        }
-                    };
-                    self.drive(now, Event::RaftResult { token, result }, out);
-                }
-            }
-        }
     }
 }
 
@@ -827,16 +504,5 @@ impl Handler for NodeHandler {
 
     fn is_removed(&self, node: NodeId) -> bool {
         self.member.as_ref().is_some_and(|member| member.store.view(|state| state.is_removed(node)))
-    }
-}
-
-fn log_leadership(before: &raft::Leadership, after: &raft::Leadership, own: NodeId) {
-    match after.leader {
-        Some(leader) if leader == own && after.serving => log::info!("this manager leads in term {}", after.term),
-        Some(leader) if leader != own && before.leader != Some(leader) => {
-            log::info!("manager {leader} leads in term {}", after.term);
-        }
-        None if before.leader.is_some() => log::warn!("no leader is known in term {}", after.term),
-        _ => {}
     }
 }

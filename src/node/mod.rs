@@ -10,6 +10,7 @@
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
+//! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos.
@@ -20,6 +21,8 @@
 
 mod dir;
 mod found;
+#[doc(hidden)]
+pub mod fuzz;
 mod greeting;
 mod handler;
 mod join;

@@ -84,7 +84,11 @@ pub(super) fn client_verifier(roots_pem: &str) -> Result<Arc<dyn ClientCertVerif
 }
 
 pub(super) fn server_settings(identity: &NodeIdentity, roots_pem: &str) -> Result<ServerConfig, PkiError> {
-    let verifier = ClientVerifier { inner: client_verifier(roots_pem)?, cluster_id: identity.identity().cluster_id };
+    let verifier = ClientVerifier {
+        provider: provider(),
+        inner: client_verifier(roots_pem)?,
+        cluster_id: identity.identity().cluster_id,
+    };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(PkiError::Tls)?
@@ -104,9 +108,9 @@ pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> 
                 .build()
                 .map_err(|error| PkiError::Tls(Error::General(error.to_string())))?;
             let cluster_id = identity.map(|identity| identity.identity().cluster_id);
-            Arc::new(ServerVerifier { inner, cluster_id })
+            Arc::new(ServerVerifier { provider: provider(), inner, cluster_id })
         }
-        Trust::Anything => Arc::new(AnyServer(provider())),
+        Trust::Anything => Arc::new(AnyServer { provider: provider() }),
     };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -158,9 +162,40 @@ fn check_identity(leaf: &CertificateDer<'_>, cluster_id: Option<ClusterId>) -> R
     identity.map_err(|error| CertificateError::Other(OtherError(Arc::new(error))).into())
 }
 
+/// What both traits of rustls ask of a verifier beside the certificate: that the other side owns its key. All of ours
+/// leave that to the provider.
+macro_rules! signatures_by_provider {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
 /// Lets expired certificates through, which is all that differs from rustls' own verifier beside [`check_identity`].
 #[derive(Debug)]
 struct ClientVerifier {
+    provider: Arc<CryptoProvider>,
     inner: Arc<dyn ClientCertVerifier>,
     cluster_id: ClusterId,
 }
@@ -197,32 +232,13 @@ impl ClientCertVerifier for ClientVerifier {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    signatures_by_provider!();
 }
 
 /// rustls' own verifier and [`check_identity`].
 #[derive(Debug)]
 struct ServerVerifier {
+    provider: Arc<CryptoProvider>,
     inner: Arc<WebPkiServerVerifier>,
     /// Our swarm, once we belong to one.
     cluster_id: Option<ClusterId>,
@@ -242,32 +258,14 @@ impl ServerCertVerifier for ServerVerifier {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    signatures_by_provider!();
 }
 
 /// Takes any certificate whose key the server has.
 #[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
+struct AnyServer {
+    provider: Arc<CryptoProvider>,
+}
 
 impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(
@@ -281,29 +279,7 @@ impl ServerCertVerifier for AnyServer {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    signatures_by_provider!();
 }
 
 fn is_expiry(error: &Error) -> bool {

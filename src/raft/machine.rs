@@ -470,6 +470,7 @@ impl Machine {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
         let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        let must_wait = must_wait || self.is_installing();
         if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
             if let Err(error) = self.node.campaign() {

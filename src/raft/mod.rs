@@ -109,7 +109,8 @@ pub enum Order {
         /// The newest format it understands.
         feature_level: u32,
     },
-    /// Removes a member.
+    /// Removes a member. With `force` and without a leader to ask, a manager goes without being let go, and the others go
+    /// on counting it.
     Leave {
         /// Its identity.
         node_id: NodeId,

@@ -83,7 +83,9 @@ pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid>
         | MessageType::MsgCheckQuorum
         | MessageType::MsgPropose
         | MessageType::MsgTransferLeader => return Err(Invalid::LocalKind),
-        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => return check_read(message),
+        // A read request is of no term: one that has one panics the follower that passes it on.
+        MessageType::MsgReadIndex if message.term != 0 => return Err(Invalid::Term),
+        MessageType::MsgReadIndex => return check_read(message),
         _ => {}
     }
     if message.term == 0 {
@@ -94,9 +96,10 @@ pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid>
     }
     match message.msg_type {
         MessageType::MsgAppend => check_append(message, log),
+        MessageType::MsgReadIndexResp => check_read(message),
         MessageType::MsgHeartbeat if message.commit > last => Err(Invalid::LogLost),
         MessageType::MsgAppendResponse if message.index > last => Err(Invalid::AcknowledgesTooMuch),
-        MessageType::MsgSnapshot => check_snapshot(message, own),
+        MessageType::MsgSnapshot => check_snapshot(message, own, log),
         _ if !message.entries.is_empty() => Err(Invalid::Entries),
         _ => Ok(()),
     }
@@ -112,6 +115,11 @@ fn check_read(message: &Message) -> Result<(), Invalid> {
 fn check_append(message: &Message, log: &impl Log) -> Result<(), Invalid> {
     let mut index = message.index;
     let mut term = message.log_term;
+    // Only the place before the first entry has no term. raft-rs takes what it does not have for an entry of term zero, and
+    // would find that this matches.
+    if (index == 0) != (term == 0) {
+        return Err(Invalid::Entries);
+    }
     for entry in &message.entries {
         index = index.checked_add(1).ok_or(Invalid::Entries)?;
         let known_kind = matches!(entry.entry_type, EntryType::EntryNormal | EntryType::EntryConfChange);
@@ -126,7 +134,7 @@ fn check_append(message: &Message, log: &impl Log) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_snapshot(message: &Message, own: u64) -> Result<(), Invalid> {
+fn check_snapshot(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid> {
     let metadata = message.get_snapshot().get_metadata();
     let state: &ConfState = metadata.get_conf_state();
     let mut ids: Vec<u64> = state.voters.iter().chain(&state.learners).copied().collect();
@@ -143,7 +151,14 @@ fn check_snapshot(message: &Message, own: u64) -> Result<(), Invalid> {
         && named
         && state.voters_outgoing.is_empty()
         && state.learners_next.is_empty();
-    if sound && message.entries.is_empty() { Ok(()) } else { Err(Invalid::Snapshot) }
+    if !sound || !message.entries.is_empty() {
+        return Err(Invalid::Snapshot);
+    }
+    // raft-rs would put it in the place of the log although nobody has fetched it.
+    if metadata.index <= log.committed() && log.term_at(metadata.index).is_some_and(|ours| ours != metadata.term) {
+        return Err(Invalid::ContradictsCommitted);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -206,7 +221,8 @@ mod tests {
         }
         let append = |m: &mut Message| (m.index, m.log_term, m.entries) = (3, 2, vec![entry(4, 4), entry(5, 5)].into());
         assert_eq!(refused(MessageType::MsgAppend, append), Ok(()));
-        assert_eq!(refused(MessageType::MsgReadIndex, |m| m.entries = vec![entry(0, 0)].into()), Ok(()));
+        assert_eq!(refused(MessageType::MsgReadIndex, |m| (m.term, m.entries) = (0, vec![entry(0, 0)].into())), Ok(()));
+        assert_eq!(refused(MessageType::MsgReadIndexResp, |m| m.entries = vec![entry(0, 0)].into()), Ok(()));
     }
 
     #[test]
@@ -263,9 +279,32 @@ mod tests {
 
     #[test]
     fn a_read_request_without_context_would_panic() {
-        assert_eq!(refused(MessageType::MsgReadIndex, |_| {}), Err(Invalid::ReadContext));
-        let two = |m: &mut Message| m.entries = vec![entry(0, 0), entry(0, 0)].into();
+        assert_eq!(refused(MessageType::MsgReadIndex, |m| m.term = 0), Err(Invalid::ReadContext));
+        let two = |m: &mut Message| (m.term, m.entries) = (0, vec![entry(0, 0), entry(0, 0)].into());
         assert_eq!(refused(MessageType::MsgReadIndex, two), Err(Invalid::ReadContext));
+        assert_eq!(refused(MessageType::MsgReadIndexResp, |_| {}), Err(Invalid::ReadContext));
+    }
+
+    #[test]
+    fn a_read_request_with_a_term_would_panic_the_follower_that_passes_it_on() {
+        let request = |m: &mut Message| m.entries = vec![entry(0, 0)].into();
+        assert_eq!(refused(MessageType::MsgReadIndex, request), Err(Invalid::Term));
+    }
+
+    #[test]
+    fn an_answer_to_a_read_has_a_term_that_can_be() {
+        let of = |term| move |m: &mut Message| (m.term, m.entries) = (term, vec![entry(0, 0)].into());
+        assert_eq!(refused(MessageType::MsgReadIndexResp, of(0)), Err(Invalid::NoTerm));
+        assert_eq!(refused(MessageType::MsgReadIndexResp, of(u64::MAX)), Err(Invalid::Term));
+    }
+
+    #[test]
+    fn an_append_after_an_entry_of_no_term_would_match_whatever_is_missing_here() {
+        for entries in [vec![], vec![entry(5, 101)]] {
+            let edit = |m: &mut Message| (m.index, m.log_term, m.entries, m.commit) = (100, 0, entries.into(), 101);
+            assert_eq!(refused(MessageType::MsgAppend, edit), Err(Invalid::Entries));
+        }
+        assert_eq!(refused(MessageType::MsgAppend, |m| (m.index, m.log_term) = (0, 1)), Err(Invalid::Entries));
     }
 
     #[test]
@@ -276,6 +315,15 @@ mod tests {
             metadata.mut_conf_state().voters = vec![1, OWN];
         };
         assert_eq!(refused(MessageType::MsgSnapshot, sound), Ok(()));
+        let of = |index, term| {
+            move |m: &mut Message| {
+                sound(m);
+                let metadata = m.mut_snapshot().mut_metadata();
+                (metadata.index, metadata.term) = (index, term);
+            }
+        };
+        assert_eq!(refused(MessageType::MsgSnapshot, of(3, 2)), Ok(()));
+        assert_eq!(refused(MessageType::MsgSnapshot, of(3, 5)), Err(Invalid::ContradictsCommitted));
         type Edit = fn(&mut raft::eraftpb::SnapshotMetadata);
         let edits: [Edit; 6] = [
             |metadata| metadata.index = 0,

@@ -44,6 +44,8 @@ mod ahead;
 mod catalog;
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod inspect;
 mod map;
 mod recover;

@@ -158,21 +158,25 @@ impl State {
     /// Takes in a batch's records; `None` when they contradict each other or the log so far.
     fn take(&mut self, records: Records) -> Option<Effect> {
         let mut effect = Effect::default();
-        let mut last = self.catalog.last();
+        let (mut last, mut snapshot) = (self.catalog.last(), self.catalog.snapshot());
         for (at, record) in records.enumerate() {
             match record.ok()? {
                 Record::Installed(position) if at == 0 => {
                     effect.installed = Some(position);
                     self.terms = vec![position];
-                    last = position;
+                    (last, snapshot) = (position, position);
                 }
-                Record::Truncate(from) if at == 0 && from.0 > 0 && from <= last.index => {
+                // What a snapshot covers is committed and stays.
+                Record::Truncate(from) if at == 0 && from > snapshot.index && from <= last.index => {
                     effect.truncated = Some(from);
                     self.terms.retain(|run| run.index < from);
                     let term = self.terms.last().map_or(Term(0), |run| run.term);
                     last = Position { term, index: Index(from.0 - 1) };
                 }
-                Record::Created(position) if position.index <= last.index => effect.created = Some(position),
+                Record::Created(position) if position.index > snapshot.index && position.index <= last.index => {
+                    effect.created = Some(position);
+                    snapshot = position;
+                }
                 Record::Entry(entry) if entry.index == last.index.0 + 1 && entry.term >= last.term.0 => {
                     last = Position { term: Term(entry.term), index: Index(entry.index) };
                     let first = effect.entries.map_or(last.index, |(first, _)| first);

@@ -1,7 +1,7 @@
 //! Lists, inspections, tokens, orders and their rules.
 
 use super::*;
-use crate::net::requests::RaftOrder;
+use crate::net::requests::Order;
 use crate::types::api::{Admin, Filter, JoinRequest, LeaveRequest, PAGE_BYTES, ResolveAddress, SetAddressRequest};
 
 fn names(answer: &Answer) -> (Vec<String>, bool) {
@@ -183,14 +183,14 @@ fn orders_name_the_managers_they_mean() {
     let swarm = Swarm::ready();
     let admin = |admin: Admin| incoming(Call::Admin, envelope::encode(&admin));
     let transfer = |to: &str| order(&swarm, &admin(Admin::Transfer { to: Some(to.to_owned()) }));
-    let all = |order: RaftOrder| format!("{order:?}");
-    assert_eq!(transfer("m1"), all(RaftOrder::Transfer { to: Some(NodeId(1)) }));
-    assert_eq!(order(&swarm, &admin(Admin::Transfer { to: None })), all(RaftOrder::Transfer { to: None }));
+    let all = |order: Order| format!("{order:?}");
+    assert_eq!(transfer("m1"), all(Order::Transfer { to: Some(NodeId(1)) }));
+    assert_eq!(order(&swarm, &admin(Admin::Transfer { to: None })), all(Order::Transfer { to: None }));
     assert_eq!(transfer("m2"), "refuse if confirmed FailedPrecondition: m2 is not a manager");
     assert_eq!(transfer("m9"), "refuse if confirmed NotFound: node m9 not found");
-    assert_eq!(order(&swarm, &admin(Admin::Snapshot)), all(RaftOrder::Snapshot));
+    assert_eq!(order(&swarm, &admin(Admin::Snapshot)), all(Order::Snapshot));
     let leave = admin(Admin::Leave { force: false });
-    assert_eq!(order(&swarm, &leave), all(RaftOrder::Leave { node_id: NodeId(1), force: false }));
+    assert_eq!(order(&swarm, &leave), all(Order::Leave { node_id: NodeId(1), force: false }));
     let passed_on = Incoming { forwarded: true, ..leave };
     assert!(order(&swarm, &passed_on).starts_with("refuse InvalidArgument: a manager can be told to leave"));
 }
@@ -200,18 +200,18 @@ fn a_manager_speaks_for_itself_only() {
     let mut swarm = Swarm::ready();
     let by = |caller: Caller, call, body| Incoming { caller, addr: "10.0.0.3:5555".to_owned(), ..incoming(call, body) };
     let leave = |node_id| envelope::encode(&LeaveRequest { node_id, force: false });
-    let left = format!("{:?}", RaftOrder::Leave { node_id: NodeId(3), force: false });
+    let left = format!("{:?}", Order::Leave { node_id: NodeId(3), force: false });
     assert_eq!(order(&swarm, &by(manager(3), Call::Leave, leave(NodeId(3)))), left);
     assert_eq!(order(&swarm, &by(Caller::Local, Call::Leave, leave(NodeId(3)))), left);
     let other = order(&swarm, &by(manager(2), Call::Leave, leave(NodeId(3))));
     assert_eq!(other, "refuse PermissionDenied: a manager may take out only itself");
 
     let address = envelope::encode(&SetAddressRequest { addr: "0.0.0.0:4242".to_owned() });
-    let moved = RaftOrder::SetAddress { node_id: NodeId(3), addr: "10.0.0.3:4242".to_owned() };
+    let moved = Order::SetAddress { node_id: NodeId(3), addr: "10.0.0.3:4242".to_owned() };
     assert_eq!(order(&swarm, &by(manager(3), Call::SetAddress, address)), format!("{moved:?}"));
 
     let join = |level| envelope::encode(&JoinRequest { advertise: "0.0.0.0:4242".to_owned(), feature_level: level });
-    let joined = RaftOrder::Join { node_id: NodeId(3), addr: "10.0.0.3:4242".to_owned(), feature_level: 1 };
+    let joined = Order::Join { node_id: NodeId(3), addr: "10.0.0.3:4242".to_owned(), feature_level: 1 };
     assert_eq!(order(&swarm, &by(manager(3), Call::Join, join(1))), format!("{joined:?}"));
     let older = order(&swarm, &by(manager(3), Call::Join, join(0)));
     assert!(

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use super::*;
 use crate::codec::frame::INITIAL_CREDIT;
 use crate::net::handler::ConnectionId;
+use crate::sys::metrics::Metrics;
+use crate::types::Outcome;
 use crate::types::api::Write;
 use crate::types::{Caller, ChangeId, Kind, ObjectId, Refusal, Revision, Timestamp};
 
@@ -33,11 +35,11 @@ impl Service for Scripted {
             "local" => Step::Answer("local".into()),
             "missing" => Step::RefuseIfConfirmed(Status::new(Code::NotFound, "missing")),
             "bad" => Step::Refuse(Status::new(Code::InvalidArgument, "bad")),
-            "transfer" => Step::Raft(RaftOrder::Transfer { to: None }),
-            "snapshot" => Step::Raft(RaftOrder::Snapshot),
-            "leave" => Step::Raft(RaftOrder::Leave { node_id: NodeId(1), force: false }),
-            "leave!" => Step::Raft(RaftOrder::Leave { node_id: NodeId(1), force: true }),
-            "join" => Step::Raft(RaftOrder::Join { node_id: NodeId(9), addr: "new:1".to_owned(), feature_level: 1 }),
+            "transfer" => Step::Raft(Order::Transfer { to: None }),
+            "snapshot" => Step::Raft(Order::Snapshot),
+            "leave" => Step::Raft(Order::Leave { node_id: NodeId(1), force: false }),
+            "leave!" => Step::Raft(Order::Leave { node_id: NodeId(1), force: true }),
+            "join" => Step::Raft(Order::Join { node_id: NodeId(9), addr: "new:1".to_owned(), feature_level: 1 }),
             "watch" => Step::Stream(()),
             "elsewhere" => Step::Elsewhere,
             "huge" => Step::Propose(change(attempt, MAX_CHANGE_BYTES)),
@@ -224,11 +226,11 @@ fn in_words(effect: &Effect) -> String {
         Effect::Read { token } => format!("read t{token}"),
         Effect::Raft { token, order } => {
             let order = match order {
-                RaftOrder::Transfer { .. } => "transfer",
-                RaftOrder::Snapshot => "snapshot",
-                RaftOrder::Join { .. } => "join",
-                RaftOrder::Leave { .. } => "leave",
-                RaftOrder::SetAddress { .. } => "set address",
+                Order::Transfer { .. } => "transfer",
+                Order::Snapshot => "snapshot",
+                Order::Join { .. } => "join",
+                Order::Leave { .. } => "leave",
+                Order::SetAddress { .. } => "set address",
             };
             format!("raft t{token} {order}")
         }

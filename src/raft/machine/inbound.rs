@@ -42,6 +42,8 @@ impl Machine {
                 return;
             }
             MessageType::MsgAppend if self.is_over_budget() => return,
+            // A sole voter needs nobody's leave to lead, and raft-rs panics when it wins with a Ready unsynced.
+            MessageType::MsgTimeoutNow if self.is_installing() || self.is_sole_voter() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
                 if self.is_candidate() && self.is_unsynced() && self.early_votes.len() < 64 =>
@@ -59,6 +61,12 @@ impl Machine {
     /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.
     pub(super) fn is_unsynced(&self) -> bool {
         self.node.raft.raft_log.persisted < self.node.raft.raft_log.last_index()
+    }
+
+    /// A snapshot has replaced the log and is not applied yet. raft-rs looks through the entries in between when it
+    /// campaigns, and panics because they are gone.
+    pub(super) fn is_installing(&self) -> bool {
+        self.node.store().first().0 > self.node.raft.raft_log.applied + 1
     }
 
     pub(super) fn step_raft(&mut self, message: Message) {

@@ -9,7 +9,9 @@ impl Machine {
             return;
         }
         let was_candidate = self.is_candidate();
-        self.node.tick();
+        if !self.is_installing() {
+            self.node.tick();
+        }
         if !was_candidate && self.is_candidate() {
             self.elections += 1;
         }

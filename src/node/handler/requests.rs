@@ -1,0 +1,124 @@
+//! Between the requests machine and everybody else: carries out what it asks for, and tells it what raft answered.
+
+use super::*;
+
+impl NodeHandler {
+    /// Runs the requests machine and carries out what it asks, until it asks nothing more.
+    pub(super) fn drive(&mut self, now: Instant, event: Event, out: &mut Outbox) {
+        self.backlog.push_back(event);
+        while let Some(event) = self.backlog.pop_front() {
+            let Some(member) = &mut self.member else { return };
+            member.requests.step(now, event, &mut self.effects);
+            for effect in std::mem::take(&mut self.effects) {
+                self.carry_out(effect, out);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, out: &mut Outbox) {
+        match effect {
+            Effect::Answer { stream, body, end } => {
+                if self.leaving.remove(&stream) {
+                    self.stop.stop(Stopped::Removed);
+                }
+                out.commands.push(Command::Answer { stream, body, end });
+            }
+            Effect::Refuse { stream, status } => {
+                self.leaving.remove(&stream);
+                out.refuse(stream, status);
+            }
+            Effect::Propose { token, command } => {
+                if !self.raft.request(raft::Event::Propose { token, command: command.into() }) {
+                    let result = ProposalResult::NotProposed(NotProposed::Overloaded);
+                    self.backlog.push_back(Event::Outcome { token, result });
+                }
+            }
+            Effect::Read { token } => {
+                if !self.raft.request(raft::Event::Read { token }) {
+                    self.backlog.push_back(Event::ReadFailed { token });
+                }
+            }
+            Effect::Raft { token, order } => self.order(token, order),
+            Effect::Forward { token, to, call, deadline_ms, forwarded, body } => {
+                let forwarded = Some(forwarded);
+                out.commands.push(Command::Call { token, to: Target::Node(to), call, deadline_ms, forwarded, body });
+            }
+            Effect::Abandon { token } => out.commands.push(Command::Abandon { token }),
+            Effect::BackDial { token, node, addr } => {
+                let body = crate::codec::envelope::encode(&()).into();
+                out.commands.push(Command::Call {
+                    token,
+                    to: Target::Address(node, addr),
+                    call: Call::Health,
+                    deadline_ms: OWN_DEADLINE_MS,
+                    forwarded: None,
+                    body,
+                });
+            }
+            Effect::Elsewhere(request) => self.serve_snapshot(&request, out),
+        }
+    }
+
+    pub(super) fn order(&mut self, token: u64, order: Order) {
+        let alone = self.leadership.leader.is_none();
+        if alone && matches!(order, Order::Leave { node_id, force: true } if node_id == self.identity.node_id) {
+            // Nobody can be asked: this manager goes, and the others go on counting it.
+            let result = Ok(control::encode(&Answer::Done));
+            self.backlog.push_back(Event::RaftResult { token, result });
+            return;
+        }
+        if !self.raft.request(raft::Event::Order { token, order }) {
+            let status = Status::new(Code::Unavailable, "too many requests wait for raft").with_hint("try again");
+            self.backlog.push_back(Event::RaftResult { token, result: Err(status) });
+        }
+    }
+
+    pub(super) fn raft_replies(&mut self, now: Instant, replies: Vec<raft::Reply>, out: &mut Outbox) {
+        for reply in replies {
+            match reply {
+                raft::Reply::NotLeader(token) => {
+                    let result = ProposalResult::NotProposed(NotProposed::NotLeader);
+                    self.drive(now, Event::Outcome { token, result }, out);
+                }
+                raft::Reply::Overloaded(token) => {
+                    let result = ProposalResult::NotProposed(NotProposed::Overloaded);
+                    self.drive(now, Event::Outcome { token, result }, out);
+                }
+                raft::Reply::Lost(token) => {
+                    self.drive(now, Event::Outcome { token, result: ProposalResult::Lost }, out);
+                }
+                raft::Reply::Uncertain(token) => {
+                    self.drive(now, Event::Outcome { token, result: ProposalResult::Uncertain }, out);
+                }
+                raft::Reply::ReadReady(tokens) => {
+                    for token in tokens {
+                        self.drive(now, Event::ReadReady { token }, out);
+                    }
+                }
+                raft::Reply::ReadFailed(tokens) => {
+                    for token in tokens {
+                        self.drive(now, Event::ReadFailed { token }, out);
+                    }
+                }
+                raft::Reply::Order(token, _) if token >= OWN => self.moving = None,
+                raft::Reply::Order(token, result) => {
+                    let result = match result {
+                        OrderResult::Done(answer) => Ok(control::encode(&answer)),
+                        OrderResult::Refused(status) => Err(status),
+                        OrderResult::Uncertain => {
+                            let message =
+                                "leadership moved while the order was in the log: it may still be carried out";
+                            Err(Status::new(Code::Unknown, message)
+                                .with_hint("see with `skep members`, then try again"))
+                        }
+                        OrderResult::Again => {
+                            Err(Status::new(Code::Unavailable, "leadership moved; nothing was done")
+                                .with_hint("try again"))
+                        }
+                    };
+                    self.drive(now, Event::RaftResult { token, result }, out);
+                }
+            }
+        }
+    }
+}
