@@ -70,7 +70,8 @@ pub fn start(config: Config) -> Result<Node, StartError> {
         }
         Phase::Restoring => {
             let what = format!("cannot start from {}", dir.path().display());
-            let hint = "give the command again: `skep backup restore FILE`";
+            let hint =
+                format!("give the command again: `skep backup restore FILE --data-dir {}`", dir.path().display());
             return Err(StartError::refused(what, "a restore of a backup to it was not finished", hint));
         }
         Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress)?,
