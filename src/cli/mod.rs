@@ -1,10 +1,9 @@
 //! What a person types and reads: the grammar of the command line, tables and JSON, exit codes, and the daemon's
 //! surroundings (logger, signals, service manager).
 //!
-//! [`main`] is the whole of the binary. Every command except `run`, `recover`, `backup inspect` and
-//! `restore`, `wal` and `completions` is a conversation
-//! with a running manager over its control socket, through [`crate::client`]; `run` is the daemon itself, and `recover`
-//! works on the directory of one that does not run.
+//! [`main`] is the whole of the binary. Most commands are a conversation with a running manager over its control socket,
+//! through [`crate::client`]. `run` is the daemon itself; `recover`, `backup inspect`, `backup restore`, `wal` and
+//! `snapshot` work on files of one that does not run.
 //!
 //! What people and scripts may rely on:
 //!
@@ -44,6 +43,7 @@ mod question;
 mod recover;
 mod run;
 mod session;
+mod snapshot;
 mod wal;
 
 use args::{Cli, Command};
@@ -82,6 +82,11 @@ fn dispatch(cli: Cli) -> commands::Ended {
         }
         Command::Wal(command) => {
             let exit = wal::run(&mut out, command)?;
+            out.flush()?;
+            return Ok(exit);
+        }
+        Command::Snapshot(command) => {
+            let exit = snapshot::run(&cli.common, &mut out, command)?;
             out.flush()?;
             return Ok(exit);
         }
@@ -124,6 +129,7 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Run(_)
         | Command::Completions { .. }
         | Command::Wal(_)
+        | Command::Snapshot(_)
         | Command::Recover(_)
         | Command::Backup(_)
         | Command::Bench(_) => {

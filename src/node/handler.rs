@@ -27,7 +27,8 @@ use crate::sys::metrics::{Histogram, Metrics};
 use crate::sys::queue::Sender;
 use crate::sys::time::{Instant, monotonic};
 use crate::types::api::{
-    Admin, Answer, Call, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest, SnapshotRequest,
+    Admin, Answer, Call, DiskLevel, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest,
+    SnapshotRequest,
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
@@ -102,6 +103,8 @@ pub struct NodeHandler {
     member: Option<Box<Membership>>,
     greetings: Greetings,
     links: BTreeMap<NodeId, LinkReport>,
+    /// Peers whose disks are low, as raft was told.
+    low_disks: BTreeSet<NodeId>,
     hints: BTreeMap<NodeId, String>,
     peers: Vec<Member>,
     leadership: raft::Leadership,
@@ -169,6 +172,7 @@ impl NodeHandler {
             member: None,
             greetings,
             links: BTreeMap::new(),
+            low_disks: BTreeSet::new(),
             hints: BTreeMap::new(),
             peers: Vec::new(),
             leadership: raft::Leadership::default(),
@@ -400,6 +404,7 @@ impl Handler for NodeHandler {
             rtt_us: 0,
             clock_offset_ms: 0,
             sync_us: 0,
+            disk_low: false,
         });
         link.alive = true;
         self.addresses.found(peer);
@@ -429,9 +434,18 @@ impl Handler for NodeHandler {
             link.rtt_us = rtt_us;
             link.clock_offset_ms = clock_offset_ms;
             link.sync_us = ping.sync_us;
+            link.disk_low = ping.disk_low;
         }
         let mark = (Index(ping.mark_index), ping.mark_sum);
         self.raft.link(raft::Event::Measured { node: peer, rtt_us, sync_us: ping.sync_us, mark });
+        if self.low_disks.contains(&peer) != ping.disk_low {
+            if ping.disk_low {
+                self.low_disks.insert(peer)
+            } else {
+                self.low_disks.remove(&peer)
+            };
+            self.raft.link(raft::Event::PeerDisk { node: peer, low: ping.disk_low });
+        }
     }
 
     fn ping(&mut self) -> Ping {
@@ -440,6 +454,7 @@ impl Handler for NodeHandler {
             sync_us: self.sync.quantile_us(0.5),
             mark_index: mark.map_or(0, |mark| mark.index.0),
             mark_sum: mark.map_or(0, |mark| mark.sum),
+            disk_low: self.raft.report().disk.level != DiskLevel::Ok,
             ..Ping::default()
         }
     }

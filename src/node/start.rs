@@ -13,7 +13,7 @@ use super::outlet::{Completion, Post};
 use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
+use super::{Config, Node, Running, StartError, StartFailure, join, snapshots, space};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
@@ -26,11 +26,11 @@ use crate::sys::metrics::Metrics;
 use crate::sys::queue::bounded;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, wall_ms};
-use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
+use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
 use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Status, Term};
-use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
+use crate::wal::{self, Recovered, Reserve, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
 const WORK_QUEUE: usize = 1024;
@@ -41,6 +41,16 @@ const NET_QUEUE: usize = 1 << 13;
 pub fn start(config: Config) -> Result<Node, StartError> {
     let dir = DataDir::open(&config.data_dir)?;
     let known = dir.read()?;
+    if let Some(cut) = known.as_ref().and_then(|file| file.repaired.as_ref()) {
+        let what = format!("cannot start from {}", dir.path().display());
+        let why = format!(
+            "its log was repaired ({cut}): what was cut off may have been acknowledged, and a member that forgot that must \
+             not vote"
+        );
+        let hint = "with a majority of the other managers alive: move the directory aside, join anew with \
+                    `skep run --join`, and remove the old member; without one: make it a swarm of its own with skep recover";
+        return Err(StartError::refused(what, why, hint));
+    }
     if known.is_none() {
         check_new(&config, &dir)?;
     }
@@ -156,7 +166,7 @@ fn join_begin(
 }
 
 /// Certificate, root and keys, if a certificate was issued already.
-fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
+pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
     let what = || format!("cannot use the certificate in {}", dir.path().display());
     let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
         return Ok(None);
@@ -354,6 +364,9 @@ impl Starter {
         let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
         let store = applier.store().clone();
 
+        let reserve = Reserve::new(Arc::new(RealDisk), &self.dir.raft(), segment_bytes(self.file.profile));
+        let (space, space_thread) =
+            space::spawn(reserve, store.clone(), self.raft.clone(), &self.metrics).map_err(internal)?;
         let (snapshot_jobs, snapshot_thread) = snapshots::spawn_writer(
             store.clone(),
             snapshots.clone(),
@@ -429,7 +442,7 @@ impl Starter {
         }
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread];
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -448,7 +461,7 @@ impl Starter {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, dir: self.dir })),
+            running: Mutex::new(Some(Running { threads, space, dir: self.dir })),
         })
     }
 
@@ -560,5 +573,6 @@ pub fn empty_report() -> RaftReport {
         members: Vec::new(),
         progress: Vec::new(),
         reachable: Vec::new(),
+        disk: DiskSpace::default(),
     }
 }

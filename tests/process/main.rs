@@ -10,6 +10,7 @@ mod backup;
 mod bounds;
 mod client;
 mod crash;
+mod damage;
 mod flood;
 mod input;
 mod joining;

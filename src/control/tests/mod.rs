@@ -221,6 +221,7 @@ fn report(state: RaftState, voters: u64) -> RaftReport {
         progress: if leads { members.iter().map(progress).collect() } else { Vec::new() },
         reachable: members.iter().map(|member| member.node_id).collect(),
         members,
+        disk: Default::default(),
     }
 }
 
