@@ -22,7 +22,10 @@ use crate::world::World;
 use crate::{Duration, check, ms};
 
 /// Seeds that once found something, and what.
-const SEEDS_KEPT: &[(u64, &str)] = &[];
+const SEEDS_KEPT: &[(u64, &str)] = &[
+    (123, "a campaign between an installed snapshot and the news that it is applied, which panicked"),
+    (2077, "a leader without connections to anybody who counted as a peer, after a restart in no time"),
+];
 
 /// How far a run goes. Whatever is `None` is drawn from the seed.
 #[derive(Clone, Debug, Default)]
