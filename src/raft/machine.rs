@@ -6,6 +6,7 @@
 //! Here: the machine's parts, its two entrances and small helpers. Each file beside this one holds one concern.
 
 mod applying;
+mod disk;
 mod inbound;
 mod leadership;
 mod links;
@@ -36,7 +37,7 @@ use super::{
 use crate::codec::envelope;
 use crate::sys::faults::{Fault, planted};
 use crate::sys::time::Instant;
-use crate::types::api::{Answer, FEATURE_LEVEL, JoinAnswer, Progress, RaftState};
+use crate::types::api::{Answer, DiskLevel, DiskSpace, FEATURE_LEVEL, JoinAnswer, Progress, RaftState};
 use crate::types::log::{Command, Configuration, StateHash};
 use crate::types::member::MemberChange;
 use crate::types::object::Profile;
@@ -53,6 +54,8 @@ const MAX_UNAPPLIED_BYTES: u64 = 64 << 20;
 const DISK_STALL: Duration = Duration::from_secs(5);
 /// A voter whose median sync is slower does not get leadership from a stalled leader.
 const HEALTHY_SYNC_US: u64 = 100_000;
+/// A low disk asks for a snapshot, so that old segments of the log can go, at most this often.
+const LOW_DISK_PAUSE: Duration = Duration::from_secs(30);
 /// A read round is begun again after this.
 const READ_RETRY: Duration = Duration::from_millis(300);
 /// A read round is given up after this.
@@ -139,6 +142,7 @@ struct Peer {
     up: bool,
     rtt_us: u64,
     sync_us: u64,
+    disk_low: bool,
     marks: VecDeque<(Index, u128)>,
     /// The snapshot it was offered: when it last showed interest.
     snapshot: Option<Instant>,
@@ -210,6 +214,9 @@ pub struct Machine {
     last_change: Instant,
     mark_proposed: Option<Index>,
     own_sync_us: u64,
+    disk: DiskSpace,
+    /// When a low disk last asked for a snapshot.
+    low_disk_snapshot: Option<Instant>,
     effects: Effects,
 }
 
@@ -296,6 +303,8 @@ impl Machine {
             last_change: now,
             mark_proposed: None,
             own_sync_us: 0,
+            disk: DiskSpace::default(),
+            low_disk_snapshot: None,
             effects: Effects::default(),
         };
         machine.effects.peers = Some(machine.replicated.members.clone());
@@ -351,10 +360,12 @@ impl Machine {
                 }
             }
             Event::Measured { node, rtt_us, sync_us, mark } => self.on_measured(node, rtt_us, sync_us, mark),
+            Event::PeerDisk { node, low } => self.peers.entry(node).or_default().disk_low = low,
+            Event::DiskSpace(space) => self.on_disk_space(space),
             Event::OwnSync { sync_us } => self.own_sync_us = sync_us,
             Event::Stopping => {
                 self.stopping = true;
-                self.transfer_to_best(None);
+                self.transfer_to_best(false);
             }
         }
         self.set_election_timeout();
@@ -494,8 +505,8 @@ impl Machine {
     fn campaign(&mut self) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
-        let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
-        let must_wait = must_wait || self.is_installing();
+        let unsynced = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        let must_wait = unsynced || self.is_installing();
         if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
             if let Err(error) = self.node.campaign() {
@@ -563,6 +574,7 @@ impl Machine {
             members: self.replicated.members.clone(),
             progress,
             reachable: reachable.chain([self.node_id]).collect(),
+            disk: self.disk.clone(),
         }
     }
 }

@@ -312,7 +312,11 @@ impl World {
 
     pub(super) fn reply(&mut self, id: NodeId, reply: Reply) {
         match reply {
-            Reply::NotLeader(token) | Reply::Overloaded(token) | Reply::Lost(token) | Reply::Uncertain(token) => {
+            Reply::NotLeader(token)
+            | Reply::Overloaded(token)
+            | Reply::Refused(token, _)
+            | Reply::Lost(token)
+            | Reply::Uncertain(token) => {
                 self.retry_soon(id, token);
             }
             Reply::ReadReady(tokens) => {

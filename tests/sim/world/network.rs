@@ -12,7 +12,7 @@ use skep::types::api::{FEATURE_LEVEL, Hello, PROTOCOL};
 use skep::types::{Caller, ClusterId, Index, NodeId, Role};
 
 use super::{Happening, Target, World};
-use crate::failure::ensure;
+use crate::failure::{ensure, fail};
 use crate::node::{Cause, LINEAGE, Node};
 use crate::{Duration, ms};
 
@@ -255,6 +255,8 @@ impl World {
                 match Greetings::meaning(&status) {
                     Some(Stopped::Removed) => self.stop(guest, Cause::Stop(Stop::Removed)),
                     Some(Stopped::Fenced(why)) => self.stop(guest, Cause::Stop(Stop::Fenced(why))),
+                    // All have one history here.
+                    Some(Stopped::Outlived(why)) => fail("stopped", format!("node {}: {why}", guest.0)),
                     Some(Stopped::Asked) | None => {}
                 }
                 false
