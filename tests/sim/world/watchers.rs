@@ -165,7 +165,6 @@ impl World {
                 Pull::Full => fail("watch", "a part of a watch is larger than a frame"),
                 Pull::Done => fail("watch", "a watch has no last part"),
                 Pull::Idle(_) => return,
-                Pull::Done => fail("watch", "a watch does not end by itself"),
                 Pull::End(_) => {
                     *watch = None;
                     chains.push(Vec::new());
