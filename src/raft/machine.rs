@@ -65,7 +65,7 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
 /// Shortest election timeouts that whoever asked for a transfer waits after this member's leadership ended.
 const TRANSFER_PATIENCE: u32 = 2;
 /// A snapshot that failed is tried again after this, then after twice as long, up to [`SNAPSHOT_PAUSE_MAX`].
-const SNAPSHOT_PAUSE: Duration = Duration::from_secs(30);
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 /// See [`SNAPSHOT_PAUSE`].
 const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// What a manager may send that is no member as far as is known here: this member may have been cut off while the other

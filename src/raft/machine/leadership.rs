@@ -45,8 +45,12 @@ impl Machine {
         }
     }
 
+    /// Tells whoever asked for a transfer who leads, once an entry of the new term is applied here: a leader serves from
+    /// when it has applied that entry itself, and whoever is told must find it serving.
     pub(super) fn settle_transfer(&mut self, leader: u64, term: Term) {
-        let Some(transfer) = self.orders.transfer.take_if(|transfer| transfer.term != term && leader != 0) else {
+        let serves = self.node.raft.raft_log.term(self.applied.0) == Ok(term.0);
+        let Some(transfer) = self.orders.transfer.take_if(|transfer| transfer.term != term && leader != 0 && serves)
+        else {
             return;
         };
         if let Some(token) = transfer.token {
