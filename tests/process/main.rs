@@ -6,11 +6,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod chaos;
 mod client;
 mod crash;
 mod flood;
+mod frozen;
 mod input;
 mod leave;
+#[path = "../sim/linear.rs"]
+#[allow(dead_code)]
+mod linear;
+mod partition;
+mod proxy;
 mod refused;
 mod service;
 mod snapshots;

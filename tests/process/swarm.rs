@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -156,6 +157,8 @@ pub struct Manager {
     pub arguments: Vec<String>,
     /// More environment.
     pub environment: Vec<(String, String)>,
+    /// The id of its process; zero while it has none.
+    pub process: Arc<AtomicU32>,
     child: Option<Child>,
 }
 
@@ -168,6 +171,7 @@ impl Manager {
             log: root.join(format!("{name}.log")),
             arguments: Vec::new(),
             environment: Vec::new(),
+            process: Arc::default(),
             child: None,
         }
     }
@@ -184,7 +188,9 @@ impl Manager {
         command.args(["run", "--listen", &self.addr, "--name", &self.name, "--data-dir"]).arg(&self.dir);
         command.args(&self.arguments).envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        self.child = Some(command.spawn().unwrap());
+        let child = command.spawn().unwrap();
+        self.process.store(child.id(), Ordering::SeqCst);
+        self.child = Some(child);
     }
 
     /// Starts the process, and returns when it says that it listens.
@@ -224,6 +230,7 @@ impl Manager {
     /// kill -9.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            self.process.store(0, Ordering::SeqCst);
             child.kill().unwrap();
             child.wait().unwrap();
         }
@@ -235,6 +242,7 @@ impl Manager {
         let child = self.child.as_mut().expect("it was started");
         let status = wait(child, PATIENCE).unwrap_or_else(|| panic!("{} does not end", self.name));
         self.child = None;
+        self.process.store(0, Ordering::SeqCst);
         status.code()
     }
 
@@ -398,15 +406,22 @@ impl Swarm {
     /// The place of the leader, once all that run agree on it.
     #[track_caller]
     pub fn leader(&self) -> usize {
+        let running: Vec<usize> = (0..self.managers.len()).filter(|&place| self.managers[place].is_running()).collect();
+        self.leader_among(&running)
+    }
+
+    /// The place of the leader, once these agree that it is one of them.
+    #[track_caller]
+    pub fn leader_among(&self, places: &[usize]) -> usize {
         eventually("the managers agree on a leader", || {
-            let statuses: Option<Vec<Value>> = self.running().map(Manager::status).collect();
+            let statuses: Option<Vec<Value>> = places.iter().map(|&place| self.managers[place].status()).collect();
             let statuses = statuses?;
             let leader = statuses.first()?["leader"].as_str()?.to_owned();
             if statuses.iter().any(|status| status["leader"] != leader.as_str()) {
                 return None;
             }
-            let name = statuses.iter().find(|status| status["node_id"] == leader.as_str())?["name"].as_str()?;
-            self.managers.iter().position(|manager| manager.name == name)
+            let place = statuses.iter().position(|status| status["node_id"] == leader.as_str())?;
+            (statuses[place]["role"] == "leader").then_some(places[place])
         })
     }
 
