@@ -94,6 +94,9 @@ pub enum Command {
     /// A manager's log on disk
     #[command(subcommand)]
     Wal(WalCommand),
+    /// A snapshot on disk
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Measure a running swarm
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -422,6 +425,28 @@ pub enum WalCommand {
         /// The data directory, or its `raft` directory
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+    },
+    /// Cut a damaged log off where the damage begins, as the last resort
+    Repair {
+        /// The data directory of a manager that does not run
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Say what would be cut off, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Check a snapshot from end to end and say what it holds
+    Inspect {
+        /// The file; its key is in the data directory around it, or in that of --data-dir
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
 }
 

@@ -1,7 +1,7 @@
 //! What a person types and reads: the grammar of the command line, tables and JSON, exit codes, and the daemon's
 //! surroundings (logger, signals, service manager).
 //!
-//! [`main`] is the whole of the binary. Every command except `run`, `wal` and `completions` is a conversation with a
+//! [`main`] is the whole of the binary. Every command except `run`, `wal`, `snapshot` and `completions` is a conversation with a
 //! running manager over its control socket, through [`crate::client`]; `run` is the daemon itself.
 //!
 //! What people and scripts may rely on:
@@ -37,8 +37,10 @@ mod notify;
 mod objects;
 mod output;
 mod parse;
+mod question;
 mod run;
 mod session;
+mod snapshot;
 mod wal;
 
 use args::{Cli, Command};
@@ -80,6 +82,11 @@ fn dispatch(cli: Cli) -> commands::Ended {
             out.flush()?;
             return Ok(exit);
         }
+        Command::Snapshot(command) => {
+            let exit = snapshot::run(&cli.common, &mut out, command)?;
+            out.flush()?;
+            return Ok(exit);
+        }
         Command::Bench(command) => {
             let exit = bench::run(&cli.common, command, &mut out)?;
             out.flush()?;
@@ -110,7 +117,7 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Token(command) => commands::token(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
-        Command::Run(_) | Command::Completions { .. } | Command::Wal(_) | Command::Bench(_) => {
+        Command::Run(_) | Command::Completions { .. } | Command::Wal(_) | Command::Snapshot(_) | Command::Bench(_) => {
             unreachable!("dispatch has handled the commands that ask nobody")
         }
     }

@@ -66,6 +66,8 @@ fn common_flags_stand_after_any_command() {
         "bench write --clients 4 --total 10 --size 1KiB --socket /a --socket /b",
         "run --data-dir /d --token-file - --log debug",
         "wal inspect /d",
+        "wal repair /d --dry-run --yes",
+        "snapshot inspect /d/raft/snap-000000000001 --json --data-dir /d",
         "completions bash",
     ] {
         let parsed = Cli::try_parse_from(["skep"].into_iter().chain(line.split(' ')));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::store::State;
-use crate::types::api::{LinkReport, MemberReport, RaftState, StatusReport};
+use crate::types::api::{DiskLevel, DiskSpace, LinkReport, MemberReport, RaftState, StatusReport};
 use crate::types::error::{Code, Status};
-use crate::types::{Kind, Member, MemberRole, NodeId};
+use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Revision, Term};
 
 use super::{Context, refusal};
 
@@ -44,6 +44,31 @@ pub(super) fn status(state: &State, context: &Context) -> StatusReport {
         version: context.version.clone(),
         warnings: warnings(state, context),
         links: context.links.clone(),
+    }
+}
+
+/// What a node says of itself before it is a member; `waiting_for` in words, such as "asking 10.0.0.7:4242 for a
+/// certificate".
+pub fn joining_status(node_id: NodeId, cluster_id: ClusterId, name: &str, waiting_for: &str) -> StatusReport {
+    StatusReport {
+        node_id,
+        name: name.to_owned(),
+        cluster_id,
+        state: "joining".to_owned(),
+        role: RaftState::Joining,
+        leader: None,
+        leader_name: String::new(),
+        term: Term(0),
+        commit: Index(0),
+        applied: Index(0),
+        revision: Revision(0),
+        voters: 0,
+        reachable: 0,
+        tolerates: 0,
+        leaderless_ms: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        warnings: vec![format!("not a member yet: {waiting_for}")],
+        links: Vec::new(),
     }
 }
 
@@ -106,6 +131,9 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
 
 fn warnings(state: &State, context: &Context) -> Vec<String> {
     let mut warnings = Vec::new();
+    if context.joining() {
+        warnings.push("a member without a log yet: waiting for the leader to send it".to_owned());
+    }
     let voters = voters(context).count();
     let (reachable, majority) = (reachable(context), voters / 2 + 1);
     if voters == 2 {
@@ -124,8 +152,12 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
         let name = name(state, context, link.node_id);
         warnings.extend(clock_warning(&name, link));
         warnings.extend(sync_warning(&name, link.sync_us));
+        if link.disk_low {
+            warnings.push(format!("the disk of {name} is almost full: it takes no changes while it leads"));
+        }
     }
     warnings.extend(sync_warning("this manager", context.sync_us));
+    warnings.extend(disk_warning(&context.raft.disk));
     warnings
 }
 
@@ -140,6 +172,19 @@ fn clock_warning(name: &str, link: &LinkReport) -> Option<String> {
 fn sync_warning(name: &str, sync_us: u64) -> Option<String> {
     (sync_us > SYNC_WARNING_US)
         .then(|| format!("the disk of {name} takes {} ms for a sync, and every write waits for it", sync_us / 1000))
+}
+
+fn disk_warning(disk: &DiskSpace) -> Option<String> {
+    let DiskSpace { level, free_bytes, needed_bytes, dir, .. } = disk;
+    let consequence = match level {
+        DiskLevel::Ok => return None,
+        DiskLevel::Low => "it takes no changes while it leads",
+        DiskLevel::Full => "it takes nothing new into its log",
+    };
+    Some(format!(
+        "the disk of this manager is almost full, {free_bytes} bytes are free at {dir}: {consequence} until {needed_bytes} \
+         bytes more are"
+    ))
 }
 
 fn name(state: &State, context: &Context, node_id: NodeId) -> String {

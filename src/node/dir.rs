@@ -26,6 +26,7 @@ use crate::pki::{NodeIdentity, PrivateKey};
 use crate::sys::files::{self, Disk, RealDisk};
 use crate::types::object::Profile;
 use crate::types::{ChangeId, ClusterId, Lineage, NodeId, RaftId, Revision};
+use crate::wal;
 
 /// The format of `node.json`.
 const FORMAT: u32 = 1;
@@ -69,6 +70,10 @@ pub struct NodeFile {
     pub request: Option<(ChangeId, Revision)>,
     /// Where the swarm was to be joined.
     pub join: Option<String>,
+    /// What was cut off when the log was repaired. It may have been acknowledged, so that a member with this mark must
+    /// not take part in the group again: it would vote without what it had promised to remember.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<String>,
 }
 
 impl NodeFile {
@@ -87,6 +92,7 @@ impl NodeFile {
             profile,
             request: None,
             join: None,
+            repaired: None,
         }
     }
 }
@@ -216,7 +222,9 @@ impl DataDir {
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
         let path = self.path.join(name);
-        files::replace(&RealDisk, &path, bytes).map_err(|error| {
+        // A manager on a full disk must be able to start again, to make room.
+        let replace = || files::replace(&RealDisk, &path, bytes);
+        wal::with_reserve(&RealDisk, &self.raft(), replace).map_err(|error| {
             StartError::new(StartFailure::Internal, format!("cannot write {}", path.display()), error, "")
         })
     }
@@ -266,21 +274,25 @@ impl DataDir {
         self.replace("pki/node.key", text.as_bytes())
     }
 
+    /// What seals the log and the snapshots of the node whose directory `path` is, without taking its lock: the key
+    /// does not change while a node runs.
+    pub fn data_key(path: &Path) -> Result<Option<DataKey>, StartError> {
+        let path = path.join("pki/node.key");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => parse_key(&path, text).map(|(_, data_key)| Some(data_key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                let what = format!("cannot read {}", path.display());
+                Err(StartError::new(StartFailure::Internal, what, error, "run as the owner of the data directory"))
+            }
+        }
+    }
+
     /// The node's key and the data key, if they are there.
     pub fn read_key(&self) -> Result<Option<(PrivateKey, DataKey)>, StartError> {
         let path = self.path.join("pki/node.key");
         let Some(text) = self.read_text("pki/node.key")? else { return Ok(None) };
-        let text = zeroize::Zeroizing::new(text);
-        let damaged = |why: String| {
-            let hint = "put the file back from a backup; without it this node's log cannot be read";
-            StartError::new(StartFailure::Damaged, format!("cannot use {}", path.display()), why, hint)
-        };
-        let begin = format!("-----BEGIN {DATA_KEY}-----");
-        let (key, rest) = text.split_once(&begin).ok_or_else(|| damaged("it holds no data key".to_owned()))?;
-        let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
-        let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
-        let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
-        Ok(Some((key, DataKey::from_bytes(bytes))))
+        parse_key(&path, text).map(Some)
     }
 
     /// A text file of the directory, if it is there.
@@ -320,6 +332,20 @@ pub fn is_member(path: &Path) -> bool {
     }
     let bytes = std::fs::read(path.join("node.json")).unwrap_or_default();
     serde_json::from_slice::<Start>(&bytes).is_ok_and(|start| start.phase == Phase::Member)
+}
+
+fn parse_key(path: &Path, text: String) -> Result<(PrivateKey, DataKey), StartError> {
+    let text = zeroize::Zeroizing::new(text);
+    let damaged = |why: String| {
+        let hint = "put the file back from a backup; without it this node's log cannot be read";
+        StartError::new(StartFailure::Damaged, format!("cannot use {}", path.display()), why, hint)
+    };
+    let begin = format!("-----BEGIN {DATA_KEY}-----");
+    let (key, rest) = text.split_once(&begin).ok_or_else(|| damaged("it holds no data key".to_owned()))?;
+    let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
+    let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
+    let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
+    Ok((key, DataKey::from_bytes(bytes)))
 }
 
 fn parse_hex(text: &str) -> Option<[u8; 32]> {

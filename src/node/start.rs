@@ -8,10 +8,12 @@ use super::dir::{DataDir, NodeFile, Phase};
 use super::found::{self, Keys};
 use super::greeting::Greetings;
 use super::handler::{Active, Identity, NodeHandler, Parts};
+use super::lobby::{Joiner, Lobby, Progress};
 use super::outlet::{Completion, Post};
+use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
+use super::{Config, Node, Running, StartError, StartFailure, join, snapshots, space};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
@@ -24,11 +26,11 @@ use crate::sys::metrics::Metrics;
 use crate::sys::queue::bounded;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, wall_ms};
-use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
+use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
-use crate::types::{Index, Lineage, Position, RaftId, Revision, Term};
-use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
+use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Term};
+use crate::wal::{self, Recovered, Reserve, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
 const WORK_QUEUE: usize = 1024;
@@ -39,6 +41,16 @@ const NET_QUEUE: usize = 1 << 13;
 pub fn start(config: Config) -> Result<Node, StartError> {
     let dir = DataDir::open(&config.data_dir)?;
     let known = dir.read()?;
+    if let Some(cut) = known.as_ref().and_then(|file| file.repaired.as_ref()) {
+        let what = format!("cannot start from {}", dir.path().display());
+        let why = format!(
+            "its log was repaired ({cut}): what was cut off may have been acknowledged, and a member that forgot that must \
+             not vote"
+        );
+        let hint = "with a majority of the other managers alive: move the directory aside, join anew with \
+                    `skep run --join`, and remove the old member; without one: make it a swarm of its own with skep recover";
+        return Err(StartError::refused(what, why, hint));
+    }
     if known.is_none() {
         check_new(&config, &dir)?;
     }
@@ -56,6 +68,7 @@ pub fn start(config: Config) -> Result<Node, StartError> {
         file.phase = Phase::Joining;
     }
     file.boot += 1;
+    let progress = Progress::default();
     let opened = match file.phase {
         Phase::Founding => {
             let description = describe(&config);
@@ -65,14 +78,14 @@ pub fn start(config: Config) -> Result<Node, StartError> {
             log::info!("made a new swarm");
             Opened { keys, log: Some((wal, recovered)) }
         }
-        Phase::Joining => join_begin(&config, &dir, &mut file)?,
+        Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress)?,
         Phase::Member => {
             // Raised and synced before anybody hears of this start.
             dir.write(&file)?;
             reopen(&dir, &file)?
         }
     };
-    Starter::new(config, dir, file, sockets, opened)?.run()
+    Starter::new(config, dir, file, sockets, opened, progress)?.run()
 }
 
 struct Opened {
@@ -99,7 +112,7 @@ fn begin(config: &Config, dir: &DataDir) -> Result<NodeFile, StartError> {
     Ok(file)
 }
 
-fn segment_bytes(profile: Profile) -> u64 {
+pub(super) fn segment_bytes(profile: Profile) -> u64 {
     if profile == Profile::Sdcard { SEGMENT_BYTES_SDCARD } else { SEGMENT_BYTES }
 }
 
@@ -115,7 +128,13 @@ fn describe(config: &Config) -> NodeDescription {
     }
 }
 
-fn join_begin(config: &Config, dir: &DataDir, file: &mut NodeFile) -> Result<Opened, StartError> {
+fn join_begin(
+    config: &Config,
+    dir: &DataDir,
+    file: &mut NodeFile,
+    sockets: &Sockets,
+    progress: &Progress,
+) -> Result<Opened, StartError> {
     // The command line wins over what an earlier start was told: the operator may have mended it.
     if config.join.is_some() {
         file.join.clone_from(&config.join);
@@ -125,14 +144,23 @@ fn join_begin(config: &Config, dir: &DataDir, file: &mut NodeFile) -> Result<Ope
         Some(keys) => keys,
         None => {
             let addr = file.join.clone().unwrap_or_default();
-            join::certificate(dir, file, &addr, config.token.as_ref(), describe(config))?
+            let description = describe(config);
+            progress.say(format!("beginning to join {addr}"));
+            let joiner = Joiner {
+                node_id: NodeId(0),
+                cluster_id: ClusterId(0),
+                hostname: description.hostname.clone(),
+                progress: progress.clone(),
+            };
+            let _lobby = Lobby::open(sockets, joiner).map_err(internal)?;
+            join::certificate(dir, file, &addr, config.token.as_ref(), description, progress)?
         }
     };
     Ok(Opened { keys, log: None })
 }
 
 /// Certificate, root and keys, if a certificate was issued already.
-fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
+pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
     let what = || format!("cannot use the certificate in {}", dir.path().display());
     let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
         return Ok(None);
@@ -177,7 +205,7 @@ fn has_log(dir: &DataDir) -> bool {
     names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("wal-"))
 }
 
-fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
+pub(super) fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
     file.lineage.ok_or_else(|| {
         let what = format!("cannot start from {}", dir.path().display());
         StartError::new(StartFailure::Damaged, what, "node.json names no lineage", "put it back from a backup")
@@ -189,7 +217,7 @@ fn open_log(dir: &DataDir, keys: &Keys, profile: Profile, lineage: Lineage) -> R
     Wal::open(Arc::new(RealDisk), &dir.raft(), &keys.data_key, options).map_err(|error| log_error(dir, &error))
 }
 
-fn log_error(dir: &DataDir, error: &WalError) -> StartError {
+pub(super) fn log_error(dir: &DataDir, error: &WalError) -> StartError {
     let what = format!("cannot open the log in {}", dir.raft().display());
     let failure = match error {
         WalError::Damaged { .. } => StartFailure::Damaged,
@@ -217,6 +245,7 @@ struct Starter {
     listen: std::net::SocketAddr,
     http: Option<std::net::SocketAddr>,
     socket: std::path::PathBuf,
+    progress: Progress,
 }
 
 fn internal(error: impl std::fmt::Display) -> StartError {
@@ -225,7 +254,14 @@ fn internal(error: impl std::fmt::Display) -> StartError {
 
 impl Starter {
     /// Makes the queues between the threads.
-    fn new(config: Config, dir: DataDir, file: NodeFile, sockets: Sockets, opened: Opened) -> Result<Self, StartError> {
+    fn new(
+        config: Config,
+        dir: DataDir,
+        file: NodeFile,
+        sockets: Sockets,
+        opened: Opened,
+        progress: Progress,
+    ) -> Result<Self, StartError> {
         let metrics = Metrics::default();
         let stop = Arc::new(StopCell::default());
         let watched = Arc::new(AtomicBool::new(false));
@@ -245,21 +281,22 @@ impl Starter {
         let parts = Parts {
             identity: identity.clone(),
             raft: raft.clone(),
-            greetings: Greetings::load(&dir.path().join("peers.json")),
+            greetings: Greetings::load(&dir.path().join("peers.json"))?,
             metrics: metrics.clone(),
             stop: stop.clone(),
             watched: watched.clone(),
+            progress: progress.clone(),
         };
         let listen = sockets.listen.local_addr().map_err(internal)?;
         let http = sockets.http.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
         let net_config = net::Config {
             listen: Some(sockets.listen),
             unix: Some(sockets.unix),
-            socket_group: config.socket_group.is_some(),
+            socket_group: sockets.of_group,
             http: sockets.http,
             node_id: identity.node_id,
             cluster_id: identity.cluster_id,
-            credentials,
+            credentials: Some(credentials),
             limits: net::Limits::default(),
             seed: entropy.next_u64(),
             metrics: metrics.clone(),
@@ -283,6 +320,7 @@ impl Starter {
             listen,
             http,
             socket,
+            progress,
         })
     }
 
@@ -313,6 +351,9 @@ impl Starter {
         let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
         let store = applier.store().clone();
 
+        let reserve = Reserve::new(Arc::new(RealDisk), &self.dir.raft(), segment_bytes(self.file.profile));
+        let (space, space_thread) =
+            space::spawn(reserve, store.clone(), self.raft.clone(), &self.metrics).map_err(internal)?;
         let (snapshot_jobs, snapshot_thread) = snapshots::spawn_writer(
             store.clone(),
             snapshots.clone(),
@@ -322,9 +363,15 @@ impl Starter {
             self.dir.path().join("peers.json"),
         )
         .map_err(internal)?;
-        let (transfer, transfer_thread) =
-            snapshots::spawn_transfer(snapshots, reader.clone(), self.raft.clone(), self.net.clone(), &self.metrics)
-                .map_err(internal)?;
+        let (transfer, transfer_thread) = snapshots::spawn_transfer(
+            snapshots,
+            reader.clone(),
+            self.raft.clone(),
+            self.net.clone(),
+            &self.metrics,
+            Pace::of(self.file.profile),
+        )
+        .map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
@@ -382,7 +429,7 @@ impl Starter {
         }
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread];
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -401,7 +448,7 @@ impl Starter {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, dir: self.dir })),
+            running: Mutex::new(Some(Running { threads, space, dir: self.dir })),
         })
     }
 
@@ -452,7 +499,7 @@ impl Starter {
         }
         let addr = self.file.join.clone().unwrap_or_default();
         let hello = self.hello();
-        let answer = join::place(&addr, &self.opened.keys, &hello, &self.identity.advertise)?;
+        let answer = join::place(&addr, &self.opened.keys, &hello, &self.identity.advertise, &self.progress)?;
         let JoinAnswer { raft_id, advertise, lineage, profile, .. } = answer;
         log::info!("joined the swarm as member {raft_id} at {advertise}");
         self.identity.advertise = advertise;
@@ -486,7 +533,8 @@ fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
     }
 }
 
-fn empty_report() -> RaftReport {
+/// What raft says of itself before it runs.
+pub fn empty_report() -> RaftReport {
     RaftReport {
         raft_id: RaftId(0),
         state: RaftState::Joining,
@@ -505,5 +553,6 @@ fn empty_report() -> RaftReport {
         members: Vec::new(),
         progress: Vec::new(),
         reachable: Vec::new(),
+        disk: DiskSpace::default(),
     }
 }

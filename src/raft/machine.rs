@@ -6,6 +6,7 @@
 //! Here: the machine's parts, its two entrances and small helpers. Each file beside this one holds one concern.
 
 mod applying;
+mod disk;
 mod inbound;
 mod leadership;
 mod links;
@@ -35,7 +36,7 @@ use super::{
 };
 use crate::codec::envelope;
 use crate::sys::time::Instant;
-use crate::types::api::{Answer, FEATURE_LEVEL, JoinAnswer, Progress, RaftState};
+use crate::types::api::{Answer, DiskLevel, DiskSpace, FEATURE_LEVEL, JoinAnswer, Progress, RaftState};
 use crate::types::log::{Command, Configuration, StateHash};
 use crate::types::member::MemberChange;
 use crate::types::object::Profile;
@@ -52,12 +53,16 @@ const MAX_UNAPPLIED_BYTES: u64 = 64 << 20;
 const DISK_STALL: Duration = Duration::from_secs(5);
 /// A voter whose median sync is slower does not get leadership from a stalled leader.
 const HEALTHY_SYNC_US: u64 = 100_000;
+/// A low disk asks for a snapshot, so that old segments of the log can go, at most this often.
+const LOW_DISK_PAUSE: Duration = Duration::from_secs(30);
 /// A read round is begun again after this.
 const READ_RETRY: Duration = Duration::from_millis(300);
 /// A read round is given up after this.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// A follower that does not fetch the snapshot it was offered for so long is offered it again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// Shortest election timeouts that whoever asked for a transfer waits after this member's leadership ended.
+const TRANSFER_PATIENCE: u32 = 2;
 /// A snapshot that failed is tried again after this, then after twice as long, up to [`SNAPSHOT_PAUSE_MAX`].
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(30);
 /// See [`SNAPSHOT_PAUSE`].
@@ -136,9 +141,12 @@ struct Peer {
     up: bool,
     rtt_us: u64,
     sync_us: u64,
+    disk_low: bool,
     marks: VecDeque<(Index, u128)>,
     /// The snapshot it was offered: when it last showed interest.
     snapshot: Option<Instant>,
+    /// When it last sent something that raft could take.
+    heard: Option<Instant>,
 }
 
 /// The raft thread's decisions.
@@ -205,6 +213,9 @@ pub struct Machine {
     last_change: Instant,
     mark_proposed: Option<Index>,
     own_sync_us: u64,
+    disk: DiskSpace,
+    /// When a low disk last asked for a snapshot.
+    low_disk_snapshot: Option<Instant>,
     effects: Effects,
 }
 
@@ -287,6 +298,8 @@ impl Machine {
             last_change: now,
             mark_proposed: None,
             own_sync_us: 0,
+            disk: DiskSpace::default(),
+            low_disk_snapshot: None,
             effects: Effects::default(),
         };
         machine.effects.peers = Some(machine.replicated.members.clone());
@@ -339,10 +352,12 @@ impl Machine {
                 }
             }
             Event::Measured { node, rtt_us, sync_us, mark } => self.on_measured(node, rtt_us, sync_us, mark),
+            Event::PeerDisk { node, low } => self.peers.entry(node).or_default().disk_low = low,
+            Event::DiskSpace(space) => self.on_disk_space(space),
             Event::OwnSync { sync_us } => self.own_sync_us = sync_us,
             Event::Stopping => {
                 self.stopping = true;
-                self.transfer_to_best(None);
+                self.transfer_to_best(false);
             }
         }
         self.set_election_timeout();
@@ -411,8 +426,12 @@ impl Machine {
         }
     }
 
-    fn address(&self, message: Message) -> Option<Outgoing> {
+    fn address(&self, mut message: Message) -> Option<Outgoing> {
         let to = self.node_of(message.to)?;
+        // Another leader may have changed the log since a message of an older term was made.
+        let leads = self.is_leader() && message.term == self.node.raft.term;
+        let term = |index| if leads { self.node.raft.raft_log.term(index).ok() } else { None };
+        set_predecessor(&mut message, term)?;
         Some(Outgoing { to, message })
     }
 
@@ -453,6 +472,14 @@ impl Machine {
         node == self.node_id || self.peers.get(&node).is_some_and(|peer| peer.up)
     }
 
+    fn heard_ms(&self, now: Instant, member: &Member) -> Option<u64> {
+        if member.raft_id == self.raft_id {
+            return Some(0);
+        }
+        let heard = self.peers.get(&member.node_id)?.heard?;
+        Some(now.since(heard).as_millis() as u64)
+    }
+
     fn is_leader(&self) -> bool {
         self.node.raft.state == StateRole::Leader
     }
@@ -469,8 +496,8 @@ impl Machine {
     fn campaign(&mut self) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
-        let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
-        let must_wait = must_wait || self.is_installing();
+        let unsynced = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        let must_wait = unsynced || self.is_installing();
         if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
             if let Err(error) = self.node.campaign() {
@@ -512,7 +539,7 @@ impl Machine {
                         raft_id: member.raft_id,
                         matched: Index(progress.matched),
                         state: progress.state.to_string().to_lowercase().replace("state", ""),
-                        active: progress.recent_active || member.raft_id == self.raft_id,
+                        heard_ms: self.heard_ms(now, member),
                     })
                 })
                 .collect()
@@ -538,11 +565,62 @@ impl Machine {
             members: self.replicated.members.clone(),
             progress,
             reachable: reachable.chain([self.node_id]).collect(),
+            disk: self.disk.clone(),
         }
     }
+}
+
+/// Names the entry before an append's first one. raft-rs puts entries into an append for the same member that still waits
+/// to be sent, and when that has none, does not look whether they follow the place it names: a joiner's answer to a probe
+/// of the log's end makes entries of the log's beginning join such a probe. `None` when the term of that entry is not
+/// known any more: the message is dropped, and what it had is sent after the next heartbeat.
+fn set_predecessor(message: &mut Message, term: impl Fn(u64) -> Option<u64>) -> Option<()> {
+    // Read rounds carry their context as an entry that has no place in the log.
+    let first = message.entries.first().filter(|_| message.msg_type == MessageType::MsgAppend);
+    let Some(before) = first.map(|first| first.index.saturating_sub(1)) else { return Some(()) };
+    if before != message.index {
+        message.log_term = term(before)?;
+        message.index = before;
+    }
+    Some(())
 }
 
 fn snapshot_position(message: &Message) -> Position {
     let metadata = message.get_snapshot().get_metadata();
     Position { term: Term(metadata.term), index: Index(metadata.index) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(index: u64, log_term: u64, entries: &[(u64, u64)]) -> Message {
+        let mut message = Message::default();
+        message.msg_type = MessageType::MsgAppend;
+        (message.index, message.log_term) = (index, log_term);
+        let entries = entries.iter().map(|&(term, index)| {
+            let mut entry = Entry::default();
+            (entry.term, entry.index) = (term, index);
+            entry
+        });
+        message.entries = entries.collect::<Vec<_>>().into();
+        message
+    }
+
+    #[test]
+    fn an_append_names_the_entry_before_its_first() {
+        // A log of terms 1, 1, 2, 3 whose first entry is gone.
+        let term = |index: u64| [None, Some(1), Some(2), Some(3)].get(index as usize - 1).copied().flatten();
+        let check = |mut message: Message| {
+            let sent = set_predecessor(&mut message, term).is_some();
+            sent.then_some((message.index, message.log_term))
+        };
+        assert_eq!(check(append(4, 3, &[])), Some((4, 3)), "a probe of the end");
+        assert_eq!(check(append(2, 1, &[(2, 3), (3, 4)])), Some((2, 1)), "as raft-rs made it");
+        assert_eq!(check(append(4, 3, &[(2, 3), (3, 4)])), Some((2, 1)), "entries that joined a probe of the end");
+        assert_eq!(check(append(4, 3, &[(1, 2)])), None, "what stood before is compacted");
+        let mut read = append(0, 0, &[(0, 0)]);
+        read.msg_type = MessageType::MsgReadIndex;
+        assert_eq!(check(read), Some((0, 0)), "the context of a read");
+    }
 }

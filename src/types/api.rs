@@ -549,6 +549,39 @@ pub struct RaftReport {
     pub progress: Vec<Progress>,
     /// Nodes this manager has a live connection to, itself included.
     pub reachable: Vec<NodeId>,
+    /// How much room there is for the log.
+    pub disk: DiskSpace,
+}
+
+/// How a manager's disk is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskLevel {
+    /// There is room.
+    #[default]
+    Ok,
+    /// A leader refuses changes; what is in the log already still fits.
+    Low,
+    /// The next segment of the log cannot be made without the reserve, or the reserve is too small for a snapshot: a
+    /// follower takes no entries either.
+    Full,
+}
+
+/// How much room there is for the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpace {
+    /// What that means.
+    pub level: DiskLevel,
+    /// Free bytes where the log is.
+    pub free_bytes: u64,
+    /// Bytes kept for snapshots on a full disk.
+    pub reserve_bytes: u64,
+    /// Segments of the log, the one that is written among them.
+    pub segments: u64,
+    /// Bytes to be freed until changes are taken again; zero while they are.
+    pub needed_bytes: u64,
+    /// The log's directory.
+    pub dir: String,
 }
 
 /// How far a member is, as the leader knows it.
@@ -560,8 +593,8 @@ pub struct Progress {
     pub matched: Index,
     /// `probe`, `replicate` or `snapshot`.
     pub state: String,
-    /// It answered lately.
-    pub active: bool,
+    /// Milliseconds since it last sent a message of raft's; `None` when it has sent none yet.
+    pub heard_ms: Option<u64>,
 }
 
 /// A link to a peer; refreshed by the net thread.
@@ -579,6 +612,8 @@ pub struct LinkReport {
     pub clock_offset_ms: i64,
     /// Its median sync time, microseconds, as it reports it.
     pub sync_us: u64,
+    /// Its disk is low or full, as it reports it.
+    pub disk_low: bool,
 }
 
 /// `skep status`.

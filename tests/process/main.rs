@@ -6,16 +6,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bounds;
 mod chaos;
 mod client;
 mod crash;
+mod damage;
 mod flood;
 mod frozen;
 mod input;
+mod joining;
 mod leave;
 #[path = "../sim/linear.rs"]
 #[allow(dead_code)]
 mod linear;
+mod links;
 mod partition;
 mod proxy;
 mod refused;

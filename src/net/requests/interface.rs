@@ -132,6 +132,8 @@ pub enum ProposalResult {
     Applied(Outcome),
     /// It never entered the log.
     NotProposed(NotProposed),
+    /// Raft does not take it; nothing entered the log.
+    Refused(Status),
     /// Another entry was committed in its place: certainly not applied.
     Lost,
     /// Leadership ended while it was in the log: it may still be committed.

@@ -35,13 +35,16 @@ impl Machine {
             }
             return;
         }
+        if known.is_some() {
+            self.peers.entry(from).or_default().heard = Some(now);
+        }
         match message.msg_type {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.replicated.members.is_empty() => {
                 // Only a voter is asked, and only a member that had its log becomes one.
                 log::warn!("not voting for node {from}: it takes this member for a voter, and there is no log here");
                 return;
             }
-            MessageType::MsgAppend if self.is_over_budget() => return,
+            MessageType::MsgAppend if self.is_over_budget() || self.has_no_room_for(&message) => return,
             // A sole voter needs nobody's leave to lead, and raft-rs panics when it wins with a Ready unsynced.
             MessageType::MsgTimeoutNow if self.is_installing() || self.is_sole_voter() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
@@ -55,7 +58,6 @@ impl Machine {
             _ => {}
         }
         self.step_raft(message);
-        let _ = now;
     }
 
     /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.

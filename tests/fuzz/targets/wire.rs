@@ -166,6 +166,7 @@ fn context() -> Context {
         members: sample_state().members().values().cloned().collect(),
         progress: Vec::new(),
         reachable: vec![NodeId(0x11)],
+        disk: Default::default(),
     };
     Context {
         node_id: NodeId(0x11),
@@ -459,7 +460,7 @@ fn ping(input: &[u8]) {
 }
 
 fn ping_seeds() -> Vec<(String, Vec<u8>)> {
-    numbered([Ping { sent_ns: 1, wall_ms: 2, sync_us: 3, mark_index: 4, mark_sum: 5 }.encode()])
+    numbered([Ping { sent_ns: 1, wall_ms: 2, sync_us: 3, mark_index: 4, mark_sum: 5, disk_low: true }.encode()])
 }
 
 fn raft_messages(input: &[u8]) {
