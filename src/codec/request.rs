@@ -73,7 +73,7 @@ impl Ping {
         bytes
     }
 
-    /// Reads a ping or pong body, also one that ends before the last field, which came later.
+    /// Reads a ping or pong body.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader(bytes);
         let ping = Self {
@@ -82,7 +82,11 @@ impl Ping {
             sync_us: reader.u64()?,
             mark_index: reader.u64()?,
             mark_sum: u128::from(reader.u64()?) | u128::from(reader.u64()?) << 64,
-            disk_low: !reader.0.is_empty() && reader.take(1)? != [0],
+            disk_low: match reader.take(1)? {
+                [0] => false,
+                [1] => true,
+                _ => return Err(DecodeError::Unknown("ping")),
+            },
         };
         reader.end()?;
         Ok(ping)
@@ -111,7 +115,7 @@ mod tests {
         assert_eq!(Ping::decode(&ping.encode()), Ok(ping));
         assert_eq!(Ping::decode(&[0; 47]), Err(DecodeError::Truncated));
         assert_eq!(Ping::decode(&[0; 50]), Err(DecodeError::Trailing(1)));
-        // One without the last field says the same as one that has it.
-        assert_eq!(Ping::decode(&[0; 48]), Ping::decode(&[0; 49]));
+        assert_eq!(Ping::decode(&[0; 48]), Err(DecodeError::Truncated));
+        assert_eq!(Ping::decode(&[2; 49]), Err(DecodeError::Unknown("ping")));
     }
 }

@@ -123,8 +123,10 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
     );
     let hint = format!(
         "start {} again, each with its own data directory, or look at the network between them; until then reads work \
-         with `--stale`",
-        lost.join(" and ")
+         with `--stale`; only if they are gone for good: stop this manager and make it a swarm of its own with \
+         `skep recover --data-dir {}`",
+        lost.join(" and "),
+        context.data_dir
     );
     Some(Status { hopeless: true, ..Status::new(Code::Unavailable, message).with_hint(hint) })
 }

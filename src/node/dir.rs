@@ -7,6 +7,7 @@
 //! pki/root.crt node.crt    the swarm's root and this node's chain
 //! pki/node.key             this node's key, and the key that seals what is on disk
 //! raft/                    log and snapshots (`wal`)
+//! raft.next/               a log that is to take its place (`rebuild`)
 //! ```
 //!
 //! `node.json` is written before anything else of a new node and again when it has become a member: a start that a crash
@@ -28,6 +29,8 @@ use crate::types::object::Profile;
 use crate::types::{ChangeId, ClusterId, Lineage, NodeId, RaftId, Revision};
 use crate::wal;
 
+/// Who this node is and how far its start has come.
+pub const NODE_FILE: &str = "node.json";
 /// The format of `node.json`.
 const FORMAT: u32 = 1;
 
@@ -39,6 +42,8 @@ pub enum Phase {
     Founding,
     /// A certificate is being asked for, or is there, and the swarm has not taken the node in yet.
     Joining,
+    /// A backup is being restored; nothing is worth keeping yet.
+    Restoring,
     /// A member.
     Member,
 }
@@ -74,6 +79,10 @@ pub struct NodeFile {
     /// not take part in the group again: it would vote without what it had promised to remember.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repaired: Option<String>,
+    /// The log in `raft.next/` is the one that the rest of this file is about: it is to take the place of `raft/`, which is
+    /// kept under this name. Set from the moment that decides until all is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_log: Option<String>,
 }
 
 impl NodeFile {
@@ -93,13 +102,14 @@ impl NodeFile {
             request: None,
             join: None,
             repaired: None,
+            replaced_log: None,
         }
     }
 }
 
 /// What stands in a new state directory besides ours without meaning that it is somebody else's.
 const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
-const OURS: [&str; 4] = ["node.json", "peers.json", "pki", "raft"];
+const OURS: [&str; 4] = [NODE_FILE, "peers.json", "pki", "raft"];
 const DATA_KEY: &str = "SKEP DATA KEY";
 /// What the log of a node that is no longer a member is called from then on.
 const RETIRED: &str = "raft.removed-";
@@ -149,12 +159,13 @@ impl DataDir {
         }
         let dir = Self { path: path.to_owned(), _lock: lock };
         dir.refuse_foreign(&what())?;
+        dir.finish_replacement()?;
         Ok(dir)
     }
 
     fn refuse_foreign(&self, what: &str) -> Result<(), StartError> {
         let internal = |error: io::Error| StartError::new(StartFailure::Internal, what, error, "");
-        if self.path.join("node.json").exists() {
+        if self.path.join(NODE_FILE).exists() {
             return Ok(());
         }
         for entry in std::fs::read_dir(&self.path).map_err(internal)? {
@@ -175,6 +186,19 @@ impl DataDir {
         Ok(())
     }
 
+    /// A crash within a recovery, after it was decided: does the rest.
+    fn finish_replacement(&self) -> Result<(), StartError> {
+        let Some(file) = self.read()? else { return Ok(()) };
+        let finished = super::rebuild::finish(&RealDisk, &self.path, &file).map_err(|error| {
+            let what = format!("cannot finish the recovery of {}", self.path.display());
+            StartError::new(StartFailure::Internal, what, error, "")
+        })?;
+        if finished.is_some() {
+            log::warn!("a recovery of {} had been interrupted; it is finished now", self.path.display());
+        }
+        Ok(())
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -187,7 +211,7 @@ impl DataDir {
 
     /// Who this node is; `None` in an empty directory.
     pub fn read(&self) -> Result<Option<NodeFile>, StartError> {
-        let path = self.path.join("node.json");
+        let path = self.path.join(NODE_FILE);
         let what = || format!("cannot read {}", path.display());
         let bytes = match files::read(&RealDisk, &path) {
             Ok(bytes) => bytes,
@@ -216,8 +240,7 @@ impl DataDir {
 
     /// Replaces `node.json`, durably.
     pub fn write(&self, file: &NodeFile) -> Result<(), StartError> {
-        let bytes = serde_json::to_vec_pretty(file).expect("plain data");
-        self.replace("node.json", &bytes)
+        self.replace(NODE_FILE, &encode(file))
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
@@ -323,15 +346,30 @@ impl DataDir {
     }
 }
 
+/// `node.json` as it is written.
+pub fn encode(file: &NodeFile) -> Vec<u8> {
+    serde_json::to_vec_pretty(file).expect("plain data")
+}
+
 /// Whether the directory says that its node has become a member. False also when it cannot be read: whoever starts from
 /// it will be told why.
 pub fn is_member(path: &Path) -> bool {
+    phase(path) == Some(Phase::Member)
+}
+
+/// How far the directory says that its node has come; `None` also when it cannot be read.
+pub(super) fn phase(path: &Path) -> Option<Phase> {
     #[derive(Deserialize)]
     struct Start {
         phase: Phase,
     }
-    let bytes = std::fs::read(path.join("node.json")).unwrap_or_default();
-    serde_json::from_slice::<Start>(&bytes).is_ok_and(|start| start.phase == Phase::Member)
+    let bytes = std::fs::read(path.join(NODE_FILE)).ok()?;
+    serde_json::from_slice(&bytes).ok().map(|start: Start| start.phase)
+}
+
+/// Whether an empty directory may hold a file of this name.
+pub(super) fn is_harmless(name: &str) -> bool {
+    HARMLESS.contains(&name)
 }
 
 fn parse_key(path: &Path, text: String) -> Result<(PrivateKey, DataKey), StartError> {

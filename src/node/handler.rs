@@ -60,6 +60,8 @@ pub struct Identity {
     pub cluster_id: ClusterId,
     /// Its name for people.
     pub hostname: String,
+    /// Its state directory, for messages.
+    pub data_dir: String,
     /// Where others reach it.
     pub advertise: String,
     /// How often it has started.
@@ -220,6 +222,7 @@ impl NodeHandler {
             node_id: self.identity.node_id,
             cluster_id: self.identity.cluster_id,
             hostname: self.identity.hostname.clone(),
+            data_dir: self.identity.data_dir.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             sync_us: self.sync.quantile_us(0.5),
             raft: self.report(),
@@ -244,6 +247,13 @@ impl NodeHandler {
         if let Some(member) = &mut self.member {
             member.requests.service_mut().control.context = context;
         }
+    }
+
+    /// Whether this side of the swarm has a leader, can elect one, or has had no time to find out.
+    fn may_have_majority(&self) -> bool {
+        let Some(member) = &self.member else { return false };
+        let context = self.context();
+        self.settling.is_some() || member.store.view(|state| control::no_majority(state, &context)).is_none()
     }
 
     fn own_token(&mut self) -> u64 {
@@ -296,6 +306,9 @@ impl Handler for NodeHandler {
         }
         let by = peer.map_or_else(|| "a manager".to_owned(), |peer| format!("manager {peer}"));
         match Greetings::meaning(status) {
+            Some(Stopped::Outlived(_)) if self.may_have_majority() => {
+                log::error!("{by} turned this node away: {status}; this side has a majority and goes on");
+            }
             Some(stopped) => {
                 log::error!("{by} turned this node away: {status}");
                 self.stop.stop(stopped);
@@ -501,6 +514,7 @@ impl Handler for NodeHandler {
                     self.hints.insert(node, addr);
                     self.dial_peers(out);
                 }
+                Completion::TurnedAway(status) => self.turned_away(None, &status, out),
                 Completion::Shutdown => {
                     if self.stop.is_removed() {
                         self.answer_leaving(now, out);

@@ -13,11 +13,12 @@
 //! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots
 //! lobby.rs      what a joining node answers             pace.rs       how fast snapshots leave
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
-//! repair.rs     a damaged log, cut to what is whole
+//! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
+//! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
 //! ```
 //!
-//! Not here: logic worth testing by itself, except the judgement of hellos, and the two small machines `pace` and
-//! `addresses`.
+//! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
+//! and the two small machines `pace` and `addresses`.
 //!
 //! Invariants: nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
@@ -34,7 +35,10 @@ mod join;
 mod lobby;
 mod outlet;
 mod pace;
+pub mod rebuild;
+pub mod recover;
 pub mod repair;
+pub mod restore;
 mod service;
 mod snapshots;
 mod sockets;

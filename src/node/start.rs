@@ -29,7 +29,7 @@ use crate::sys::time::{monotonic, wall_ms};
 use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
-use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Term};
+use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Status, Term};
 use crate::wal::{self, Recovered, Reserve, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
@@ -71,12 +71,17 @@ pub fn start(config: Config) -> Result<Node, StartError> {
     let progress = Progress::default();
     let opened = match file.phase {
         Phase::Founding => {
-            let description = describe(&config);
+            let description = describe(config.name.as_deref());
             let bytes = segment_bytes(file.profile);
             let (keys, wal, recovered) = found::found(&dir, &mut file, description, &sockets.advertise, bytes)?;
             dir.write(&file)?;
             log::info!("made a new swarm");
             Opened { keys, log: Some((wal, recovered)) }
+        }
+        Phase::Restoring => {
+            let what = format!("cannot start from {}", dir.path().display());
+            let hint = "give the command again: `skep backup restore FILE`";
+            return Err(StartError::refused(what, "a restore of a backup to it was not finished", hint));
         }
         Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress)?,
         Phase::Member => {
@@ -116,11 +121,11 @@ pub(super) fn segment_bytes(profile: Profile) -> u64 {
     if profile == Profile::Sdcard { SEGMENT_BYTES_SDCARD } else { SEGMENT_BYTES }
 }
 
-fn describe(config: &Config) -> NodeDescription {
+pub(super) fn describe(name: Option<&str>) -> NodeDescription {
     let system = rustix::system::uname();
     let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
     NodeDescription {
-        hostname: config.name.clone().unwrap_or_else(|| text(system.nodename())),
+        hostname: name.map(str::to_owned).unwrap_or_else(|| text(system.nodename())),
         architecture: text(system.machine()),
         os: text(system.sysname()).to_lowercase(),
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -144,7 +149,7 @@ fn join_begin(
         Some(keys) => keys,
         None => {
             let addr = file.join.clone().unwrap_or_default();
-            let description = describe(config);
+            let description = describe(config.name.as_deref());
             progress.say(format!("beginning to join {addr}"));
             let joiner = Joiner {
                 node_id: NodeId(0),
@@ -178,13 +183,13 @@ pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, 
     Ok(Some(Keys { identity, root_pem, data_key }))
 }
 
-fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+/// What a member needs to read its log. Every way to an existing log leads through here.
+pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
     let Some(keys) = read_keys(dir, file)? else {
         let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
         return Err(StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint));
     };
-    let lineage = lineage(dir, file)?;
     if !has_log(dir) {
         if let Some(aside) = dir.retired() {
             let why = format!("this node left the swarm or was removed from it; its log was moved to {aside}");
@@ -197,6 +202,12 @@ fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
                     then remove the old member";
         return Err(StartError::refused(what(), why, hint));
     }
+    Ok(keys)
+}
+
+fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+    let keys = member_keys(dir, file)?;
+    let lineage = lineage(dir, file)?;
     Ok(Opened { log: Some(open_log(dir, &keys, file.profile, lineage)?), keys })
 }
 
@@ -270,7 +281,8 @@ impl Starter {
         let identity = Identity {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
-            hostname: describe(&config).hostname,
+            hostname: describe(config.name.as_deref()).hostname,
+            data_dir: config.data_dir.display().to_string(),
             advertise: sockets.advertise.clone(),
             boot: file.boot,
             nonce: entropy.next_u64(),
@@ -466,8 +478,15 @@ impl Starter {
             // A hint that is lost for want of room is no loss: the members' list has an address too.
             let _ = net.send(Completion::Hint(node, addr));
         };
+        let told = self.net.clone();
+        let failed = move |status: Status| {
+            if Greetings::meaning(&status).is_some() {
+                // If there is no room for it: the manager is called again soon.
+                let _ = told.send(Completion::TurnedAway(status));
+            }
+        };
         thread::spawn("peers", move || {
-            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, || stop.is_stopped()) {
+            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, failed, || stop.is_stopped()) {
                 log::warn!("cannot look for --peer addresses: {error}");
             }
         })
@@ -522,7 +541,7 @@ fn credentials(keys: &Keys) -> Result<Credentials, StartError> {
     Ok(Credentials::new(server, client))
 }
 
-fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
+pub(super) fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
     match error {
         RecoverError::Wal(error) => log_error(dir, error),
         _ => {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use super::state::{State, Stored};
 use super::watch::{Event, EventBatch};
+use crate::sys::faults::{Fault, planted};
+use crate::sys::time;
 use crate::types::api::Action;
 use crate::types::change::InvalidChange;
 use crate::types::limits::MAX_LABEL_BYTES;
@@ -16,12 +18,15 @@ pub(super) fn execute(state: &mut State, change: &Change) -> Result<EventBatch, 
         return Err(Refusal::Invalid(InvalidChange::Empty));
     }
     let revision = state.revision.next();
+    let made = if planted(Fault::ClockInApply) { Timestamp(time::monotonic().as_nanos()) } else { change.time };
     let mut events = Vec::new();
     for operation in &change.operations {
-        match step(state, operation, revision, change.time) {
+        match step(state, operation, revision, made) {
             Ok(event) => events.extend(event),
             Err(refusal) => {
-                undo(state, events);
+                if !planted(Fault::RefusedChangeHalfDone) {
+                    undo(state, events);
+                }
                 return Err(refusal);
             }
         }
@@ -75,7 +80,7 @@ fn update(state: &mut State, object: &Object, revision: Revision, time: Timestam
     check_shape(object)?;
     let old = state.get(kind, id).ok_or(Refusal::NotFound { kind, id })?;
     let found = *old.object.meta();
-    if found.version != object.meta().version {
+    if found.version != object.meta().version && !planted(Fault::VersionUnchecked) {
         return Err(Refusal::OutOfSequence { kind, id, found: Some(found.version) });
     }
     check_name(state, object)?;
@@ -88,6 +93,7 @@ fn update(state: &mut State, object: &Object, revision: Revision, time: Timestam
 fn require(state: &State, kind: Kind, id: ObjectId, expect: Expect) -> Result<(), Refusal> {
     let found = state.get(kind, id).map(|stored| stored.object.meta().version);
     match (expect, found) {
+        _ if planted(Fault::RequireUnchecked) => Ok(()),
         (Expect::Present, Some(_)) | (Expect::Absent, None) => Ok(()),
         (Expect::Version(wanted), Some(version)) if wanted == version => Ok(()),
         (Expect::Present, None) => Err(Refusal::NotFound { kind, id }),
@@ -112,7 +118,7 @@ fn check_name(state: &State, object: &Object) -> Result<(), Refusal> {
     let (kind, id) = (object.kind(), object.id());
     let Some(name) = object.name().filter(|_| kind.has_unique_names()) else { return Ok(()) };
     match state.by_name(kind, name).map(|holder| holder.object.id()) {
-        Some(holder) if holder != id => Err(Refusal::NameConflict { kind, holder }),
+        Some(holder) if holder != id && !planted(Fault::NameUnchecked) => Err(Refusal::NameConflict { kind, holder }),
         _ => Ok(()),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::faults::{Fault, planted};
 use crate::types::log::Configuration;
 use crate::types::{Index, Member, MemberChange, MemberRole, NodeId, RaftId};
 
@@ -23,6 +24,17 @@ impl Membership {
         let first = RaftId(1);
         let member = Member { raft_id: first, node_id, addr, role: MemberRole::Voter };
         Self { members: BTreeMap::from([(first, member)]), next_raft_id: first.next(), ..Self::default() }
+    }
+
+    /// The group of one member that begins a new history: everybody before it is removed for good, that member's own
+    /// former raft id too. Floors are about logs that nobody has any more.
+    pub fn succeed(&self, node_id: NodeId, addr: String) -> Self {
+        let raft_id = self.next_raft_id;
+        let former = self.members.values().map(|member| (member.raft_id, member.node_id));
+        let removed = self.removed.iter().map(|(raft_id, node_id)| (*raft_id, *node_id)).chain(former).collect();
+        let member = Member { raft_id, node_id, addr, role: MemberRole::Voter };
+        let members = BTreeMap::from([(raft_id, member)]);
+        Self { members, removed, next_raft_id: raft_id.next(), floors: BTreeMap::new() }
     }
 
     pub fn of_node(&self, node_id: NodeId) -> Option<&Member> {
@@ -79,6 +91,9 @@ impl Membership {
                     self.removed.insert(*raft_id, member.node_id);
                 }
                 self.floors.remove(raft_id);
+                if planted(Fault::RaftIdReused) {
+                    self.next_raft_id = self.members.keys().next_back().map_or(RaftId(1), |last| last.next());
+                }
             }
         }
     }

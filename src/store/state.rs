@@ -8,6 +8,7 @@ use super::ring::{Limits, Record, Ring};
 use super::table::Table;
 use super::watch::EventBatch;
 use crate::codec::{digest128, envelope};
+use crate::sys::faults::{Fault, planted};
 use crate::types::log::{Configuration, StateHash};
 use crate::types::object::Cluster;
 use crate::types::{
@@ -262,7 +263,8 @@ impl State {
     ///
     /// A repeated id gets its first answer. Only a committed change has a revision and events.
     pub fn apply_change(&mut self, change: &Change, term: Term) -> (Outcome, Option<EventBatch>) {
-        if let Some(outcome) = self.ring.get(change.id) {
+        let first = self.ring.get(change.id).filter(|_| !planted(Fault::RepeatedChangeApplied));
+        if let Some(outcome) = first {
             return (outcome, None);
         }
         if !self.ring.covers(change.after, self.revision) {
@@ -273,6 +275,12 @@ impl State {
             Ok(batch) => (Outcome::Committed(self.revision), Some(batch)),
             Err(refusal) => (Outcome::Refused(refusal), None),
         };
+        if planted(Fault::RefusalTakesRevision) && batch.is_none() {
+            self.revision = self.revision.next();
+        }
+        if planted(Fault::RepeatedChangeApplied) && self.ring.get(change.id).is_some() {
+            return (outcome, batch);
+        }
         self.ring.push(&Record { id: change.id, at, outcome: outcome.clone() });
         (outcome, batch)
     }
@@ -308,7 +316,7 @@ impl State {
     }
 
     fn try_change(&mut self, change: &Change, term: Term) -> Result<EventBatch, Refusal> {
-        if change.term.is_some_and(|made_in| made_in != term) {
+        if change.term.is_some_and(|made_in| made_in != term) && !planted(Fault::TermUnchecked) {
             return Err(Refusal::TermChanged);
         }
         super::change::execute(self, change)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::object::{Availability, Kind, NodeDescription, Object, Profile, Sensitive};
 use super::{
     Caller, ChangeId, ClusterId, Index, Lineage, Member, MemberRole, NodeId, ObjectId, Position, RaftId, Revision,
-    Role, Term,
+    Role, Term, Timestamp,
 };
 
 /// A call, by its number on the wire.
@@ -25,6 +25,8 @@ pub enum Call {
     Watch = 3,
     /// [`Admin`] to [`Answer`]: acts on this manager (transfer, snapshot, leave).
     Admin = 4,
+    /// [`BackupRequest`] to a stream: one [`BackupInfo`], then the raw bytes of the state.
+    Backup = 5,
     /// [`SnapshotRequest`] to a stream of raw snapshot bytes.
     Snapshot = 16,
     /// [`ResolveAddress`] to [`Answer::Address`].
@@ -47,11 +49,12 @@ pub enum Call {
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Query,
         Self::Write,
         Self::Watch,
         Self::Admin,
+        Self::Backup,
         Self::Snapshot,
         Self::ResolveAddress,
         Self::Health,
@@ -70,7 +73,7 @@ impl Call {
 
     /// Whether the answer is a stream.
     pub const fn is_stream(self) -> bool {
-        matches!(self, Self::Watch | Self::Snapshot)
+        matches!(self, Self::Watch | Self::Backup | Self::Snapshot)
     }
 }
 
@@ -345,6 +348,38 @@ pub enum WatchItem {
         /// The revision.
         revision: Revision,
     },
+}
+
+/// Asks for everything: all that is replicated, secrets and keys with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRequest {
+    /// From the local store as it is, leader or not; else it has everything that was committed when it was asked for.
+    pub stale: bool,
+}
+
+/// What a backup is of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupInfo {
+    /// When it was made, by the clock of the manager that made it.
+    pub created_at: Timestamp,
+    /// The version of skep that made it.
+    pub version: String,
+    /// The manager that made it.
+    pub node_id: NodeId,
+    /// The swarm.
+    pub cluster_id: ClusterId,
+    /// Its history.
+    pub lineage: Lineage,
+    /// The last log entry in it.
+    pub position: Position,
+    /// The revision of the state.
+    pub revision: Revision,
+    /// The members of the Raft group.
+    pub members: Vec<Member>,
+    /// The format of the replicated bytes.
+    pub feature_level: u32,
+    /// The hash of the state.
+    pub hash: u128,
 }
 
 /// Asks for a snapshot file of the sender's store, for a follower that lags too far.

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backup;
 mod bounds;
 mod chaos;
 mod client;
@@ -13,6 +14,7 @@ mod crash;
 mod damage;
 mod flood;
 mod frozen;
+mod full;
 mod input;
 mod joining;
 mod leave;
@@ -20,8 +22,10 @@ mod leave;
 #[allow(dead_code)]
 mod linear;
 mod links;
+mod moved;
 mod partition;
 mod proxy;
+mod recover;
 mod refused;
 mod service;
 mod snapshots;

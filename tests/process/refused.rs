@@ -82,6 +82,69 @@ fn a_directory_rolled_back_is_turned_away_by_its_peers() {
 }
 
 #[test]
+fn a_leader_rolled_back_behind_its_own_writes_is_turned_away_by_its_peers() {
+    let mut swarm = Swarm::of(3);
+    let old = swarm.followers()[0];
+    swarm.managers[old].stop();
+    let backup = swarm.path().join("backup");
+    copy(&swarm.managers[old].dir, &backup);
+    swarm.managers[old].start();
+    swarm.votes(old);
+    let name = swarm.managers[old].name.clone();
+    swarm.managers[old].skep(&["raft", "transfer", &name]).ok();
+    for number in 0..10 {
+        swarm.managers[old].create_config(&format!("c{number}"), b"x");
+    }
+    swarm.managers[old].kill();
+    std::fs::remove_dir_all(&swarm.managers[old].dir).unwrap();
+    copy(&backup, &swarm.managers[old].dir);
+    let said = refuses(&mut swarm.managers[old], 5);
+    assert!(said.contains("was rolled back"), "{said}");
+    let leader = swarm.leader();
+    assert_eq!(swarm.managers[leader].json(&["config", "ls"]).as_array().unwrap().len(), 10);
+    swarm.managers[leader].create_config("others-go-on", b"x");
+    swarm.converge();
+}
+
+#[test]
+fn a_directory_from_before_a_mark_is_turned_away_by_peers_that_remember_no_start_and_it_joins_anew() {
+    let mut swarm = Swarm::of(3);
+    let old = swarm.followers()[0];
+    let peers: Vec<usize> = (0..3).filter(|&place| place != old).collect();
+    swarm.managers[old].stop();
+    let backup = swarm.path().join("backup");
+    copy(&swarm.managers[old].dir, &backup);
+    swarm.managers[old].start();
+    swarm.votes(old);
+    swarm.managers[old].create_config("motd", b"x");
+    swarm.converge();
+    // A mark is an entry that nobody asked for; it says how far each voter has come.
+    let last = |swarm: &Swarm| swarm.managers[peers[0]].json(&["raft", "status"])["last"].as_u64().unwrap();
+    let before = last(&swarm);
+    eventually("the log is marked", || (last(&swarm) > before).then_some(()));
+    swarm.converge();
+    // What each has seen of the others' starts goes, so that only the mark is left.
+    for manager in &mut swarm.managers {
+        manager.kill();
+    }
+    for &place in &peers {
+        std::fs::remove_file(swarm.managers[place].dir.join("peers.json")).unwrap();
+        swarm.managers[place].start();
+    }
+    swarm.leader();
+    std::fs::remove_dir_all(&swarm.managers[old].dir).unwrap();
+    copy(&backup, &swarm.managers[old].dir);
+    let said = refuses(&mut swarm.managers[old], 5);
+    assert!(said.contains("was rolled back: its log ends at "), "{said}");
+    assert!(said.contains("hint: move its data directory away and start it on an empty one with --join"), "{said}");
+
+    // What the hint says.
+    std::fs::rename(&swarm.managers[old].dir, swarm.path().join("aside")).unwrap();
+    swarm.join(|_| {});
+    swarm.converge();
+}
+
+#[test]
 fn of_two_processes_from_one_directory_one_is_fenced_and_the_swarm_goes_on() {
     let mut swarm = Swarm::of(3);
     let original = swarm.followers()[0];

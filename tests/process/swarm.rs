@@ -116,7 +116,15 @@ pub fn skep_with_input(input: &[u8], configure: impl FnOnce(&mut Command)) -> En
 
 /// The binary, with nothing of the surroundings in its environment.
 pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+    binary_in(&[])
+}
+
+/// The binary, run by another command.
+fn binary_in(wrapper: &[String]) -> Command {
+    let path = env!("CARGO_BIN_EXE_skep").to_owned();
+    let mut words = wrapper.iter().chain([&path]);
+    let mut command = Command::new(words.next().expect("the binary at least"));
+    command.args(words);
     for name in ["SKEP_SOCKET", "SKEP_DATA_DIR", "SKEP_TOKEN", "SKEP_LOG", "NOTIFY_SOCKET", "WATCHDOG_USEC"] {
         command.env_remove(name);
     }
@@ -150,11 +158,15 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
 pub struct Manager {
     pub name: String,
     pub dir: PathBuf,
+    /// Its control socket.
+    pub socket: PathBuf,
     /// `host:port`, the same at every start.
     pub addr: String,
     pub log: PathBuf,
     /// More arguments for `skep run`.
     pub arguments: Vec<String>,
+    /// The command that runs the binary, with its arguments, where it does not run by itself.
+    pub wrapper: Vec<String>,
     /// More environment.
     pub environment: Vec<(String, String)>,
     /// The id of its process; zero while it has none.
@@ -167,9 +179,11 @@ impl Manager {
         Self {
             name: name.to_owned(),
             dir: root.join(name),
+            socket: root.join(name).join("skep.sock"),
             addr: "127.0.0.1:0".to_owned(),
             log: root.join(format!("{name}.log")),
             arguments: Vec::new(),
+            wrapper: Vec::new(),
             environment: Vec::new(),
             process: Arc::default(),
             child: None,
@@ -177,15 +191,16 @@ impl Manager {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("skep.sock")
+        self.socket.clone()
     }
 
     /// Starts the process and does not wait for anything.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = binary();
+        let mut command = binary_in(&self.wrapper);
         command.args(["run", "--listen", &self.addr, "--name", &self.name, "--data-dir"]).arg(&self.dir);
+        command.arg("--socket").arg(&self.socket);
         command.args(&self.arguments).envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();

@@ -67,6 +67,8 @@ mod failure;
 mod history;
 mod linear;
 mod node;
+mod planted;
+mod promises;
 mod scenarios;
 mod serial;
 mod workload;

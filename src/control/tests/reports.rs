@@ -150,7 +150,12 @@ fn a_lost_majority_is_explained() {
          10.0.0.3:4242, 12.3 s ago"
     );
     assert!(status.hint.starts_with("start m2 at 10.0.0.2:4242 and m3 at 10.0.0.3:4242 again"), "{}", status.hint);
-    assert!(status.hint.ends_with("until then reads work with `--stale`"), "{}", status.hint);
+    assert!(
+        status.hint.contains("until then reads work with `--stale`; only if they are gone for good:"),
+        "{}",
+        status.hint
+    );
+    assert!(status.hint.ends_with("`skep recover --data-dir /var/lib/skep`"), "{}", status.hint);
     assert!(
         told(|context| context.raft.last_leader = None)
             .unwrap()

@@ -62,6 +62,8 @@ pub enum Pull {
     Full,
     /// Nothing until the store moves, or until the moment named.
     Idle(Option<Instant>),
+    /// Everything has been sent.
+    Done,
     /// The stream ends, because of this.
     End(Status),
 }

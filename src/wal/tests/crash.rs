@@ -1,6 +1,7 @@
 use super::*;
 use crate::sys::files::Disk;
 use crate::wal::format::SECTOR_BYTES;
+use crate::wal::look;
 
 /// Writes `before` batches, then one of `sectors` sectors whose sync the power cut forestalls, and comes back with the
 /// sectors of it that `mask` says.
@@ -28,7 +29,14 @@ fn check(before: u64, sectors: usize, mask: usize) {
     if mask == all {
         pair.model.apply(&group[0]);
     }
+    let untouched = all_bytes(&pair.disk);
+    let options = Options { segment_bytes: pair.segment_bytes, lineage: LINEAGE };
+    let (reader, looked) = look(&pair.disk, dir(), &key(), &options).unwrap();
+    assert_eq!(all_bytes(&pair.disk), untouched, "a look changes nothing");
     let recovered = pair.reopen();
+    let said = |found: &Recovered| (found.hard_state, found.first, found.last, found.terms.clone(), found.cut.clone());
+    assert_eq!(said(&looked), said(&recovered), "a look finds what an open finds");
+    assert_eq!(reader.last(), recovered.last);
     match recovered.cut {
         None => assert!(mask == 0 || mask == all),
         Some(cut) => {
@@ -49,6 +57,10 @@ fn check(before: u64, sectors: usize, mask: usize) {
     let next = pair.model.last().index.0 + 1;
     pair.append(2, next..next + 5, 700);
     assert_eq!(pair.reopen().cut, None);
+}
+
+fn all_bytes(disk: &TestDisk) -> Vec<(PathBuf, Vec<u8>)> {
+    disk.paths().into_iter().map(|path| (path.clone(), disk.bytes(&path))).collect()
 }
 
 #[test]
