@@ -249,7 +249,9 @@ impl Caller {
     /// Registers are there, and nobody is forbidden anything.
     fn check(&self, error: &ClientError, also: &[Code]) {
         let code = error.status().code;
-        if ![Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted].contains(&code) && !also.contains(&code) {
+        if ![Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted].contains(&code)
+            && !also.contains(&code)
+        {
             self.history.wrong.lock().unwrap().push(format!("{}: {error:?}", code.name()));
         }
     }

@@ -18,7 +18,10 @@ const ROUNDS: u64 = 3;
 
 /// A question to a manager that will sleep, over a connection that is made while it still answers; asked when the result
 /// is called.
-fn prepare<T: Send + 'static, A>(manager: &Manager, ask: A) -> impl FnOnce() -> JoinHandle<Result<T, ClientError>> + use<T, A>
+fn prepare<T: Send + 'static, A>(
+    manager: &Manager,
+    ask: A,
+) -> impl FnOnce() -> JoinHandle<Result<T, ClientError>> + use<T, A>
 where
     A: FnOnce(&mut Client, WriteId) -> Result<T, ClientError> + Send + 'static,
 {

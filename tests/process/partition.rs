@@ -136,7 +136,9 @@ fn a_snapshot_is_fetched_over_connections_that_end_again_and_again() {
     let behind = number(&swarm.managers[away], "last");
     swarm.managers[away].kill();
     write_noise(&swarm.managers[leader], "noise");
-    eventually("the others drop what it lacks", || (number(&swarm.managers[leader], "first") > behind + 1).then_some(()));
+    eventually("the others drop what it lacks", || {
+        (number(&swarm.managers[leader], "first") > behind + 1).then_some(())
+    });
     let before = swarm.managers[away].log_length();
     for place in (0..3).filter(|&place| place != away) {
         network.cut_after(place, away, 300 << 10);
