@@ -3,6 +3,9 @@
 //! One swarm at a time: [`swarm::Swarm`] holds a lock while it lives, so that a test's deadlines measure the product and
 //! not its neighbours. Nothing sleeps to wait; everything polls with a deadline. When a test fails, the end of every
 //! manager's log is printed.
+//!
+//! What a network does to managers goes through [`proxy`], what a disk does through a small file system ([`full`]). A disk
+//! that stalls is the simulator's part: nothing that every user may do holds one file system still and the process not.
 
 #![allow(clippy::unwrap_used)]
 
