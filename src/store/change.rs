@@ -13,14 +13,15 @@ use crate::types::object::Meta;
 use crate::types::{Change, Expect, Kind, Object, ObjectId, Operation, Refusal, Revision, Timestamp};
 
 /// Carries out `change` under the next revision, or leaves `state` as it was.
-pub(super) fn execute(state: &mut State, change: &Change) -> Result<EventBatch, Refusal> {
+pub(super) fn execute(state: &mut State, change: Change) -> Result<EventBatch, Refusal> {
     if change.operations.is_empty() {
         return Err(Refusal::Invalid(InvalidChange::Empty));
     }
     let revision = state.revision.next();
     let made = if planted(Fault::ClockInApply) { Timestamp(time::monotonic().as_nanos()) } else { change.time };
-    let mut events = Vec::new();
-    for operation in &change.operations {
+    // Nearly every change has one operation, and what is kept of it lives as long as the watch ring: no slack.
+    let mut events = Vec::with_capacity(change.operations.len());
+    for operation in change.operations {
         match step(state, operation, revision, made) {
             Ok(event) => events.extend(event),
             Err(refusal) => {
@@ -38,7 +39,7 @@ pub(super) fn execute(state: &mut State, change: &Change) -> Result<EventBatch, 
 /// One operation. Checks everything before it changes anything.
 fn step(
     state: &mut State,
-    operation: &Operation,
+    operation: Operation,
     revision: Revision,
     time: Timestamp,
 ) -> Result<Option<Event>, Refusal> {
@@ -46,44 +47,44 @@ fn step(
         Operation::Create(object) => create(state, object, revision, time).map(Some),
         Operation::Update(object) => update(state, object, revision, time).map(Some),
         Operation::Remove { kind, id, version } => {
-            let found = state.get(*kind, *id).ok_or(Refusal::NotFound { kind: *kind, id: *id })?;
+            let found = state.get(kind, id).ok_or(Refusal::NotFound { kind, id })?;
             let found = found.object.meta().version;
             if version.is_some_and(|wanted| wanted != found) {
-                return Err(Refusal::OutOfSequence { kind: *kind, id: *id, found: Some(found) });
+                return Err(Refusal::OutOfSequence { kind, id, found: Some(found) });
             }
-            let old = state.replace(*kind, *id, None).expect("it was found above");
+            let old = state.replace(kind, id, None).expect("it was found above");
             Ok(Some(Event { action: Action::Remove, object: old, old: None }))
         }
-        Operation::Require { kind, id, expect } => require(state, *kind, *id, *expect).map(|()| None),
-        Operation::RequireNone { kind, any_of } => match state.find(*kind, any_of).first() {
-            Some(stored) => Err(Refusal::Referenced { kind: *kind, by: stored.object.id() }),
+        Operation::Require { kind, id, expect } => require(state, kind, id, expect).map(|()| None),
+        Operation::RequireNone { kind, any_of } => match state.find(kind, &any_of).first() {
+            Some(stored) => Err(Refusal::Referenced { kind, by: stored.object.id() }),
             None => Ok(None),
         },
     }
 }
 
-fn create(state: &mut State, object: &Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
+fn create(state: &mut State, object: Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
     let (kind, id) = (object.kind(), object.id());
-    check_shape(object)?;
+    check_shape(&object)?;
     if state.get(kind, id).is_some() {
         return Err(Refusal::Exists { kind, id });
     }
-    check_name(state, object)?;
+    check_name(state, &object)?;
     let meta = Meta { version: revision, created_at: time, updated_at: time };
     let stored = with_meta(object, meta);
     state.replace(kind, id, Some(stored.clone()));
     Ok(Event { action: Action::Create, object: stored, old: None })
 }
 
-fn update(state: &mut State, object: &Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
+fn update(state: &mut State, object: Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
     let (kind, id) = (object.kind(), object.id());
-    check_shape(object)?;
+    check_shape(&object)?;
     let old = state.get(kind, id).ok_or(Refusal::NotFound { kind, id })?;
     let found = *old.object.meta();
     if found.version != object.meta().version && !planted(Fault::VersionUnchecked) {
         return Err(Refusal::OutOfSequence { kind, id, found: Some(found.version) });
     }
-    check_name(state, object)?;
+    check_name(state, &object)?;
     let meta = Meta { version: revision, created_at: found.created_at, updated_at: time };
     let stored = with_meta(object, meta);
     let old = state.replace(kind, id, Some(stored.clone()));
@@ -123,8 +124,7 @@ fn check_name(state: &State, object: &Object) -> Result<(), Refusal> {
     }
 }
 
-fn with_meta(object: &Object, meta: Meta) -> Arc<Stored> {
-    let mut object = object.clone();
+fn with_meta(mut object: Object, meta: Meta) -> Arc<Stored> {
     *object.meta_mut() = meta;
     Arc::new(Stored::new(object))
 }

@@ -318,8 +318,8 @@ impl Running {
                 WalJob::Compact(index) => keep_from = keep_from.max(Some(index)),
             }
         }
-        let hard_states = batch.iter().filter_map(|persist| persist.hard_state);
-        self.written = hard_states.last().unwrap_or(self.written);
+        let newest = batch.iter().rev().find_map(|persist| persist.hard_state);
+        self.written = newest.unwrap_or(self.written);
         let written = if batch.is_empty() { None } else { Some(self.wal.write(&batch)?.number) };
         if let Some(index) = keep_from {
             self.wal.compact(index)?;

@@ -192,7 +192,7 @@ impl Serial {
 
     /// Carries the change out in the product's store as well, and looks whether its events tell what was written.
     fn show_events(&mut self, change: &Change, term: Term, written: &BTreeMap<Place, Option<Object>>) {
-        let (_, batch) = self.sound.apply_change(change, term);
+        let (_, batch) = self.sound.apply_change(change.clone(), term);
         let Some(batch) = batch else { fail("serial order", format!("the store refuses {change:?}")) };
         for event in &batch.events {
             let object = &event.object.object;

@@ -234,8 +234,8 @@ impl Workload {
     }
 
     fn named_object(&self, id: ObjectId, name: u64, meta: Meta) -> Object {
-        // Names differ in more than case, or are the same.
-        let name = if id.0 % 2 == 0 { format!("name-{name}") } else { format!("NAME-{name}") };
+        // Names that differ in case alone are the same name.
+        let name = if id.0.is_multiple_of(2) { format!("name-{name}") } else { format!("NAME-{name}") };
         let annotations = Annotations { name, ..Annotations::default() };
         let spec = ConfigSpec { annotations, data: self.data(id.0 as u64), templating: None };
         Object::Config(Config { id, meta, spec })

@@ -157,7 +157,7 @@ impl World {
         let store = node.run.as_ref().expect("it runs").applier.store();
         store.write(|state| {
             let term = state.applied().term;
-            state.apply_change(&change, term)
+            state.apply_change(change, term)
         });
     }
 
