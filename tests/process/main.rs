@@ -3,19 +3,31 @@
 //! One swarm at a time: [`swarm::Swarm`] holds a lock while it lives, so that a test's deadlines measure the product and
 //! not its neighbours. Nothing sleeps to wait; everything polls with a deadline. When a test fails, the end of every
 //! manager's log is printed.
+//!
+//! What a network does to managers goes through [`proxy`], what a disk does through a small file system ([`full`]). A disk
+//! that stalls is the simulator's part: nothing that every user may do holds one file system still and the process not.
 
 #![allow(clippy::unwrap_used)]
 
 mod backup;
 mod bounds;
+mod chaos;
 mod client;
 mod crash;
 mod damage;
 mod flood;
+mod frozen;
+mod full;
 mod input;
 mod joining;
 mod leave;
+#[path = "../sim/linear.rs"]
+#[allow(dead_code)]
+mod linear;
 mod links;
+mod moved;
+mod partition;
+mod proxy;
 mod recover;
 mod refused;
 mod service;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -78,6 +79,75 @@ fn a_directory_rolled_back_is_turned_away_by_its_peers() {
     assert!(said.contains("was rolled back"), "{said}");
     let leader = swarm.leader();
     swarm.managers[leader].create_config("others-go-on", b"x");
+    swarm.converge();
+}
+
+#[test]
+fn a_leader_rolled_back_behind_its_own_writes_is_turned_away_by_its_peers() {
+    let mut swarm = Swarm::of(3);
+    let old = swarm.followers()[0];
+    swarm.managers[old].stop();
+    let backup = swarm.path().join("backup");
+    copy(&swarm.managers[old].dir, &backup);
+    swarm.managers[old].start();
+    swarm.votes(old);
+    let name = swarm.managers[old].name.clone();
+    swarm.managers[old].skep(&["raft", "transfer", &name]).ok();
+    for number in 0..10 {
+        swarm.managers[old].create_config(&format!("c{number}"), b"x");
+    }
+    swarm.managers[old].kill();
+    std::fs::remove_dir_all(&swarm.managers[old].dir).unwrap();
+    copy(&backup, &swarm.managers[old].dir);
+    let said = refuses(&mut swarm.managers[old], 5);
+    assert!(said.contains("was rolled back"), "{said}");
+    let leader = swarm.leader();
+    assert_eq!(swarm.managers[leader].json(&["config", "ls"]).as_array().unwrap().len(), 10);
+    swarm.managers[leader].create_config("others-go-on", b"x");
+    swarm.converge();
+}
+
+#[test]
+fn a_directory_from_before_a_mark_is_turned_away_by_peers_that_remember_no_start_and_it_joins_anew() {
+    let mut swarm = Swarm::of(3);
+    let old = swarm.followers()[0];
+    let peers: Vec<usize> = (0..3).filter(|&place| place != old).collect();
+    swarm.managers[old].stop();
+    let backup = swarm.path().join("backup");
+    copy(&swarm.managers[old].dir, &backup);
+    let logged = swarm.managers[old].log_length();
+    swarm.managers[old].start();
+    let said = swarm.managers[old].log_since(logged);
+    let replayed = said.split("replayed the log up to index ").nth(1).unwrap().split(' ').next().unwrap();
+    let replayed: u64 = replayed.parse().unwrap();
+    swarm.votes(old);
+    swarm.managers[old].create_config("motd", b"x");
+    let written = Instant::now();
+    // A mark says how far each voter has come. It is an entry of its own, which comes when nothing has changed for ten
+    // seconds.
+    eventually("the log is marked", || {
+        let applied = swarm.managers[old].status()?["applied"].as_u64()?;
+        (applied >= replayed + 2 && written.elapsed() > Duration::from_secs(11)).then_some(())
+    });
+    swarm.converge();
+    // What each has seen of the others' starts goes, so that only the mark is left.
+    for manager in &mut swarm.managers {
+        manager.kill();
+    }
+    for &place in &peers {
+        std::fs::remove_file(swarm.managers[place].dir.join("peers.json")).unwrap();
+        swarm.managers[place].start();
+    }
+    swarm.leader();
+    std::fs::remove_dir_all(&swarm.managers[old].dir).unwrap();
+    copy(&backup, &swarm.managers[old].dir);
+    let said = refuses(&mut swarm.managers[old], 5);
+    assert!(said.contains("was rolled back: its log ends at "), "{said}");
+    assert!(said.contains("hint: the others go on; to come back, move ") && said.contains("join again with a token"));
+
+    // What the hint says.
+    std::fs::rename(&swarm.managers[old].dir, swarm.path().join("aside")).unwrap();
+    swarm.join(|_| {});
     swarm.converge();
 }
 

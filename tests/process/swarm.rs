@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -115,7 +116,15 @@ pub fn skep_with_input(input: &[u8], configure: impl FnOnce(&mut Command)) -> En
 
 /// The binary, with nothing of the surroundings in its environment.
 pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+    binary_in(&[])
+}
+
+/// The binary, run by another command.
+fn binary_in(wrapper: &[String]) -> Command {
+    let path = env!("CARGO_BIN_EXE_skep").to_owned();
+    let mut words = wrapper.iter().chain([&path]);
+    let mut command = Command::new(words.next().expect("the binary at least"));
+    command.args(words);
     for name in ["SKEP_SOCKET", "SKEP_DATA_DIR", "SKEP_TOKEN", "SKEP_LOG", "NOTIFY_SOCKET", "WATCHDOG_USEC"] {
         command.env_remove(name);
     }
@@ -149,13 +158,19 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
 pub struct Manager {
     pub name: String,
     pub dir: PathBuf,
+    /// Its control socket.
+    pub socket: PathBuf,
     /// `host:port`, the same at every start.
     pub addr: String,
     pub log: PathBuf,
     /// More arguments for `skep run`.
     pub arguments: Vec<String>,
+    /// The command that runs the binary, with its arguments, where it does not run by itself.
+    pub wrapper: Vec<String>,
     /// More environment.
     pub environment: Vec<(String, String)>,
+    /// The id of its process; zero while it has none.
+    pub process: Arc<AtomicU32>,
     child: Option<Child>,
 }
 
@@ -164,27 +179,33 @@ impl Manager {
         Self {
             name: name.to_owned(),
             dir: root.join(name),
+            socket: root.join(name).join("skep.sock"),
             addr: "127.0.0.1:0".to_owned(),
             log: root.join(format!("{name}.log")),
             arguments: Vec::new(),
+            wrapper: Vec::new(),
             environment: Vec::new(),
+            process: Arc::default(),
             child: None,
         }
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("skep.sock")
+        self.socket.clone()
     }
 
     /// Starts the process and does not wait for anything.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = binary();
+        let mut command = binary_in(&self.wrapper);
         command.args(["run", "--listen", &self.addr, "--name", &self.name, "--data-dir"]).arg(&self.dir);
+        command.arg("--socket").arg(&self.socket);
         command.args(&self.arguments).envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        self.child = Some(command.spawn().unwrap());
+        let child = command.spawn().unwrap();
+        self.process.store(child.id(), Ordering::SeqCst);
+        self.child = Some(child);
     }
 
     /// Starts the process, and returns when it says that it listens.
@@ -224,6 +245,7 @@ impl Manager {
     /// kill -9.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            self.process.store(0, Ordering::SeqCst);
             child.kill().unwrap();
             child.wait().unwrap();
         }
@@ -235,6 +257,7 @@ impl Manager {
         let child = self.child.as_mut().expect("it was started");
         let status = wait(child, PATIENCE).unwrap_or_else(|| panic!("{} does not end", self.name));
         self.child = None;
+        self.process.store(0, Ordering::SeqCst);
         status.code()
     }
 
@@ -398,15 +421,22 @@ impl Swarm {
     /// The place of the leader, once all that run agree on it.
     #[track_caller]
     pub fn leader(&self) -> usize {
+        let running: Vec<usize> = (0..self.managers.len()).filter(|&place| self.managers[place].is_running()).collect();
+        self.leader_among(&running)
+    }
+
+    /// The place of the leader, once these agree that it is one of them.
+    #[track_caller]
+    pub fn leader_among(&self, places: &[usize]) -> usize {
         eventually("the managers agree on a leader", || {
-            let statuses: Option<Vec<Value>> = self.running().map(Manager::status).collect();
+            let statuses: Option<Vec<Value>> = places.iter().map(|&place| self.managers[place].status()).collect();
             let statuses = statuses?;
             let leader = statuses.first()?["leader"].as_str()?.to_owned();
             if statuses.iter().any(|status| status["leader"] != leader.as_str()) {
                 return None;
             }
-            let name = statuses.iter().find(|status| status["node_id"] == leader.as_str())?["name"].as_str()?;
-            self.managers.iter().position(|manager| manager.name == name)
+            let place = statuses.iter().position(|status| status["node_id"] == leader.as_str())?;
+            (statuses[place]["role"] == "leader").then_some(places[place])
         })
     }
 

@@ -76,7 +76,7 @@ impl Writers {
         let wrong = self.shared.wrong.lock().unwrap();
         assert!(wrong.is_empty(), "{wrong:#?}");
         let acknowledged = self.shared.acknowledged.lock().unwrap().clone();
-        Finished { acknowledged, count: self.shared.count.load(Ordering::SeqCst), base: self.base }
+        Finished { acknowledged, count: self.shared.count.load(Ordering::SeqCst), base: self.base, others: 0 }
     }
 }
 
@@ -91,6 +91,8 @@ pub struct Finished {
     acknowledged: BTreeMap<String, (ObjectId, Revision)>,
     count: u64,
     base: u64,
+    /// Writes of others meanwhile, each of which took a revision.
+    pub others: u64,
 }
 
 impl Finished {
@@ -114,7 +116,7 @@ impl Finished {
         }
         assert_eq!(found.len(), self.acknowledged.len(), "there is something that nobody was told of");
         let revision = swarm.running().next().unwrap().json(&["status"])["revision"].as_u64().unwrap();
-        assert_eq!(revision, self.base + self.count, "a write was carried out twice");
+        assert_eq!(revision, self.base + self.count + self.others, "a write was carried out twice");
         eprintln!("{} writes acknowledged, {} of them creations", self.count, self.acknowledged.len());
     }
 }
