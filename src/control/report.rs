@@ -105,7 +105,7 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
 }
 
 fn warnings(state: &State, context: &Context) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = context.raft.alarms.clone();
     let voters = voters(context).count();
     let (reachable, majority) = (reachable(context), voters / 2 + 1);
     if voters == 2 {

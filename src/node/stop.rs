@@ -13,6 +13,8 @@ pub enum Stopped {
     Removed,
     /// Its state or log cannot be trusted.
     Fenced(String),
+    /// Its memory cannot be trusted.
+    Rotten(String),
 }
 
 impl From<Stop> for Stopped {
@@ -20,6 +22,7 @@ impl From<Stop> for Stopped {
         match stop {
             Stop::Removed => Self::Removed,
             Stop::Fenced(why) => Self::Fenced(why),
+            Stop::Rotten(why) => Self::Rotten(why),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Here: the machine's parts, its two entrances and small helpers. Each file beside this one holds one concern.
 
 mod applying;
+mod fence;
 mod inbound;
 mod leadership;
 mod links;
@@ -25,6 +26,7 @@ use raft::{
 };
 
 use super::failover::{self, Failover};
+use super::journal::{Cause, Happened};
 use super::orders::{Orders, Proposed, Transfer, Wanted, WantedKind};
 use super::reads::Reads;
 use super::storage::{LogView, SnapshotMark, entry_bytes};
@@ -204,6 +206,14 @@ pub struct Machine {
     changes_since_mark: u64,
     last_change: Instant,
     mark_proposed: Option<Index>,
+    /// The disagreement about state hashes that was logged last, with the mark it was seen at.
+    alarm: Option<(Index, String)>,
+    /// Decided in this batch: stop as soon as its end.
+    fence_due: Option<Stop>,
+    /// A leader that must stop, while it hands over.
+    fencing: Option<fence::Fencing>,
+    /// State, term and leader as last noted.
+    noted: (StateRole, u64, u64),
     own_sync_us: u64,
     effects: Effects,
 }
@@ -286,13 +296,17 @@ impl Machine {
             changes_since_mark: 0,
             last_change: now,
             mark_proposed: None,
+            alarm: None,
+            fence_due: None,
+            fencing: None,
+            noted: (StateRole::Follower, 0, 0),
             own_sync_us: 0,
             effects: Effects::default(),
         };
         machine.effects.peers = Some(machine.replicated.members.clone());
         machine.set_election_timeout();
         if machine.is_sole_voter() {
-            machine.campaign();
+            machine.campaign(Cause::Alone);
         }
         Ok(machine)
     }
@@ -303,9 +317,15 @@ impl Machine {
             Event::Tick => self.on_tick(now),
             Event::Peer { from, message } => self.on_peer(now, from, message),
             Event::Propose { token, command } => self.on_propose(token, command),
+            Event::Read { token } if self.fencing.is_some() => {
+                self.effects.replies.push(Reply::ReadFailed(vec![token]));
+            }
             Event::Read { token } => self.reads.add(now, token),
             Event::Order { token, order } => self.on_order(token, order),
-            Event::Persisted { number } => self.on_persisted(number),
+            Event::Persisted { number } => {
+                self.note_slow_sync(now, number);
+                self.on_persisted(number);
+            }
             Event::Applied(applied) => self.on_applied(applied),
             Event::Fetched { fetch, entries } => {
                 let context: GetEntriesContext = self.node.mut_store().fetched(fetch, entries);
@@ -318,11 +338,13 @@ impl Machine {
                 let pause =
                     self.snapshot_pause.map_or(SNAPSHOT_PAUSE, |(_, pause)| (pause * 2).min(SNAPSHOT_PAUSE_MAX));
                 self.snapshot_pause = Some((now + pause, pause));
+                self.effects.happened.push(Happened::SnapshotFailed);
                 let status = Status::new(Code::Internal, "the snapshot could not be written; the log says why");
                 self.finish_snapshot_orders(OrderResult::Refused(status));
             }
             Event::SnapshotFetched { position, bytes } => self.on_snapshot_fetched(position, bytes),
             Event::SnapshotNotFetched { position } => {
+                self.effects.happened.push(Happened::SnapshotNotFetched { index: position.index });
                 if self.offered.as_ref().is_some_and(|(message, _)| snapshot_position(message) == position) {
                     self.offered = None;
                 }
@@ -340,6 +362,7 @@ impl Machine {
             }
             Event::Measured { node, rtt_us, sync_us, mark } => self.on_measured(node, rtt_us, sync_us, mark),
             Event::OwnSync { sync_us } => self.own_sync_us = sync_us,
+            Event::Rotten { what } => self.fence_due = Some(Stop::Rotten(what)),
             Event::Stopping => {
                 self.stopping = true;
                 self.transfer_to_best(None);
@@ -353,7 +376,7 @@ impl Machine {
     pub fn finish(&mut self, now: Instant) -> Effects {
         let jitter = failover::spread(self.seed, self.raft_id.0, now.as_nanos(), 2);
         if self.failover.due(now, jitter) && self.node.raft.leader_id == 0 {
-            self.campaign();
+            self.campaign(Cause::LeaderGone);
         }
         self.propose_collected();
         self.propose_membership();
@@ -361,6 +384,8 @@ impl Machine {
         self.run_ready_loop(now);
         self.hand_to_apply(now);
         self.note_leadership(now);
+        self.note_role();
+        self.watch_fence(now);
         let ready = self.reads.ready(self.applied);
         if !ready.is_empty() {
             self.effects.replies.push(Reply::ReadReady(ready));
@@ -377,7 +402,7 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         // A retry that is due and cannot be made must not keep the caller spinning.
         let retry = self.reads.next_retry(READ_RETRY).filter(|_| self.can_read());
-        [self.failover.deadline(), retry].into_iter().flatten().min()
+        [self.failover.deadline(), retry, self.fence_deadline()].into_iter().flatten().min()
     }
 
     /// Time between ticks.
@@ -466,13 +491,14 @@ impl Machine {
         voters.next().is_some_and(|member| member.raft_id == self.raft_id) && voters.next().is_none()
     }
 
-    fn campaign(&mut self) {
+    fn campaign(&mut self, cause: Cause) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
         let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
         let must_wait = must_wait || self.is_installing();
         if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
+            self.effects.happened.push(Happened::Campaigned { term: Term(raft.term + 1), cause });
             if let Err(error) = self.node.campaign() {
                 log::debug!("raft did not campaign: {error}");
             }
@@ -538,6 +564,7 @@ impl Machine {
             members: self.replicated.members.clone(),
             progress,
             reachable: reachable.chain([self.node_id]).collect(),
+            alarms: self.alarms(),
         }
     }
 }

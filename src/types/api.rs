@@ -549,6 +549,19 @@ pub struct RaftReport {
     pub progress: Vec<Progress>,
     /// Nodes this manager has a live connection to, itself included.
     pub reachable: Vec<NodeId>,
+    /// What is wrong with the replicas' agreement, for people; empty when all is well.
+    pub alarms: Vec<String>,
+}
+
+/// One thing that happened to raft.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftEvent {
+    /// How long ago, milliseconds.
+    pub age_ms: u64,
+    /// An election began.
+    pub election: bool,
+    /// For people.
+    pub text: String,
 }
 
 /// How far a member is, as the leader knows it.

@@ -4,6 +4,7 @@
 
 mod disk;
 mod explore;
+mod hashes;
 mod node;
 mod scenarios;
 mod world;

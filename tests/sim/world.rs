@@ -8,8 +8,10 @@ use bytes::Bytes;
 use raft::eraftpb::MessageType;
 use skep::apply;
 use skep::codec::raft_message;
+use skep::raft::journal::Happened;
 use skep::raft::{Effects, Event, Fetch, FetchSnapshot, Order, OrderResult, Outgoing, Reply, Stop, Token};
 use skep::store::State;
+use skep::store::scrub::{Progress, Scrubber};
 use skep::sys::entropy::{Entropy, SeededEntropy};
 use skep::sys::time::Instant;
 use skep::types::api::Answer;
@@ -125,6 +127,8 @@ pub struct World {
     pub reads_done: u64,
     /// Leaders that announced themselves, in order.
     pub reigns: Vec<(Instant, NodeId)>,
+    /// What the machines noted.
+    pub happened: Vec<(NodeId, Happened)>,
     /// Nodes that may find out that their data is not to be trusted.
     pub may_fence: BTreeSet<NodeId>,
     /// Clients begin new requests.
@@ -175,6 +179,7 @@ impl World {
             acked: BTreeMap::new(),
             reads_done: 0,
             reigns: Vec::new(),
+            happened: Vec::new(),
             may_fence: BTreeSet::new(),
             load: false,
             trace: 0,
@@ -347,6 +352,45 @@ impl World {
         });
     }
 
+    /// Flips a bit of an object in one replica's memory; no hash says anything.
+    pub fn rot(&mut self, id: NodeId) {
+        self.may_fence.insert(id);
+        let store = self.nodes[&id].run.as_ref().expect("it runs").applier.store();
+        store.write(|state| {
+            let cold = state.iter(Kind::Config).next().map(|stored| stored.object.id()).expect("something was written");
+            let before = state.hash();
+            assert!(state.rot(Kind::Config, cold, |object| match object {
+                Object::Config(config) => config.spec.data[0] ^= 1,
+                _ => unreachable!("it is a config"),
+            }));
+            assert_eq!(state.hash(), before);
+            ((), None)
+        });
+    }
+
+    /// One pass of the scrubber at every manager that runs.
+    pub fn scrub(&mut self) {
+        for id in self.ids() {
+            let Some(run) = self.nodes.get_mut(&id).and_then(|node| node.run.as_mut()) else { continue };
+            let mut scrubber = Scrubber::default();
+            let found = loop {
+                match scrubber.step(&run.applier.store().snapshot(), 1 << 10) {
+                    Ok(Progress::More) => {}
+                    Ok(Progress::Passed) => break None,
+                    Err(rot) => break Some(rot),
+                }
+            };
+            if let Some(rot) = found {
+                run.machine.step(self.now, Event::Rotten { what: rot.to_string() });
+                self.finish_soon(id);
+            }
+        }
+    }
+
+    pub fn alarms(&self, id: NodeId) -> Vec<String> {
+        self.nodes[&id].run.as_ref().map_or(Vec::new(), |run| run.machine.report(self.now).alarms)
+    }
+
     pub fn is_running(&self, id: NodeId) -> bool {
         self.nodes[&id].run.is_some()
     }
@@ -366,6 +410,11 @@ impl World {
             (leadership.serving && !node.paused).then_some((leadership.term, node.id))
         });
         serving.max().map(|(_, id)| id)
+    }
+
+    /// Whether this manager leads, as far as it knows.
+    pub fn leads(&self, id: NodeId) -> bool {
+        self.nodes[&id].run.as_ref().is_some_and(|run| run.machine.leadership().leader == Some(id))
     }
 
     pub fn term(&self, id: NodeId) -> u64 {
@@ -676,6 +725,7 @@ impl World {
         for message in &effects.messages {
             self.send(id, message);
         }
+        self.happened.extend(effects.happened.iter().map(|what| (id, *what)));
         let node = self.nodes.get_mut(&id).expect("the node exists");
         let run = node.run.as_mut().expect("it just finished a turn");
         run.wal_queue.extend(effects.persist.into_iter().map(|(persist, released)| WalJob::Persist(persist, released)));
@@ -744,7 +794,7 @@ impl World {
     }
 
     fn stop(&mut self, id: NodeId, stop: Stop) {
-        if let Stop::Fenced(text) = &stop {
+        if let Stop::Fenced(text) | Stop::Rotten(text) = &stop {
             assert!(self.may_fence.contains(&id), "node {} fenced itself: {text}", id.0);
         }
         let node = self.nodes.get_mut(&id).expect("the node exists");

@@ -219,6 +219,7 @@ fn report(state: RaftState, voters: u64) -> RaftReport {
         progress: if leads { members.iter().map(progress).collect() } else { Vec::new() },
         reachable: members.iter().map(|member| member.node_id).collect(),
         members,
+        alarms: Vec::new(),
     }
 }
 

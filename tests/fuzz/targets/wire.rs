@@ -166,6 +166,7 @@ fn context() -> Context {
         members: sample_state().members().values().cloned().collect(),
         progress: Vec::new(),
         reachable: vec![NodeId(0x11)],
+        alarms: Vec::new(),
     };
     Context {
         node_id: NodeId(0x11),
