@@ -445,7 +445,7 @@ fn raft_text(report: &RaftReport) -> String {
                 "reachable": report.reachable.contains(&member.node_id),
                 "match": progress.map(|progress| progress.matched),
                 "state": progress.map(|progress| progress.state.clone()),
-                "active": progress.map(|progress| progress.active),
+                "heard_ms": progress.and_then(|progress| progress.heard_ms),
             })
         })
         .collect();
@@ -456,7 +456,7 @@ fn raft_text(report: &RaftReport) -> String {
         ("REACHABLE", "reachable"),
         ("MATCH", "match"),
         ("PROGRESS", "state"),
-        ("ACTIVE", "active"),
+        ("HEARD MS", "heard_ms"),
     ];
     text.push('\n');
     text.push_str(&table(&columns, &rows));
@@ -518,7 +518,13 @@ fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended {
     let answer = session
         .query(QueryKind::Inspect(kind, object.to_owned()))
         .map_err(|failure| failure.while_attempting(|| format!("cannot show {kind} {}", clean(object))))?;
-    let Answer::Object(object) = answer else { return Err(unexpected()) };
+    let Answer::Object(mut object) = answer else { return Err(unexpected()) };
+    if let Object::Node(node) = &mut *object {
+        let members = member_reports(session)?;
+        if let Some(member) = members.iter().find(|member| member.node_id == node.id) {
+            node.status.state = objects::manager_state(member);
+        }
+    }
     match session.out.json {
         true => session.out.document(&objects::document(&object))?,
         false => session.out.text(&tree(&objects::document_for_people(&object)))?,

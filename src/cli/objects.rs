@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::types::Object;
 use crate::types::api::MemberReport;
-use crate::types::object::Kind;
+use crate::types::object::{Kind, NodeState};
 
 /// The columns of `ls`, as (heading, key of the row).
 pub const fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
@@ -93,7 +93,8 @@ pub fn row(object: &Object) -> Value {
     row
 }
 
-/// Adds to a node's row what the Raft group says of it: `manager` is `leader`, `reachable`, `unreachable`, or null.
+/// Adds to a node's row what the Raft group says of it: `manager` is `leader`, `reachable`, `unreachable`, or null, and
+/// `state` as in [`manager_state`].
 pub fn add_manager_state(row: &mut Value, object: &Object, members: &[MemberReport]) {
     let member = members.iter().find(|member| object.id() == member.node_id.into());
     row["manager"] = match member {
@@ -102,9 +103,18 @@ pub fn add_manager_state(row: &mut Value, object: &Object, members: &[MemberRepo
         Some(_) => "unreachable".into(),
         None => Value::Null,
     };
+    if let Some(state) = member.map(manager_state) {
+        row["state"] = json!(state);
+    }
     if let Some(member) = member.filter(|_| row["addr"] == "") {
         row["addr"] = member.addr.as_str().into();
     }
+}
+
+/// A manager's state is what the manager that answers sees of it: `ready` while the two are connected, else `down`. The
+/// state that the store keeps is that of nodes which report to a dispatcher.
+pub const fn manager_state(member: &MemberReport) -> NodeState {
+    if member.reachable { NodeState::Ready } else { NodeState::Down }
 }
 
 /// The whole object, without secrets; bytes as base64.

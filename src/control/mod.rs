@@ -50,7 +50,7 @@ mod tests;
 
 pub use http::http;
 pub use query::query;
-pub use report::no_majority;
+pub use report::{joining_status, no_majority};
 pub use watch::Watch;
 pub use write::{Decision, attempt_id, decide_write, object_id};
 

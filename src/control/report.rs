@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::store::State;
 use crate::types::api::{LinkReport, MemberReport, RaftState, StatusReport};
 use crate::types::error::{Code, Status};
-use crate::types::{Kind, Member, MemberRole, NodeId};
+use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Revision, Term};
 
 use super::{Context, refusal};
 
@@ -44,6 +44,31 @@ pub(super) fn status(state: &State, context: &Context) -> StatusReport {
         version: context.version.clone(),
         warnings: warnings(state, context),
         links: context.links.clone(),
+    }
+}
+
+/// What a node says of itself before it is a member; `waiting_for` in words, such as "asking 10.0.0.7:4242 for a
+/// certificate".
+pub fn joining_status(node_id: NodeId, cluster_id: ClusterId, name: &str, waiting_for: &str) -> StatusReport {
+    StatusReport {
+        node_id,
+        name: name.to_owned(),
+        cluster_id,
+        state: "joining".to_owned(),
+        role: RaftState::Joining,
+        leader: None,
+        leader_name: String::new(),
+        term: Term(0),
+        commit: Index(0),
+        applied: Index(0),
+        revision: Revision(0),
+        voters: 0,
+        reachable: 0,
+        tolerates: 0,
+        leaderless_ms: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        warnings: vec![format!("not a member yet: {waiting_for}")],
+        links: Vec::new(),
     }
 }
 
@@ -106,6 +131,9 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
 
 fn warnings(state: &State, context: &Context) -> Vec<String> {
     let mut warnings = context.raft.alarms.clone();
+    if context.joining() {
+        warnings.push("a member without a log yet: waiting for the leader to send it".to_owned());
+    }
     let voters = voters(context).count();
     let (reachable, majority) = (reachable(context), voters / 2 + 1);
     if voters == 2 {

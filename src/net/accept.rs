@@ -14,6 +14,7 @@ use super::http::{Exchange, Parsed, Step, reason};
 use super::link::{Link, Socket};
 use super::meters::{Class, Malformed};
 use super::run::{HTTP, LISTEN, Net, Timer, UNIX};
+use crate::sys::time::Instant;
 use crate::types::error::{Code, Status};
 use crate::types::{Caller, NodeId};
 
@@ -21,6 +22,9 @@ use crate::types::{Caller, NodeId};
 const UNSENT: u32 = 128 << 10;
 /// After the process ran out of descriptors or memory, accepting begins again so much later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// That nothing can be accepted is logged so often.
+const COMPLAINTS: Duration = Duration::from_secs(60);
 
 /// The listening sockets.
 #[derive(Debug, Default)]
@@ -32,8 +36,8 @@ pub(super) struct Listeners {
     pending: [bool; 3],
     /// Out of descriptors: nothing is accepted until the timer fires.
     paused: bool,
-    /// That was logged.
-    complained: bool,
+    /// When that was last logged.
+    complained: Option<Instant>,
 }
 
 impl Listeners {
@@ -95,7 +99,7 @@ impl<H: Handler> Net<H> {
                     break;
                 }
                 match self.accept_one(place) {
-                    Ok(true) => self.listeners.complained = false,
+                    Ok(true) => {}
                     Ok(false) => self.listeners.pending[place] = false,
                     Err(error) => self.accept_failed(&error),
                 }
@@ -143,8 +147,9 @@ impl<H: Handler> Net<H> {
         if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) {
             return;
         }
-        if !self.listeners.complained {
-            self.listeners.complained = true;
+        // One stranger more or less makes room for one connection and none for the next: no end to be told of each time.
+        if self.listeners.complained.is_none_or(|at| self.now.since(at) >= COMPLAINTS) {
+            self.listeners.complained = Some(self.now);
             log::error!("cannot accept connections for now: {error} (raise the limit of open files)");
         }
         // One descriptor fewer in the hands of a stranger is one more for a peer.
@@ -157,7 +162,8 @@ impl<H: Handler> Net<H> {
 
     fn accept_tcp(&mut self, socket: TcpStream, addr: SocketAddr) {
         tune(&socket);
-        let tls = match ServerConnection::new(self.settings.credentials.server()) {
+        let Some(credentials) = &self.settings.credentials else { return };
+        let tls = match ServerConnection::new(credentials.server()) {
             Ok(tls) => tls,
             Err(error) => {
                 log::error!("cannot accept a connection from {addr}: {error}");

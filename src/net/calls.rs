@@ -266,7 +266,7 @@ impl<H: Handler> Net<H> {
         let limits = self.settings.limits;
         let id = self.peers.best(to);
         let Some(connection) = id.and_then(|id| self.connections.get_mut(id)) else {
-            return self.drop_raft(urgent);
+            return self.drop_raft(to, urgent);
         };
         let lanes = &mut connection.link.lanes;
         let (waiting, budget) = if urgent {
@@ -276,7 +276,7 @@ impl<H: Handler> Net<H> {
         };
         debug_assert!(body.len() <= MAX_FRAME_BYTES, "raft messages are cut to fit a frame");
         if waiting + body.len() > budget || body.len() > MAX_FRAME_BYTES {
-            return self.drop_raft(urgent);
+            return self.drop_raft(to, urgent);
         }
         if urgent {
             lanes.push_urgent(FrameKind::Raft, 0, 0, body);
@@ -287,8 +287,13 @@ impl<H: Handler> Net<H> {
         self.mark_dirty(id);
     }
 
-    fn drop_raft(&self, urgent: bool) {
-        let counter = if urgent { &self.meters.dropped_urgent } else { &self.meters.dropped_appends };
-        counter.add(1);
+    /// Raft goes on as if appends had arrived until it is told otherwise, and repeats votes and heartbeats by itself.
+    fn drop_raft(&mut self, to: NodeId, urgent: bool) {
+        if urgent {
+            self.meters.dropped_urgent.add(1);
+        } else {
+            self.meters.dropped_appends.add(1);
+            self.handler.raft_dropped(to);
+        }
     }
 }

@@ -174,9 +174,12 @@ impl<H: Handler> Net<H> {
         if self.connections.is_full() {
             return Err(io::Error::other("too many connections are open"));
         }
+        let Some(credentials) = &self.settings.credentials else {
+            return Err(io::Error::other("this node has no certificate yet"));
+        };
         let socket = TcpStream::connect(addr)?;
         let name = pki::tls::server_name(dial.peer);
-        let tls = ClientConnection::new(self.settings.credentials.client(), name).map_err(io::Error::other)?;
+        let tls = ClientConnection::new(credentials.client(), name).map_err(io::Error::other)?;
         let link = Link::new(Socket::Tcp(socket), Some(tls.into()));
         let mut connection = Connection::new(link, Stage::Connecting, Class::Handshaking, Some(dial.clone()));
         connection.addr = addr.to_string();

@@ -111,6 +111,9 @@ pub trait Handler: Send {
     fn replied(&mut self, now: Instant, token: u64, reply: Reply, out: &mut Outbox);
     /// A frame of Raft messages from a greeted manager.
     fn raft(&mut self, from: NodeId, body: Bytes, out: &mut Outbox);
+    /// Appends for a manager were dropped: no connection was up, or too much waited to be sent on it. Called for each
+    /// frame, which may be thousands of times in a turn.
+    fn raft_dropped(&mut self, peer: NodeId);
     /// The first usable connection to a manager came up, whoever dialled.
     fn connected(&mut self, peer: NodeId, out: &mut Outbox);
     /// The last usable connection to a manager closed. `refused`: its address refused the redial too (its process is

@@ -15,7 +15,8 @@
 //! # Connections
 //!
 //! Three listeners: TLS 1.3 (managers, workers, and nodes that have no certificate yet), the local socket (plain frames;
-//! root and the daemon's owner by the kernel's word, or whoever the file mode admits), and HTTP for probes.
+//! root and the daemon's owner by the kernel's word, or whoever the file mode admits), and HTTP for probes. A node that has
+//! no certificate of its own yet serves the latter two.
 //!
 //! On TLS the certificate says who it is, and `routes` what each kind of caller may ask. Between managers each side's first
 //! frame is its hello, and nothing else is heard before the handler accepted it; the side that was dialled answers with
@@ -38,7 +39,7 @@
 //! | what | and beyond it |
 //! |---|---|
 //! | completions, Raft frames waiting for the loop | given back to their sender |
-//! | bytes of appends waiting on a connection | the append is dropped; Raft repeats itself |
+//! | bytes of appends waiting on a connection | the append is dropped and the handler told; Raft repeats itself |
 //! | bytes of answers waiting on a connection | the connection is closed: its other side does not read |
 //! | a stream of answers | waits for credit: the handler must send no more than that |
 //! | open requests of a connection | `ResourceExhausted`, the connection goes on |

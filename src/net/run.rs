@@ -42,8 +42,9 @@ pub struct Config {
     pub node_id: NodeId,
     /// Its swarm.
     pub cluster_id: ClusterId,
-    /// Certificates, replaced in place when they are renewed.
-    pub credentials: Credentials,
+    /// Certificates, replaced in place when they are renewed; `None` for a node that has none yet and serves local callers
+    /// only.
+    pub credentials: Option<Credentials>,
     /// Bounds.
     pub limits: Limits,
     /// Spreads the dials of managers that start together.
@@ -206,7 +207,7 @@ impl<C> NetHandle<C> {
     }
 
     /// Sends Raft messages (`codec::raft_message`) to a manager over any live connection. False when they were dropped
-    /// because too much waits already; what is dropped later, for want of a connection, shows as `disconnected`.
+    /// because too much waits already; what is dropped later is told to the handler (`Handler::raft_dropped`).
     /// `urgent` ones (votes, heartbeats and their answers) have a lane of their own and overtake appends.
     pub fn send_raft(&self, to: NodeId, body: impl Into<Bytes>, urgent: bool) -> bool {
         let body = body.into();
@@ -291,7 +292,7 @@ pub(super) enum Timer {
 pub(super) struct Settings {
     pub node_id: NodeId,
     pub cluster_id: ClusterId,
-    pub credentials: Credentials,
+    pub credentials: Option<Credentials>,
     pub limits: Limits,
     pub socket_group: bool,
 }

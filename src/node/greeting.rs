@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::StartError;
 use super::stop::Stopped;
 use crate::store::State;
 use crate::sys::files::{self, RealDisk};
@@ -21,6 +22,44 @@ use crate::types::{Caller, Code, Index, Lineage, NodeId, Status};
 struct Seen {
     boot: u64,
     nonce: u64,
+}
+
+/// The format of `peers.json`.
+const FORMAT: u32 = 1;
+
+/// `peers.json`. Before format 1 the map of peers was all of it.
+#[derive(Debug, Serialize, Deserialize)]
+struct PeersFile {
+    format: u32,
+    /// The oldest format a reader must understand.
+    min_reader: u32,
+    peers: BTreeMap<String, Seen>,
+}
+
+impl PeersFile {
+    fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let value: serde_json::Value = serde_json::from_slice(bytes)?;
+        let Some(min_reader) = value.get("min_reader").and_then(serde_json::Value::as_u64) else {
+            return Ok(Self { format: 0, min_reader: 0, peers: serde_json::from_value(value)? });
+        };
+        if min_reader > u64::from(FORMAT) {
+            return Err(Unreadable::Newer(min_reader));
+        }
+        Ok(serde_json::from_value(value)?)
+    }
+}
+
+/// Why a `peers.json` cannot be used.
+#[derive(Debug)]
+enum Unreadable {
+    Newer(u64),
+    Damaged(serde_json::Error),
+}
+
+impl From<serde_json::Error> for Unreadable {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Damaged(error)
+    }
 }
 
 /// What was seen of peers; kept in `peers.json`.
@@ -51,21 +90,40 @@ const MAX_SUSPECTS: usize = 64;
 
 impl Greetings {
     /// What `peers.json` holds. A file that is missing or damaged forgets what was seen; the floors in the log remain.
-    pub fn load(path: &Path) -> Self {
-        let seen = match files::read(&RealDisk, path) {
-            Ok(bytes) => serde_json::from_slice::<BTreeMap<String, Seen>>(&bytes).unwrap_or_else(|error| {
-                log::warn!("{} cannot be read ({error}): which starts of peers were seen is forgotten", path.display());
-                BTreeMap::new()
-            }),
+    ///
+    /// # Errors
+    /// When a newer skep wrote it in a format that this one does not understand.
+    pub fn load(path: &Path) -> Result<Self, StartError> {
+        let forgotten = "which starts of peers were seen is forgotten";
+        let peers = match files::read(&RealDisk, path) {
+            Ok(bytes) => match PeersFile::decode(&bytes) {
+                Ok(file) => file.peers,
+                Err(Unreadable::Newer(min_reader)) => {
+                    let what = format!("cannot read {}", path.display());
+                    let why =
+                        format!("it was written by a newer skep (format {min_reader}, this one reads up to {FORMAT})");
+                    return Err(StartError::refused(what, why, "install the newer skep again"));
+                }
+                Err(Unreadable::Damaged(error)) => {
+                    log::warn!("{} cannot be read ({error}): {forgotten}", path.display());
+                    BTreeMap::new()
+                }
+            },
             Err(error) => {
                 if error.kind() != std::io::ErrorKind::NotFound {
-                    log::warn!("{}: {error}: which starts of peers were seen is forgotten", path.display());
+                    log::warn!("{}: {error}: {forgotten}", path.display());
                 }
                 BTreeMap::new()
             }
         };
-        let seen = seen.into_iter().filter_map(|(node, seen)| Some((node.parse().ok()?, seen))).collect();
-        Self { seen, suspects: BTreeMap::new() }
+        let seen = peers.into_iter().filter_map(|(node, seen)| Some((node.parse().ok()?, seen))).collect();
+        Ok(Self { seen, suspects: BTreeMap::new() })
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let peers = self.seen.iter().map(|(node, seen)| (node.to_string(), *seen)).collect();
+        let file = PeersFile { format: FORMAT, min_reader: FORMAT, peers };
+        serde_json::to_vec_pretty(&file).expect("plain data")
     }
 
     /// Judges a hello against what was seen and what the state knows.
@@ -140,9 +198,7 @@ impl Greetings {
             Some(seen) if *seen == new => Verdict::Welcome,
             _ => {
                 self.seen.insert(node, new);
-                let seen: BTreeMap<String, Seen> =
-                    self.seen.iter().map(|(node, seen)| (node.to_string(), *seen)).collect();
-                Verdict::WelcomeNew(serde_json::to_vec_pretty(&seen).expect("plain data"))
+                Verdict::WelcomeNew(self.encode())
             }
         }
     }
@@ -162,4 +218,47 @@ const ROLLED_BACK_HINT: &str = "move its data directory away and start it on an 
 
 fn refused(code: Code, message: String, hint: &str) -> Verdict {
     Verdict::Refused(Status::new(code, message).with_hint(hint))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Greetings, StartError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("peers.json");
+        std::fs::write(&path, text).unwrap();
+        Greetings::load(&path)
+    }
+
+    fn seen(text: &str) -> Vec<(u128, u64, u64)> {
+        load(text).unwrap().seen.into_iter().map(|(node, seen)| (node.0, seen.boot, seen.nonce)).collect()
+    }
+
+    #[test]
+    fn what_was_seen_of_peers_is_read_back_in_this_format_and_in_the_one_before_it() {
+        let seven = NodeId(7).to_string();
+        let greetings = Greetings { seen: [(NodeId(7), Seen { boot: 3, nonce: 9 })].into(), ..Greetings::default() };
+        let text = String::from_utf8(greetings.encode()).unwrap();
+        assert!(text.contains("\"format\": 1") && text.contains("\"min_reader\": 1"), "{text}");
+        assert_eq!(seen(&text), [(7, 3, 9)]);
+        assert_eq!(seen(&format!("{{\"{seven}\": {{\"boot\": 3, \"nonce\": 9}}}}")), [(7, 3, 9)]);
+        assert_eq!(seen("{}"), []);
+        // A later format that this reader still understands, with something more in it.
+        let later = format!(
+            "{{\"format\": 2, \"min_reader\": 1, \"more\": 5, \"peers\": {{\"{seven}\": {{\"boot\": 3, \"nonce\": 9}}}}}}"
+        );
+        assert_eq!(seen(&later), [(7, 3, 9)]);
+    }
+
+    #[test]
+    fn a_peers_file_of_the_future_is_refused_and_a_damaged_one_forgotten() {
+        let error = load("{\"format\": 9, \"min_reader\": 9, \"peers\": []}").unwrap_err();
+        assert!(error.why.contains("newer skep (format 9"), "{error}");
+        assert!(!error.hint.is_empty());
+        for damaged in ["", "[]", "{\"x", "{\"min_reader\": 1}"] {
+            assert_eq!(seen(damaged), [], "{damaged}");
+        }
+    }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::addresses::Addresses;
 use super::greeting::{Greetings, Verdict};
+use super::lobby::{Joiner, Progress};
 use super::outlet::Completion;
 use super::service::Services;
 use super::snapshots::{Job, Transfer};
@@ -25,13 +27,16 @@ use crate::sys::metrics::{Histogram, Metrics};
 use crate::sys::queue::Sender;
 use crate::sys::time::{Instant, monotonic};
 use crate::types::api::{
-    Admin, Answer, Call, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, SetAddressRequest, SnapshotRequest,
+    Admin, Answer, Call, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest, SnapshotRequest,
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
 mod members;
 mod requests;
 mod snapshots;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use members::log_leadership;
 use snapshots::Fetching;
@@ -103,8 +108,12 @@ pub struct NodeHandler {
     metrics: Metrics,
     stop: Arc<StopCell>,
     watched: Arc<AtomicBool>,
+    progress: Progress,
     next_token: u64,
     fetching: Option<Fetching>,
+    /// Members that do not answer, and the calls that ask others where they are.
+    addresses: Addresses,
+    resolving: BTreeMap<u64, NodeId>,
     /// A call that tells the leader our new address.
     moving: Option<u64>,
     /// Snapshot streams that this node serves.
@@ -117,6 +126,8 @@ pub struct NodeHandler {
     parting: Vec<(Instant, Member)>,
     /// Until then callers wait for a leader although no majority is reached; `None` after that.
     settling: Option<Instant>,
+    /// Peers for whom appends were dropped in this turn.
+    unreachable: BTreeSet<NodeId>,
     effects: Vec<Effect>,
     backlog: VecDeque<Event>,
 }
@@ -142,12 +153,14 @@ pub struct Parts {
     pub stop: Arc<StopCell>,
     /// Set while somebody watches the store.
     pub watched: Arc<AtomicBool>,
+    /// What the join waits for, until it is over.
+    pub progress: Progress,
 }
 
 impl NodeHandler {
-    /// A handler that answers nothing but health checks until it is told its place with [`Completion::Active`].
+    /// A handler that answers as a [`Joiner`] until it is told its place with [`Completion::Active`].
     pub fn new(parts: Parts) -> Self {
-        let Parts { identity, raft, greetings, metrics, stop, watched } = parts;
+        let Parts { identity, raft, greetings, metrics, stop, watched, progress } = parts;
         Self {
             identity,
             raft,
@@ -162,14 +175,18 @@ impl NodeHandler {
             metrics,
             stop,
             watched,
+            progress,
             next_token: OWN,
             fetching: None,
+            addresses: Addresses::default(),
+            resolving: BTreeMap::new(),
             moving: None,
             serving: BTreeMap::new(),
             answered: BTreeMap::new(),
             leaving: BTreeSet::new(),
             parting: Vec::new(),
             settling: None,
+            unreachable: BTreeSet::new(),
             effects: Vec::new(),
             backlog: VecDeque::new(),
         }
@@ -183,6 +200,15 @@ impl NodeHandler {
         let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
         self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
         self.settling = Some(monotonic() + SETTLING);
+    }
+
+    fn joiner(&self) -> Joiner {
+        Joiner {
+            node_id: self.identity.node_id,
+            cluster_id: self.identity.cluster_id,
+            hostname: self.identity.hostname.clone(),
+            progress: self.progress.clone(),
+        }
     }
 
     fn context(&self) -> Context {
@@ -276,11 +302,9 @@ impl Handler for NodeHandler {
 
     fn request(&mut self, now: Instant, request: Incoming, out: &mut Outbox) {
         if self.member.is_none() {
-            if request.call == Call::Health {
-                out.answer(request.stream, control::encode(&Answer::Done));
-            } else {
-                let status = Status::new(Code::Unavailable, "this manager is joining a swarm and has no state yet");
-                out.refuse(request.stream, status.with_hint("try again in a second"));
+            match self.joiner().answer(&request) {
+                Ok(body) => out.answer(request.stream, body),
+                Err(status) => out.refuse(request.stream, status),
             }
             return;
         }
@@ -323,6 +347,8 @@ impl Handler for NodeHandler {
             self.drive(now, Event::Replied { token, reply }, out);
         } else if self.fetching.as_ref().is_some_and(|fetching| fetching.token == token) {
             self.fetch_replied(reply);
+        } else if let Some(about) = self.resolving.remove(&token) {
+            self.resolved(about, reply, out);
         } else if self.moving == Some(token) {
             self.moving = None;
             if let Reply::Refused(status) = reply {
@@ -348,6 +374,10 @@ impl Handler for NodeHandler {
         }
     }
 
+    fn raft_dropped(&mut self, peer: NodeId) {
+        self.unreachable.insert(peer);
+    }
+
     fn connected(&mut self, peer: NodeId, out: &mut Outbox) {
         let addr = self.peers.iter().find(|member| member.node_id == peer).map(|member| member.addr.clone());
         let link = self.links.entry(peer).or_insert_with(|| LinkReport {
@@ -359,6 +389,7 @@ impl Handler for NodeHandler {
             sync_us: 0,
         });
         link.alive = true;
+        self.addresses.found(peer);
         link.addr = addr.unwrap_or_default();
         self.raft.link(raft::Event::Link { node: peer, up: true, refused: false });
         self.announce(monotonic(), out);
@@ -368,6 +399,9 @@ impl Handler for NodeHandler {
         if let Some(link) = self.links.get_mut(&peer) {
             link.alive = false;
             link.rtt_us = 0;
+        }
+        if self.peers.iter().any(|member| member.node_id == peer) {
+            self.addresses.lost(monotonic(), peer);
         }
         // A hint that leads nowhere must not hide the address that the members' list has.
         if self.hints.remove(&peer).is_some() {
@@ -466,11 +500,15 @@ impl Handler for NodeHandler {
         if self.member.is_none() {
             return;
         }
+        for node in std::mem::take(&mut self.unreachable) {
+            self.raft.link(raft::Event::Unreachable { node });
+        }
         if self.settling.is_some_and(|until| until <= now) {
             self.settling = None;
             self.announce(now, out);
         }
         self.part(now, out);
+        self.ask_for_addresses(now, out);
         if self.fetching.as_ref().and_then(|fetching| fetching.retry_at).is_some_and(|at| at <= now) {
             self.call_for_snapshot(out);
         }
@@ -486,7 +524,8 @@ impl Handler for NodeHandler {
         let parting = self.parting.iter().map(|(due, _)| *due).min();
         let requests = self.member.as_ref().and_then(|member| member.requests.next_deadline());
         let fetch = self.fetching.as_ref().and_then(|fetching| fetching.retry_at);
-        parting.into_iter().chain(requests).chain(self.settling).chain(fetch).min()
+        let lost = self.addresses.next_deadline();
+        parting.into_iter().chain(requests).chain(self.settling).chain(fetch).chain(lost).min()
     }
 
     fn http(&mut self, path: &str) -> (u16, &'static str, String) {
@@ -497,8 +536,7 @@ impl Handler for NodeHandler {
                 member.requests.load().show(&self.metrics);
                 control::http(path, &member.requests.service().control.context, &member.store, &self.metrics)
             }
-            None if path == "/healthz" => (200, "text/plain", "ok\n".to_owned()),
-            None => (503, "text/plain", "joining a swarm\n".to_owned()),
+            None => self.joiner().http(path),
         }
     }
 

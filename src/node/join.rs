@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::dir::{DataDir, NodeFile};
 use super::found::Keys;
+use super::lobby::Progress;
 use super::{StartError, StartFailure};
 use crate::client::{Client, ClientError, TlsTarget};
 use crate::pki::seal::DataKey;
@@ -41,8 +42,15 @@ fn refused(addr: &str, error: &pki::PkiError) -> StartError {
     StartError::refused(what(addr), error, error.hint())
 }
 
-/// Repeats a call while it may succeed later.
-fn patiently<T>(addr: &str, mut attempt: impl FnMut(Instant) -> Result<T, ClientError>) -> Result<T, StartError> {
+/// Repeats a call while it may succeed later, and lets `progress` say so.
+fn patiently<T>(
+    addr: &str,
+    what_for: &str,
+    progress: &Progress,
+    mut attempt: impl FnMut(Instant) -> Result<T, ClientError>,
+) -> Result<T, StartError> {
+    let asking = format!("asking {addr} for {what_for}");
+    progress.say(asking.clone());
     let deadline = monotonic() + PATIENCE;
     let mut pause = Duration::from_millis(50);
     loop {
@@ -54,6 +62,7 @@ fn patiently<T>(addr: &str, mut attempt: impl FnMut(Instant) -> Result<T, Client
             return Err(failed(addr, status));
         }
         log::debug!("joining {addr}: {status}; trying again");
+        progress.say(format!("{asking}, so far in vain: {}", status.message));
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_secs(1));
     }
@@ -76,6 +85,7 @@ pub fn certificate(
     addr: &str,
     token: Option<&Sensitive>,
     description: NodeDescription,
+    progress: &Progress,
 ) -> Result<Keys, StartError> {
     let Some(token) = token else {
         let hint = "give --token-file FILE; print a token on any manager with `skep token show --role manager`";
@@ -88,7 +98,7 @@ pub fn certificate(
     })?;
 
     // Nobody is trusted before the root's digest is the token's.
-    let root_pem = patiently(addr, |deadline| {
+    let root_pem = patiently(addr, "the swarm's root certificate", progress, |deadline| {
         let target = target(addr, None, Trust::Anything, None)
             .map_err(|error| ClientError::Refused(Status::new(Code::Internal, error.to_string())))?;
         let mut client = Client::tls(target, deadline.since(monotonic()))?;
@@ -111,7 +121,7 @@ pub fn certificate(
     };
     let csr = pki::signing_request(&key).map_err(|error| refused(addr, &error))?;
     let connect = target(addr, None, Trust::Roots(root_pem.clone()), None)?;
-    let (node_id, chain, role) = patiently(addr, |deadline| {
+    let (node_id, chain, role) = patiently(addr, "a certificate", progress, |deadline| {
         let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
         let (change, after) = match file.request {
             Some(request) => request,
@@ -154,11 +164,17 @@ pub fn certificate(
 }
 
 /// Asks for a place in the Raft group. The node must listen already: the leader calls back before it agrees.
-pub fn place(addr: &str, keys: &Keys, hello: &Hello, advertise: &str) -> Result<JoinAnswer, StartError> {
+pub fn place(
+    addr: &str,
+    keys: &Keys,
+    hello: &Hello,
+    advertise: &str,
+    progress: &Progress,
+) -> Result<JoinAnswer, StartError> {
     let trust = Trust::Roots(keys.root_pem.clone());
     let connect = target(addr, Some(&keys.identity), trust, Some(hello.clone()))?;
     let request = JoinRequest { advertise: advertise.to_owned(), feature_level: FEATURE_LEVEL };
-    patiently(addr, |deadline| {
+    patiently(addr, "a place among the managers", progress, |deadline| {
         let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
         match client.call(Call::Join, &request, deadline.since(monotonic()))? {
             Answer::Joined(answer) => Ok(*answer),

@@ -11,14 +11,18 @@
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
 //! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots
+//! lobby.rs      what a joining node answers             pace.rs       how fast snapshots leave
+//! addresses.rs  members that are not where they were
 //! ```
 //!
-//! Not here: logic worth testing by itself, except the judgement of hellos.
+//! Not here: logic worth testing by itself, except the judgement of hellos, and the two small machines `pace` and
+//! `addresses`.
 //!
 //! Invariants: nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
 //! one process.
 
+mod addresses;
 mod dir;
 mod found;
 #[doc(hidden)]
@@ -26,7 +30,9 @@ pub mod fuzz;
 mod greeting;
 mod handler;
 mod join;
+mod lobby;
 mod outlet;
+mod pace;
 mod service;
 mod snapshots;
 mod sockets;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::outlet::Completion;
+use super::pace::Pace;
 use crate::net::handler::StreamId;
 use crate::net::run::NetHandle;
 use crate::raft::recover::Snapshots;
@@ -21,9 +22,9 @@ use crate::store::{SnapshotDecoder, Store};
 use crate::sys::entropy::OsEntropy;
 use crate::sys::files::{self, RealDisk};
 use crate::sys::metrics::Metrics;
-use crate::sys::queue::{Receiver, Sender, bounded};
+use crate::sys::queue::{Received, Receiver, Sender, bounded};
 use crate::sys::thread::{self, Thread};
-use crate::sys::time::monotonic;
+use crate::sys::time::{Instant, monotonic};
 use crate::types::{Code, Position, Status};
 use crate::wal::{LogReader, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
 
@@ -139,9 +140,10 @@ pub fn spawn_transfer(
     raft: Handle,
     net: NetHandle<Completion>,
     metrics: &Metrics,
+    pace: Pace,
 ) -> io::Result<(Sender<Transfer>, Thread)> {
     let (sender, inbox) = bounded(4096, metrics.queue("transfer"));
-    let mut mover = Mover { snapshots, recorded, raft, net, serving: BTreeMap::new(), taking: None };
+    let mut mover = Mover { snapshots, recorded, raft, net, serving: BTreeMap::new(), pace, taking: None };
     let thread = thread::spawn("transfer", move || mover.run(&inbox))?;
     Ok((sender, thread))
 }
@@ -165,12 +167,25 @@ struct Mover {
     raft: Handle,
     net: NetHandle<Completion>,
     serving: BTreeMap<StreamId, Serving>,
+    pace: Pace,
     taking: Option<Taking>,
 }
 
 impl Mover {
     fn run(&mut self, inbox: &Receiver<Transfer>) {
-        while let Some(transfer) = inbox.recv() {
+        loop {
+            let transfer = match self.next_turn() {
+                None => inbox.recv(),
+                Some(at) => match inbox.recv_until(at) {
+                    Received::Item(transfer) => Some(transfer),
+                    Received::Closed => None,
+                    Received::TimedOut => {
+                        self.send_on();
+                        continue;
+                    }
+                },
+            };
+            let Some(transfer) = transfer else { return };
             match transfer {
                 Transfer::Serve { stream, position, offset } => self.serve(stream, position, offset),
                 Transfer::Credit { stream, available, answered } => {
@@ -187,6 +202,18 @@ impl Mover {
                 Transfer::End => self.end(),
                 Transfer::Abort => self.abort(None),
             }
+        }
+    }
+
+    /// When to send on to those who would take more than the pace allowed.
+    fn next_turn(&self) -> Option<Instant> {
+        self.serving.values().any(|serving| serving.credit > 0).then(|| self.pace.ready_at(monotonic()))
+    }
+
+    fn send_on(&mut self) {
+        let waiting = self.serving.iter().filter(|(_, serving)| serving.credit > 0).map(|(stream, _)| *stream);
+        for stream in waiting.collect::<Vec<_>>() {
+            self.send_parts(stream);
         }
     }
 
@@ -221,15 +248,21 @@ impl Mover {
     fn send_parts(&mut self, stream: StreamId) {
         let Some(serving) = self.serving.get_mut(&stream) else { return };
         while serving.credit > 0 {
+            let allowed = self.pace.room(monotonic());
+            if allowed == 0 {
+                return;
+            }
             let chunk = match serving.next.take() {
                 Some(chunk) => Ok(Some(chunk)),
                 None => serving.reader.next_chunk(),
             };
             match chunk {
                 Ok(Some(mut chunk)) => {
-                    // What does not fit into the window waits for the next credit.
-                    let room = usize::try_from(serving.credit).unwrap_or(0).min(chunk.len());
+                    // What does not fit into the window waits for the next credit, and what is too fast for its turn.
+                    let window = u64::try_from(serving.credit).unwrap_or(0).min(allowed);
+                    let room = usize::try_from(window).unwrap_or(usize::MAX).min(chunk.len());
                     let rest = chunk.split_off(room);
+                    self.pace.spend(room as u64);
                     serving.credit -= room as i64;
                     serving.sent += room as u64;
                     serving.next = (!rest.is_empty()).then_some(rest);

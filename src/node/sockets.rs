@@ -19,6 +19,8 @@ pub struct Sockets {
     pub listen: TcpListener,
     /// For the command line.
     pub unix: UnixListener,
+    /// `unix` belongs to a group.
+    pub of_group: bool,
     /// Where `unix` is.
     pub path: PathBuf,
     /// For probes.
@@ -33,7 +35,8 @@ pub fn bind(config: &Config) -> Result<Sockets, StartError> {
     let local = listen.local_addr().map_err(|error| internal(format!("cannot listen on {}", config.listen), error))?;
     let http = config.http.as_deref().map(|addr| bind_tcp(addr, "--http")).transpose()?;
     let (unix, path) = bind_unix(config)?;
-    Ok(Sockets { listen, unix, path, http, advertise: advertise(config, local) })
+    let of_group = config.socket_group.is_some();
+    Ok(Sockets { listen, unix, of_group, path, http, advertise: advertise(config, local) })
 }
 
 fn internal(what: String, error: impl std::fmt::Display) -> StartError {

@@ -8,7 +8,9 @@ use super::dir::{DataDir, NodeFile, Phase};
 use super::found::{self, Keys};
 use super::greeting::Greetings;
 use super::handler::{Active, Identity, NodeHandler, Parts};
+use super::lobby::{Joiner, Lobby, Progress};
 use super::outlet::{Completion, Post};
+use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
 use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
@@ -28,7 +30,7 @@ use crate::sys::time::{monotonic, wall_ms};
 use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
-use crate::types::{Index, Lineage, Position, RaftId, Revision, Term};
+use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Term};
 use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
@@ -57,6 +59,7 @@ pub fn start(config: Config) -> Result<Node, StartError> {
         file.phase = Phase::Joining;
     }
     file.boot += 1;
+    let progress = Progress::default();
     let opened = match file.phase {
         Phase::Founding => {
             let description = describe(&config);
@@ -66,14 +69,14 @@ pub fn start(config: Config) -> Result<Node, StartError> {
             log::info!("made a new swarm");
             Opened { keys, log: Some((wal, recovered)) }
         }
-        Phase::Joining => join_begin(&config, &dir, &mut file)?,
+        Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress)?,
         Phase::Member => {
             // Raised and synced before anybody hears of this start.
             dir.write(&file)?;
             reopen(&dir, &file)?
         }
     };
-    Starter::new(config, dir, file, sockets, opened)?.run()
+    Starter::new(config, dir, file, sockets, opened, progress)?.run()
 }
 
 struct Opened {
@@ -116,7 +119,13 @@ fn describe(config: &Config) -> NodeDescription {
     }
 }
 
-fn join_begin(config: &Config, dir: &DataDir, file: &mut NodeFile) -> Result<Opened, StartError> {
+fn join_begin(
+    config: &Config,
+    dir: &DataDir,
+    file: &mut NodeFile,
+    sockets: &Sockets,
+    progress: &Progress,
+) -> Result<Opened, StartError> {
     // The command line wins over what an earlier start was told: the operator may have mended it.
     if config.join.is_some() {
         file.join.clone_from(&config.join);
@@ -126,7 +135,16 @@ fn join_begin(config: &Config, dir: &DataDir, file: &mut NodeFile) -> Result<Ope
         Some(keys) => keys,
         None => {
             let addr = file.join.clone().unwrap_or_default();
-            join::certificate(dir, file, &addr, config.token.as_ref(), describe(config))?
+            let description = describe(config);
+            progress.say(format!("beginning to join {addr}"));
+            let joiner = Joiner {
+                node_id: NodeId(0),
+                cluster_id: ClusterId(0),
+                hostname: description.hostname.clone(),
+                progress: progress.clone(),
+            };
+            let _lobby = Lobby::open(sockets, joiner).map_err(internal)?;
+            join::certificate(dir, file, &addr, config.token.as_ref(), description, progress)?
         }
     };
     Ok(Opened { keys, log: None })
@@ -218,6 +236,7 @@ struct Starter {
     listen: std::net::SocketAddr,
     http: Option<std::net::SocketAddr>,
     socket: std::path::PathBuf,
+    progress: Progress,
 }
 
 fn internal(error: impl std::fmt::Display) -> StartError {
@@ -226,7 +245,14 @@ fn internal(error: impl std::fmt::Display) -> StartError {
 
 impl Starter {
     /// Makes the queues between the threads.
-    fn new(config: Config, dir: DataDir, file: NodeFile, sockets: Sockets, opened: Opened) -> Result<Self, StartError> {
+    fn new(
+        config: Config,
+        dir: DataDir,
+        file: NodeFile,
+        sockets: Sockets,
+        opened: Opened,
+        progress: Progress,
+    ) -> Result<Self, StartError> {
         let metrics = Metrics::default();
         let stop = Arc::new(StopCell::default());
         let watched = Arc::new(AtomicBool::new(false));
@@ -246,21 +272,22 @@ impl Starter {
         let parts = Parts {
             identity: identity.clone(),
             raft: raft.clone(),
-            greetings: Greetings::load(&dir.path().join("peers.json")),
+            greetings: Greetings::load(&dir.path().join("peers.json"))?,
             metrics: metrics.clone(),
             stop: stop.clone(),
             watched: watched.clone(),
+            progress: progress.clone(),
         };
         let listen = sockets.listen.local_addr().map_err(internal)?;
         let http = sockets.http.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
         let net_config = net::Config {
             listen: Some(sockets.listen),
             unix: Some(sockets.unix),
-            socket_group: config.socket_group.is_some(),
+            socket_group: sockets.of_group,
             http: sockets.http,
             node_id: identity.node_id,
             cluster_id: identity.cluster_id,
-            credentials,
+            credentials: Some(credentials),
             limits: net::Limits::default(),
             seed: entropy.next_u64(),
             metrics: metrics.clone(),
@@ -284,6 +311,7 @@ impl Starter {
             listen,
             http,
             socket,
+            progress,
         })
     }
 
@@ -326,9 +354,15 @@ impl Starter {
             self.dir.path().join("peers.json"),
         )
         .map_err(internal)?;
-        let (transfer, transfer_thread) =
-            snapshots::spawn_transfer(snapshots, reader.clone(), self.raft.clone(), self.net.clone(), &self.metrics)
-                .map_err(internal)?;
+        let (transfer, transfer_thread) = snapshots::spawn_transfer(
+            snapshots,
+            reader.clone(),
+            self.raft.clone(),
+            self.net.clone(),
+            &self.metrics,
+            Pace::of(self.file.profile),
+        )
+        .map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
@@ -463,7 +497,7 @@ impl Starter {
         }
         let addr = self.file.join.clone().unwrap_or_default();
         let hello = self.hello();
-        let answer = join::place(&addr, &self.opened.keys, &hello, &self.identity.advertise)?;
+        let answer = join::place(&addr, &self.opened.keys, &hello, &self.identity.advertise, &self.progress)?;
         let JoinAnswer { raft_id, advertise, lineage, profile, .. } = answer;
         log::info!("joined the swarm as member {raft_id} at {advertise}");
         self.identity.advertise = advertise;
@@ -497,7 +531,8 @@ fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
     }
 }
 
-fn empty_report() -> RaftReport {
+/// What raft says of itself before it runs.
+pub fn empty_report() -> RaftReport {
     RaftReport {
         raft_id: RaftId(0),
         state: RaftState::Joining,

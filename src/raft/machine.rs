@@ -60,6 +60,8 @@ const READ_RETRY: Duration = Duration::from_millis(300);
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// A follower that does not fetch the snapshot it was offered for so long is offered it again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// Shortest election timeouts that whoever asked for a transfer waits after this member's leadership ended.
+const TRANSFER_PATIENCE: u32 = 2;
 /// A snapshot that failed is tried again after this, then after twice as long, up to [`SNAPSHOT_PAUSE_MAX`].
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(30);
 /// See [`SNAPSHOT_PAUSE`].
@@ -141,6 +143,8 @@ struct Peer {
     marks: VecDeque<(Index, u128)>,
     /// The snapshot it was offered: when it last showed interest.
     snapshot: Option<Instant>,
+    /// When it last sent something that raft could take.
+    heard: Option<Instant>,
 }
 
 /// The raft thread's decisions.
@@ -436,8 +440,12 @@ impl Machine {
         }
     }
 
-    fn address(&self, message: Message) -> Option<Outgoing> {
+    fn address(&self, mut message: Message) -> Option<Outgoing> {
         let to = self.node_of(message.to)?;
+        // Another leader may have changed the log since a message of an older term was made.
+        let leads = self.is_leader() && message.term == self.node.raft.term;
+        let term = |index| if leads { self.node.raft.raft_log.term(index).ok() } else { None };
+        set_predecessor(&mut message, term)?;
         Some(Outgoing { to, message })
     }
 
@@ -476,6 +484,14 @@ impl Machine {
 
     fn is_up(&self, node: NodeId) -> bool {
         node == self.node_id || self.peers.get(&node).is_some_and(|peer| peer.up)
+    }
+
+    fn heard_ms(&self, now: Instant, member: &Member) -> Option<u64> {
+        if member.raft_id == self.raft_id {
+            return Some(0);
+        }
+        let heard = self.peers.get(&member.node_id)?.heard?;
+        Some(now.since(heard).as_millis() as u64)
     }
 
     fn is_leader(&self) -> bool {
@@ -538,7 +554,7 @@ impl Machine {
                         raft_id: member.raft_id,
                         matched: Index(progress.matched),
                         state: progress.state.to_string().to_lowercase().replace("state", ""),
-                        active: progress.recent_active || member.raft_id == self.raft_id,
+                        heard_ms: self.heard_ms(now, member),
                     })
                 })
                 .collect()
@@ -569,7 +585,57 @@ impl Machine {
     }
 }
 
+/// Names the entry before an append's first one. raft-rs puts entries into an append for the same member that still waits
+/// to be sent, and when that has none, does not look whether they follow the place it names: a joiner's answer to a probe
+/// of the log's end makes entries of the log's beginning join such a probe. `None` when the term of that entry is not
+/// known any more: the message is dropped, and what it had is sent after the next heartbeat.
+fn set_predecessor(message: &mut Message, term: impl Fn(u64) -> Option<u64>) -> Option<()> {
+    // Read rounds carry their context as an entry that has no place in the log.
+    let first = message.entries.first().filter(|_| message.msg_type == MessageType::MsgAppend);
+    let Some(before) = first.map(|first| first.index.saturating_sub(1)) else { return Some(()) };
+    if before != message.index {
+        message.log_term = term(before)?;
+        message.index = before;
+    }
+    Some(())
+}
+
 fn snapshot_position(message: &Message) -> Position {
     let metadata = message.get_snapshot().get_metadata();
     Position { term: Term(metadata.term), index: Index(metadata.index) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(index: u64, log_term: u64, entries: &[(u64, u64)]) -> Message {
+        let mut message = Message::default();
+        message.msg_type = MessageType::MsgAppend;
+        (message.index, message.log_term) = (index, log_term);
+        let entries = entries.iter().map(|&(term, index)| {
+            let mut entry = Entry::default();
+            (entry.term, entry.index) = (term, index);
+            entry
+        });
+        message.entries = entries.collect::<Vec<_>>().into();
+        message
+    }
+
+    #[test]
+    fn an_append_names_the_entry_before_its_first() {
+        // A log of terms 1, 1, 2, 3 whose first entry is gone.
+        let term = |index: u64| [None, Some(1), Some(2), Some(3)].get(index as usize - 1).copied().flatten();
+        let check = |mut message: Message| {
+            let sent = set_predecessor(&mut message, term).is_some();
+            sent.then_some((message.index, message.log_term))
+        };
+        assert_eq!(check(append(4, 3, &[])), Some((4, 3)), "a probe of the end");
+        assert_eq!(check(append(2, 1, &[(2, 3), (3, 4)])), Some((2, 1)), "as raft-rs made it");
+        assert_eq!(check(append(4, 3, &[(2, 3), (3, 4)])), Some((2, 1)), "entries that joined a probe of the end");
+        assert_eq!(check(append(4, 3, &[(1, 2)])), None, "what stood before is compacted");
+        let mut read = append(0, 0, &[(0, 0)]);
+        read.msg_type = MessageType::MsgReadIndex;
+        assert_eq!(check(read), Some((0, 0)), "the context of a read");
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{OrderResult, Reply, Token};
+use crate::sys::time::Instant;
 use crate::types::member::MemberChange;
 use crate::types::{Index, NodeId, RaftId, Term};
 
@@ -55,6 +56,8 @@ pub struct Transfer {
     pub to: RaftId,
     /// The term it was begun in.
     pub term: Term,
+    /// When this member's leadership ended under it.
+    pub ended: Option<Instant>,
 }
 
 /// Orders on their way.

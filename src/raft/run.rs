@@ -174,6 +174,17 @@ pub struct Inbox {
     shared: Arc<Shared>,
 }
 
+#[cfg(test)]
+impl Inbox {
+    /// The next of what the node's own threads reported.
+    pub fn next_reported(&self) -> Option<Event> {
+        match *self.internal.try_recv()? {
+            Input::Event(event) => Some(event),
+            Input::Fetched { .. } => None,
+        }
+    }
+}
+
 /// Queues of a raft thread that is started later, so that the threads it talks to can be given the handle first.
 pub fn queues(report: Report, metrics: &Metrics) -> (Handle, Inbox) {
     let (internal, internal_in) = queue::bounded(1 << 14, metrics.queue("raft_internal"));

@@ -573,8 +573,8 @@ pub struct Progress {
     pub matched: Index,
     /// `probe`, `replicate` or `snapshot`.
     pub state: String,
-    /// It answered lately.
-    pub active: bool,
+    /// Milliseconds since it last sent a message of raft's; `None` when it has sent none yet.
+    pub heard_ms: Option<u64>,
 }
 
 /// A link to a peer; refreshed by the net thread.

@@ -30,6 +30,10 @@ fn what_is_written_through_one_follower_is_read_through_another() {
         assert!(members.iter().all(|member| member.get(key).is_some()), "{key}");
     }
 
+    let rows = other.json(&["node", "ls"]);
+    assert!(rows.as_array().unwrap().iter().all(|row| row["state"] == "ready"), "{rows}");
+    assert_eq!(other.json(&["node", "inspect", "m2"])["status"]["state"], "ready");
+
     let status = other.json(&["status"]);
     let links = status["links"].as_array().unwrap();
     assert!(links.len() == 2 && links.iter().all(|link| link["addr"].as_str().unwrap().contains(':')), "{links:?}");
@@ -68,6 +72,10 @@ fn a_manager_cut_off_from_the_others_answers_stale_reads_and_refuses_the_rest_at
     ended.refused_with_hint(4, &said);
     let rows = manager.json(&["config", "ls", "--stale"]);
     assert_eq!(rows[0]["name"], "motd");
+    let rows = manager.json(&["node", "ls", "--stale"]);
+    let up: Vec<_> = rows.as_array().unwrap().iter().filter(|row| row["state"] == "ready").collect();
+    assert!(up.len() == 1 && up[0]["name"] == manager.name.as_str(), "{rows}");
+    assert!(rows.as_array().unwrap().iter().all(|row| row["state"] != "unknown"), "{rows}");
 
     // Back again, everything is as before, and the write that was refused never happened.
     for place in 0..3 {

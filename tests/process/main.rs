@@ -6,11 +6,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bounds;
 mod client;
 mod crash;
 mod flood;
 mod input;
+mod joining;
 mod leave;
+mod links;
 mod refused;
 mod service;
 mod snapshots;

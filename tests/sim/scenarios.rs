@@ -271,6 +271,26 @@ fn a_transfer_to_somebody_who_is_down_is_refused_and_the_leader_leads_on() {
 }
 
 #[test]
+fn a_transfer_under_a_leader_that_is_cut_off_has_an_answer_although_nobody_else_is_known_to_lead() {
+    let mut unknown = 0;
+    for seed in 0..6 {
+        let mut world = World::cluster(seed, 3);
+        let (leader, to) = (world.wait_for_leader(ms(1000)), world.followers()[0]);
+        world.isolate(&[leader]);
+        // It has looked for a quorum once since, and will not find one when it looks again.
+        world.run_for(ms(1050));
+        match world.order_at(leader, Order::Transfer { to: Some(to) }).expect("an answer") {
+            OrderResult::Refused(status) if status.code == Code::Unknown => unknown += 1,
+            // It had looked again already.
+            result => assert_eq!(result, OrderResult::Again, "seed {seed}"),
+        }
+        world.heal();
+        world.recover_and_check();
+    }
+    assert!(unknown > 0, "no leader was deposed under a transfer");
+}
+
+#[test]
 fn candidates_that_duel_settle_soon() {
     check(20, |seed| {
         let mut world = World::cluster(seed, 5);

@@ -199,7 +199,7 @@ fn report(state: RaftState, voters: u64) -> RaftReport {
         raft_id: member.raft_id,
         matched: Index(90),
         state: "replicate".to_owned(),
-        active: true,
+        heard_ms: Some(0),
     };
     RaftReport {
         raft_id: RaftId(1),

@@ -6,7 +6,8 @@ impl<S: Service> Requests<S> {
     /// Keeps a request until there is a leader, and at least until `from`; refuses it when waiting is hopeless.
     pub(super) fn hold(&mut self, now: Instant, key: Key, from: Instant, effects: &mut Vec<Effect>) {
         let Some(pending) = self.requests.get_mut(&key) else { return };
-        if pending.incoming.forwarded && self.leadership.leader != Some(self.node_id) {
+        // Where no leader is known, whoever passed it on may know better: that this manager has just been elected.
+        if pending.incoming.forwarded && self.leadership.leader.is_some_and(|leader| leader != self.node_id) {
             let message = "this manager does not lead, and does not pass on what was passed on to it";
             return self.refuse(key, Status::new(Code::Unavailable, message), effects);
         }
@@ -86,7 +87,7 @@ impl<S: Service> Requests<S> {
     pub(super) fn release(&mut self, now: Instant, at_once: bool, effects: &mut Vec<Effect>) {
         let hopeless = self.leadership.leader.is_none() && self.leadership.no_majority.is_some();
         let known = self.knows_leader();
-        let not_leading = self.leadership.leader != Some(self.node_id);
+        let not_leading = self.leadership.leader.is_some_and(|leader| leader != self.node_id);
         let due: Vec<Key> = self
             .held
             .iter()

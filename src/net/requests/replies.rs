@@ -50,7 +50,8 @@ impl<S: Service> Requests<S> {
                 }
             }
             Reply::Refused(status) => match status.code {
-                Code::Unavailable if route.repeatable => self.hold(now, key, again, effects),
+                // Nothing was done there.
+                Code::Unavailable => self.hold(now, key, again, effects),
                 Code::Unknown if route.repeatable && !status.hopeless => {
                     pending.in_doubt = true;
                     self.hold(now, key, again, effects);

@@ -62,7 +62,7 @@ impl<H: Handler> Net<H> {
         log::debug!("refusing {}: {status}", connection.addr);
         if let Some(dial) = connection.dial.clone() {
             self.refused_dial(id, &dial, status, false);
-        } else if connection.stage == Stage::Greeting
+        } else if (connection.stage == Stage::Greeting || connection.class == Class::Manager)
             && let Some(node) = connection.node()
         {
             self.warn_of_peer(node, &format!("refused: {status}"), &status.hint);

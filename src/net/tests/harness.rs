@@ -93,6 +93,7 @@ pub enum Event {
     Cancelled(StreamId),
     Replied(u64, Reply),
     Raft(NodeId, Bytes),
+    Dropped(NodeId),
     Connected(NodeId),
     Disconnected(NodeId, bool, Clock),
     Measured(NodeId, u64, i64, u64),
@@ -188,6 +189,10 @@ impl Handler for Recorder {
         }
     }
 
+    fn raft_dropped(&mut self, peer: NodeId) {
+        self.tell(Event::Dropped(peer));
+    }
+
     fn connected(&mut self, peer: NodeId, _: &mut Outbox) {
         self.tell(Event::Connected(peer));
     }
@@ -273,7 +278,7 @@ impl Running {
             http: Some(http),
             node_id: id,
             cluster_id: swarm.cluster,
-            credentials: credentials.clone(),
+            credentials: Some(credentials.clone()),
             limits: setup.limits,
             seed: id.0 as u64,
             metrics: metrics.clone(),

@@ -198,6 +198,7 @@ fn an_urgent_frame_overtakes_appends_and_appends_over_the_budget_are_dropped() {
         }
     }
     eventually("the queue is full", || net.counter("skep_net_dropped_raft_total{lane=\"bulk\"}") > 0);
+    net.wait("the handler hears of it", |event| matches!(event, Event::Dropped(NodeId(2))).then_some(()));
     assert!(net.handle().send_raft(NodeId(2), &b"vote"[..], true));
     let mut appends = 0;
     loop {
@@ -218,6 +219,20 @@ fn an_urgent_frame_overtakes_appends_and_appends_over_the_budget_are_dropped() {
             appends += 1;
         }
     }
+}
+
+#[test]
+fn appends_for_a_peer_without_a_connection_are_told_to_be_dropped_and_votes_are_not() {
+    let swarm = Swarm::new(12);
+    let mut net = Running::start(&swarm, 1);
+    assert!(net.handle().send_raft(NodeId(3), &b"vote"[..], true));
+    eventually("the vote is dropped", || net.counter("skep_net_dropped_raft_total{lane=\"urgent\"}") > 0);
+    assert!(net.handle().send_raft(NodeId(2), &b"append"[..], false));
+    let dropped = net.wait("append", |event| match event {
+        Event::Dropped(peer) => Some(*peer),
+        _ => None,
+    });
+    assert_eq!(dropped, NodeId(2));
 }
 
 #[test]

@@ -27,6 +27,7 @@ impl NodeHandler {
         for member in old {
             if !self.peers.iter().any(|peer| peer.node_id == member.node_id) {
                 self.links.remove(&member.node_id);
+                self.addresses.found(member.node_id);
                 self.parting.push((now + PARTING, member));
             }
         }
@@ -35,6 +36,51 @@ impl NodeHandler {
                 link.addr.clone_from(&member.addr);
             }
         }
+        for member in &self.peers {
+            let alive = self.links.get(&member.node_id).is_some_and(|link| link.alive);
+            if !alive && member.node_id != self.identity.node_id {
+                self.addresses.lost(now, member.node_id);
+            }
+        }
+        self.dial_peers(out);
+    }
+
+    /// Asks a manager that is connected where a member listens that does not answer. An address that came this way and did
+    /// not answer either makes room for that of the members' list again.
+    pub(super) fn ask_for_addresses(&mut self, now: Instant, out: &mut Outbox) {
+        let connected: Vec<NodeId> = self.links.values().filter(|link| link.alive).map(|link| link.node_id).collect();
+        let mut dial = false;
+        for (node, asked) in self.addresses.due(now, &connected) {
+            dial |= self.hints.remove(&node).is_some();
+            let member = self.peers.iter().find(|member| member.node_id == node);
+            let (Some(raft_id), Some(asked)) = (member.map(|member| member.raft_id), asked) else { continue };
+            let token = self.own_token();
+            self.resolving.insert(token, node);
+            out.commands.push(Command::Call {
+                token,
+                to: Target::Node(asked),
+                call: Call::ResolveAddress,
+                deadline_ms: OWN_DEADLINE_MS,
+                forwarded: None,
+                body: crate::codec::envelope::encode(&ResolveAddress { raft_id }).into(),
+            });
+        }
+        if dial {
+            self.dial_peers(out);
+        }
+    }
+
+    /// Another manager said where a member listens, or did not.
+    pub(super) fn resolved(&mut self, node: NodeId, reply: Reply, out: &mut Outbox) {
+        let Reply::Answer { body, .. } = reply else { return };
+        let Ok(Answer::Address(addr)) = crate::codec::envelope::decode(&body, body.len()) else { return };
+        let alive = self.links.get(&node).is_some_and(|link| link.alive);
+        let known = self.peers.iter().find(|member| member.node_id == node);
+        if alive || known.is_none_or(|member| member.addr == addr) {
+            return;
+        }
+        log::info!("member {node} is said to listen at {addr}: dialling it there");
+        self.hints.insert(node, addr);
         self.dial_peers(out);
     }
 

@@ -63,6 +63,9 @@ impl NodeHandler {
         fetching.token = token;
         fetching.attempts += 1;
         fetching.retry_at = None;
+        if fetching.received > 0 {
+            log::info!("the connection broke: going on with the snapshot after byte {}", fetching.received);
+        }
         let request = SnapshotRequest { position: fetching.fetch.mark.position, offset: fetching.received };
         out.commands.push(Command::Call {
             token,

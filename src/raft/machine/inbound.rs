@@ -35,6 +35,9 @@ impl Machine {
             }
             return;
         }
+        if known.is_some() {
+            self.peers.entry(from).or_default().heard = Some(now);
+        }
         match message.msg_type {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.replicated.members.is_empty() => {
                 // Only a voter is asked, and only a member that had its log becomes one.
@@ -55,7 +58,6 @@ impl Machine {
             _ => {}
         }
         self.step_raft(message);
-        let _ = now;
     }
 
     /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.

@@ -19,7 +19,7 @@ impl Machine {
             self.term_began = Index(raft.raft_log.last_index());
         }
         if led && (!is_leader || new_term) {
-            self.leadership_ended();
+            self.leadership_ended(now);
         }
         let leader = if leader_id == 0 { None } else { self.node_of(leader_id) };
         let serving = is_leader && self.applied >= self.term_began;
@@ -50,11 +50,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn leadership_ended(&mut self) {
+    pub(super) fn leadership_ended(&mut self, now: Instant) {
         let uncertain = std::mem::take(&mut self.pending).into_iter().map(|(_, _, token)| Reply::Uncertain(token));
         self.effects.replies.extend(uncertain);
         let replies = self.orders.leadership_ended();
         self.effects.replies.extend(replies);
+        if let Some(transfer) = &mut self.orders.transfer {
+            transfer.ended = Some(now);
+        }
         self.mark_proposed = None;
         for peer in self.peers.values_mut() {
             peer.snapshot = None;
@@ -75,6 +78,17 @@ impl Machine {
             };
             self.effects.replies.push(Reply::Order(token, result));
         }
+    }
+
+    /// Whoever asked for a transfer waits for the next leader to be known, but not for ever: it may be that no other can be
+    /// elected.
+    pub(super) fn watch_ended_transfer(&mut self, now: Instant) {
+        let patience = self.tick_interval() * self.timing.election_ticks as u32 * TRANSFER_PATIENCE;
+        let given_up = |transfer: &mut Transfer| transfer.ended.is_some_and(|ended| now.since(ended) > patience);
+        let Some(Transfer { token: Some(token), to, .. }) = self.orders.transfer.take_if(given_up) else { return };
+        let message = format!("this manager leads no more, and whether member {to} leads now is not known here");
+        let status = Status::new(Code::Unknown, message).with_hint("`skep members` on another manager shows who leads");
+        self.effects.replies.push(Reply::Order(token, OrderResult::Refused(status)));
     }
 
     pub(super) fn propose_mark(&mut self, now: Instant) {

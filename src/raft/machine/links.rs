@@ -21,7 +21,9 @@ impl Machine {
         if !expired.is_empty() {
             self.effects.replies.push(Reply::ReadFailed(expired));
         }
-        if self.is_leader() {
+        if !self.is_leader() {
+            self.watch_ended_transfer(now);
+        } else {
             self.watch_disk(now);
             self.watch_transfer();
             self.watch_snapshots(now);

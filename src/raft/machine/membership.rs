@@ -59,7 +59,7 @@ impl Machine {
         };
         self.node.transfer_leader(to.0);
         self.effects.happened.push(Happened::HandsOver { to });
-        self.orders.transfer = Some(Transfer { token: Some(token), to, term: Term(self.node.raft.term) });
+        self.orders.transfer = Some(Transfer { token: Some(token), to, term: Term(self.node.raft.term), ended: None });
         None
     }
 
@@ -274,7 +274,7 @@ impl Machine {
         self.node.transfer_leader(to.0);
         self.effects.happened.push(Happened::HandsOver { to });
         if self.orders.transfer.is_none() {
-            self.orders.transfer = Some(Transfer { token: None, to, term: Term(self.node.raft.term) });
+            self.orders.transfer = Some(Transfer { token: None, to, term: Term(self.node.raft.term), ended: None });
         }
         true
     }

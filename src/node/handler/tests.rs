@@ -1,0 +1,144 @@
+//! A member's handler without threads: what it tells raft and the socket loop.
+
+use std::path::Path;
+
+use super::*;
+use crate::raft::run::{Inbox, queues};
+use crate::store::State;
+use crate::sys::queue::bounded;
+use crate::types::MemberRole;
+
+/// Node 1 of the members 1, 2 and 3.
+struct Node {
+    handler: NodeHandler,
+    raft: Inbox,
+    begun: Instant,
+    /// Keeps the queues to the workers open.
+    _workers: Box<dyn std::any::Any>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let metrics = Metrics::default();
+        let (raft, inbox) = queues(super::super::start::empty_report(), &metrics);
+        let identity = Identity {
+            node_id: NodeId(1),
+            cluster_id: ClusterId(5),
+            hostname: "m1".to_owned(),
+            advertise: addr(1),
+            boot: 1,
+            nonce: 1,
+        };
+        let mut handler = NodeHandler::new(Parts {
+            identity,
+            raft,
+            greetings: Greetings::load(Path::new("/nonexistent/peers.json")).unwrap(),
+            metrics: metrics.clone(),
+            stop: Arc::default(),
+            watched: Arc::default(),
+            progress: Progress::default(),
+        });
+        let (transfer, transfers) = bounded(4, metrics.queue("transfer"));
+        let (jobs, job_inbox) = bounded(4, metrics.queue("jobs"));
+        let state = State::bootstrap(Lineage(7), NodeId(1), addr(1));
+        handler.activate(Active {
+            raft_id: RaftId(1),
+            lineage: Lineage(7),
+            store: Arc::new(Store::new(state, 1 << 16)),
+            transfer,
+            jobs,
+            advertise: addr(1),
+        });
+        let mut node = Self { handler, raft: inbox, begun: monotonic(), _workers: Box::new((transfers, job_inbox)) };
+        let members = (1..=3).map(|id| Member {
+            raft_id: RaftId(id),
+            node_id: NodeId(id.into()),
+            addr: addr(id),
+            role: MemberRole::Voter,
+        });
+        node.act(|handler, out, now| handler.completed(now, vec![Completion::Peers(members.collect())], out));
+        node.act(|handler, out, _| handler.connected(NodeId(2), out));
+        while node.raft.next_reported().is_some() {}
+        node
+    }
+
+    fn act(&mut self, act: impl FnOnce(&mut NodeHandler, &mut Outbox, Instant)) -> Vec<Command> {
+        let mut out = Outbox::default();
+        act(&mut self.handler, &mut out, self.begun);
+        out.commands
+    }
+
+    /// The end of a turn so many seconds after the beginning.
+    fn turn(&mut self, seconds: u64) -> Vec<Command> {
+        let at = self.begun + Duration::from_secs(seconds);
+        self.act(|handler, out, _| handler.turn_ended(at, out))
+    }
+}
+
+fn addr(id: u64) -> String {
+    format!("10.0.0.{id}:4242")
+}
+
+/// Where member 3 is dialled, if these say so.
+fn dialled(commands: &[Command]) -> Option<String> {
+    commands.iter().rev().find_map(|command| match command {
+        Command::Peers(peers) => peers.iter().find(|(node, _)| *node == NodeId(3)).map(|(_, addr)| addr.clone()),
+        _ => None,
+    })
+}
+
+/// The question where somebody listens: its token, whom it goes to and about whom it is.
+fn question(commands: &[Command]) -> Option<(u64, NodeId, RaftId)> {
+    commands.iter().find_map(|command| match command {
+        Command::Call { token, to: Target::Node(to), call: Call::ResolveAddress, body, .. } => {
+            let asked: ResolveAddress = crate::codec::envelope::decode(body, 100).unwrap();
+            Some((*token, *to, asked.raft_id))
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn appends_that_were_dropped_in_a_turn_make_their_peer_unreachable_once() {
+    let mut node = Node::new();
+    node.act(|handler, _, _| {
+        for peer in [3, 2, 3, 3] {
+            handler.raft_dropped(NodeId(peer));
+        }
+    });
+    for _ in 0..2 {
+        node.turn(0);
+    }
+    let mut told = Vec::new();
+    while let Some(event) = node.raft.next_reported() {
+        match event {
+            raft::Event::Unreachable { node } => told.push(node.0),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told, [2, 3]);
+}
+
+#[test]
+fn a_member_that_does_not_answer_is_asked_for_and_dialled_where_others_know_it() {
+    let mut node = Node::new();
+    assert_eq!(question(&node.turn(1)), None, "it may come back");
+    let (token, to, about) = question(&node.turn(4)).unwrap();
+    assert_eq!((to, about), (NodeId(2), RaftId(3)));
+    // The same address is no news.
+    let reply = |addr: &str| Reply::Answer { body: control::encode(&Answer::Address(addr.to_owned())), end: true };
+    let said = node.act(|handler, out, now| handler.replied(now, token, reply(&addr(3)), out));
+    assert_eq!(dialled(&said), None);
+    let (token, ..) = question(&node.turn(11)).unwrap();
+    let said = node.act(|handler, out, now| handler.replied(now, token, reply("10.9.9.9:4242"), out));
+    assert_eq!(dialled(&said).as_deref(), Some("10.9.9.9:4242"));
+    // There it does not answer either: the list's address has its turn again.
+    let said = node.turn(24);
+    assert_eq!(dialled(&said), Some(addr(3)));
+    assert!(question(&said).is_some());
+    // Once it is connected nobody is asked any more, and what was asked does not matter.
+    let (token, ..) = question(&said).unwrap();
+    node.act(|handler, out, _| handler.connected(NodeId(3), out));
+    let late = node.act(|handler, out, now| handler.replied(now, token, reply("10.9.9.9:4242"), out));
+    assert_eq!((dialled(&late), question(&node.turn(600))), (None, None));
+}

@@ -1,0 +1,195 @@
+//! What a node answers while it joins a swarm: who it is, how far it is, and nothing else.
+//!
+//! Without a certificate there is no place in a swarm and nothing to listen for; but a person who types `skep status` then
+//! wants to know what the node is waiting for. [`Lobby`] serves the control socket (and the probes) until the certificate
+//! is there; after that the node's own handler answers in the same words until it has its place.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::sockets::Sockets;
+use crate::codec::envelope;
+use crate::codec::request::Ping;
+use crate::control;
+use crate::net::handler::{Handler, Incoming, Outbox, Reply, StreamId};
+use crate::net::{self, NetHandle, routes};
+use crate::sys::metrics::Metrics;
+use crate::sys::thread::Thread;
+use crate::sys::time::Instant;
+use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, PROTOCOL, Query, QueryKind};
+use crate::types::{Caller, ClusterId, Code, Lineage, NodeId, Position, Revision, Status};
+
+/// What a join waits for, in words; shared with whoever answers meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Mutex<String>>);
+
+impl Progress {
+    /// Replaces the words.
+    pub fn say(&self, waiting_for: String) {
+        *self.0.lock().expect("no code panics while it holds this lock") = waiting_for;
+    }
+
+    /// The words.
+    pub fn words(&self) -> String {
+        self.0.lock().expect("no code panics while it holds this lock").clone()
+    }
+}
+
+/// A node that is not a member yet.
+#[derive(Clone, Debug)]
+pub struct Joiner {
+    /// All zero before it has a certificate.
+    pub node_id: NodeId,
+    /// The same.
+    pub cluster_id: ClusterId,
+    /// Its name for people.
+    pub hostname: String,
+    /// What it waits for.
+    pub progress: Progress,
+}
+
+impl Joiner {
+    /// The answer to any request before the node is a member.
+    pub fn answer(&self, request: &Incoming) -> Result<Bytes, Status> {
+        if !routes::route(request.call).before_joining {
+            return Err(self.not_yet());
+        }
+        if request.call == Call::Health {
+            return Ok(control::encode(&Answer::Done));
+        }
+        match envelope::decode::<Query>(&request.body, request.body.len()) {
+            Ok(Query { what: QueryKind::Status, .. }) => {
+                let words = self.progress.words();
+                let status = control::joining_status(self.node_id, self.cluster_id, &self.hostname, &words);
+                Ok(control::encode(&Answer::Status(Box::new(status))))
+            }
+            Ok(_) => Err(self.not_yet()),
+            Err(error) => {
+                let message = format!("the request cannot be read: {error}");
+                let hint = "use a command line of the same version as the manager";
+                Err(Status::new(Code::InvalidArgument, message).with_hint(hint))
+            }
+        }
+    }
+
+    fn not_yet(&self) -> Status {
+        let message = format!("this manager is joining a swarm and has no state yet: it is {}", self.progress.words());
+        Status::new(Code::Unavailable, message).with_hint("`skep status` shows how far it is")
+    }
+
+    /// A probe's answer: it lives, and is not ready.
+    pub fn http(&self, path: &str) -> (u16, &'static str, String) {
+        if path == "/healthz" {
+            return (200, "text/plain", "ok\n".to_owned());
+        }
+        (503, "text/plain", format!("joining a swarm: {}\n", self.progress.words()))
+    }
+}
+
+/// Serves the control socket until it is dropped.
+#[derive(Debug)]
+pub struct Lobby {
+    net: Option<NetHandle<()>>,
+    thread: Option<Thread>,
+}
+
+/// Callers that are being answered may take so long to read it.
+const PARTING: Duration = Duration::from_secs(2);
+
+impl Lobby {
+    /// Begins to serve. The listeners stay open after it, for the node itself.
+    pub fn open(sockets: &Sockets, joiner: Joiner) -> std::io::Result<Self> {
+        let metrics = Metrics::default();
+        let (handle, inbox) = net::channel(1, &metrics)?;
+        let config = net::Config {
+            listen: None,
+            unix: Some(sockets.unix.try_clone()?),
+            socket_group: sockets.of_group,
+            http: sockets.http.as_ref().map(std::net::TcpListener::try_clone).transpose()?,
+            node_id: joiner.node_id,
+            cluster_id: joiner.cluster_id,
+            credentials: None,
+            limits: net::Limits::default(),
+            seed: 0,
+            metrics,
+        };
+        let thread = net::spawn(config, Doorkeeper(joiner), inbox)?;
+        Ok(Self { net: Some(handle), thread: Some(thread) })
+    }
+}
+
+impl Drop for Lobby {
+    fn drop(&mut self) {
+        // The loop ends when its last handle goes.
+        self.net = None;
+        if let Some(thread) = self.thread.take()
+            && !thread.join(PARTING)
+        {
+            log::warn!("the control socket of the joining node was not closed in time");
+        }
+    }
+}
+
+/// Answers on the net thread. There are no managers to talk to: nobody is dialled and nobody can connect but local callers.
+struct Doorkeeper(Joiner);
+
+impl Handler for Doorkeeper {
+    type Completion = ();
+
+    fn hello(&mut self) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            cluster_id: self.0.cluster_id,
+            node_id: self.0.node_id,
+            raft_id: None,
+            lineage: Lineage(0),
+            boot: 0,
+            nonce: 0,
+            last: Position::default(),
+            advertise: String::new(),
+            feature_level: FEATURE_LEVEL,
+            revision: Revision(0),
+        }
+    }
+
+    fn request(&mut self, _: Instant, request: Incoming, out: &mut Outbox) {
+        match self.0.answer(&request) {
+            Ok(body) => out.answer(request.stream, body),
+            Err(status) => out.refuse(request.stream, status),
+        }
+    }
+
+    fn http(&mut self, path: &str) -> (u16, &'static str, String) {
+        self.0.http(path)
+    }
+
+    fn greeted(&mut self, _: &Caller, _: &Hello) -> Result<(), Status> {
+        Err(self.0.not_yet())
+    }
+
+    fn turned_away(&mut self, _: Option<NodeId>, _: &Status, _: &mut Outbox) {}
+    fn cancelled(&mut self, _: StreamId, _: &mut Outbox) {}
+    fn credit(&mut self, _: StreamId, _: u32, _: &mut Outbox) {}
+    fn replied(&mut self, _: Instant, _: u64, _: Reply, _: &mut Outbox) {}
+    fn raft(&mut self, _: NodeId, _: Bytes, _: &mut Outbox) {}
+    fn raft_dropped(&mut self, _: NodeId) {}
+    fn connected(&mut self, _: NodeId, _: &mut Outbox) {}
+    fn disconnected(&mut self, _: NodeId, _: bool, _: &mut Outbox) {}
+    fn measured(&mut self, _: NodeId, _: u64, _: i64, _: Ping) {}
+    fn completed(&mut self, _: Instant, _: Vec<()>, _: &mut Outbox) {}
+    fn turn_ended(&mut self, _: Instant, _: &mut Outbox) {}
+
+    fn ping(&mut self) -> Ping {
+        Ping::default()
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn is_removed(&self, _: NodeId) -> bool {
+        false
+    }
+}
