@@ -38,7 +38,7 @@ pub fn run(out: &mut Output, command: &WalCommand) -> Ended {
 }
 
 /// Damage is what lies before a valid batch: a crash leaves nothing behind but an unfinished last write.
-fn verdict(found: &[Found]) -> Ended {
+pub(super) fn verdict(found: &[Found]) -> Ended {
     let last_good = found.iter().rposition(|found| matches!(found, Found::Batch { .. })).unwrap_or(0);
     let problems = found.iter().enumerate().filter_map(|(place, found)| match found {
         Found::Problem { file, offset, what } => Some((place, file, offset, what)),

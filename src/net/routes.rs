@@ -68,6 +68,8 @@ pub const fn route(call: Call) -> Route {
         Call::Write             => (LOCAL | MANAGER, Leader, WRITE,    10, true,  false, true),
         Call::Watch             => (LOCAL | MANAGER, Here,   64 * KIB, 10, false, false, true),
         Call::Admin             => (LOCAL,           Here,   KIB,      30, true,  false, false),
+        // Tells of directories, peers and load: for whoever may read the manager's files anyway.
+        Call::Diagnose          => (LOCAL,           Here,   KIB,      10, false, true,  true),
         Call::Snapshot          => (MANAGER,         Here,   KIB,      60, false, false, true),
         Call::ResolveAddress    => (MANAGER,         Here,   KIB,       5, false, false, true),
         Call::Health            => (MANAGER,         Here,   KIB,       5, false, true,  true),
@@ -83,6 +85,7 @@ pub const fn route(call: Call) -> Route {
         call,
         Call::Query
             | Call::Watch
+            | Call::Diagnose
             | Call::Snapshot
             | Call::ResolveAddress
             | Call::Health
@@ -157,6 +160,7 @@ pub const fn name(call: Call) -> &'static str {
         Call::Write => "a write",
         Call::Watch => "a watch",
         Call::Admin => "an order to a manager",
+        Call::Diagnose => "asking for a diagnosis",
         Call::Snapshot => "fetching a snapshot",
         Call::ResolveAddress => "resolving an address",
         Call::Health => "a health check",
@@ -190,11 +194,12 @@ mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    const PROMISED: [(Call, &str, bool); 13] = [
+    const PROMISED: [(Call, &str, bool); 14] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),
         (Call::Admin, "l", true),
+        (Call::Diagnose, "l", false),
         (Call::Snapshot, "m", false),
         (Call::ResolveAddress, "m", false),
         (Call::Health, "m", false),

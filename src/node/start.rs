@@ -20,7 +20,7 @@ use crate::raft::machine::{Machine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
 use crate::raft::{self, Timing, run};
-use crate::store::scrub::{self, Pace};
+use crate::store::scrub;
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::RealDisk;
 use crate::sys::metrics::Metrics;
@@ -419,7 +419,7 @@ impl Starter {
             self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
         }
         let back = self.raft.clone();
-        let (scrub, scrub_thread) = scrub::spawn(scrubbed, Pace::PRODUCT, &self.metrics, move |rot| {
+        let (scrub, scrub_thread) = scrub::spawn(scrubbed, scrub::Pace::PRODUCT, &self.metrics, move |rot| {
             back.internal(raft_run::Input::Event(raft::Event::Rotten { what: rot.to_string() }));
         })
         .map_err(internal)?;
@@ -552,5 +552,6 @@ pub fn empty_report() -> RaftReport {
         progress: Vec::new(),
         reachable: Vec::new(),
         alarms: Vec::new(),
+        unsynced_ms: 0,
     }
 }

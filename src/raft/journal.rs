@@ -114,6 +114,31 @@ pub enum Happened {
     Fenced,
 }
 
+impl Happened {
+    /// In one word, for programs.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Campaigned { .. } => "election",
+            Self::BecameLeader { .. } => "leads",
+            Self::Follows { .. } => "follows",
+            Self::LostLeader { .. } => "no-leader",
+            Self::HandsOver { .. } => "transfer",
+            Self::LinkUp { .. } => "link-up",
+            Self::LinkDown { .. } => "link-down",
+            Self::Member { .. } => "member",
+            Self::SnapshotWritten { .. } => "snapshot-written",
+            Self::SnapshotFailed => "snapshot-failed",
+            Self::SnapshotOffered { .. } => "snapshot-offered",
+            Self::SnapshotNotFetched { .. } => "snapshot-not-fetched",
+            Self::SnapshotInstalled { .. } => "snapshot-installed",
+            Self::SlowSync { .. } => "slow-sync",
+            Self::DiskStalled => "disk-stalled",
+            Self::HashesDiffer { .. } => "hashes-differ",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
 impl fmt::Display for Happened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -175,7 +200,7 @@ impl Journal {
     pub fn show(&self, now: Instant) -> Vec<RaftEvent> {
         let event = |(at, what): &(Instant, Happened)| RaftEvent {
             age_ms: u64::try_from(now.since(*at).as_millis()).unwrap_or(u64::MAX),
-            election: matches!(what, Happened::Campaigned { .. }),
+            kind: what.kind().to_owned(),
             text: what.to_string(),
         };
         self.events.iter().map(event).collect()

@@ -561,6 +561,7 @@ impl Machine {
         } else {
             Vec::new()
         };
+        let unsynced = self.in_flight.iter().find(|flight| flight.sync);
         let reachable = self.peers.iter().filter(|(_, peer)| peer.up).map(|(node, _)| *node);
         Report {
             raft_id: self.raft_id,
@@ -581,6 +582,7 @@ impl Machine {
             progress,
             reachable: reachable.chain([self.node_id]).collect(),
             alarms: self.alarms(),
+            unsynced_ms: unsynced.map_or(0, |flight| now.since(flight.since).as_millis() as u64),
         }
     }
 }

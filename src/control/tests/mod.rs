@@ -220,6 +220,7 @@ fn report(state: RaftState, voters: u64) -> RaftReport {
         reachable: members.iter().map(|member| member.node_id).collect(),
         members,
         alarms: Vec::new(),
+        unsynced_ms: 0,
     }
 }
 

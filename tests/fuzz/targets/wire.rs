@@ -98,7 +98,7 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
-        Call::Health | Call::GetRoot => {}
+        Call::Health | Call::GetRoot | Call::Diagnose => {}
     }
     let (forwarded, caller) = match request.forwarded {
         Some(forwarded) => (true, forwarded.caller),
@@ -167,6 +167,7 @@ fn context() -> Context {
         progress: Vec::new(),
         reachable: vec![NodeId(0x11)],
         alarms: Vec::new(),
+        unsynced_ms: 0,
     };
     Context {
         node_id: NodeId(0x11),
