@@ -65,6 +65,7 @@
 //! | `wal` | the log and snapshot files; knows index and term, not contents |
 //! | `store` | tables, indexes, read snapshots, transactions, watch |
 //! | `apply` | committed entries to store; deterministic, exactly once, the one writer |
+//! | `backup` | the file that holds a whole swarm: written as a stream, sealed, checked |
 //! | `raft` | agreement: tikv/raft-rs wrapped in a machine; membership, proposals, reads, snapshots |
 //! | `net` | sockets, TLS, frames, peers, routing by call and role; knows no service |
 //! | `client` | a blocking caller for the command line, for joining, and for embedders |
@@ -74,6 +75,7 @@
 //! | `cli` | what a person types and reads |
 
 pub mod apply;
+pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod client;

@@ -144,13 +144,43 @@ pub fn found(
     entropy: &mut dyn Entropy,
 ) -> Result<Founding, PkiError> {
     let root = RootCa::generate(now_ms, entropy)?;
+    let (node, identity) = manager(&root, cluster_id, node_id, description, validity, now_ms, entropy)?;
+    Ok(Founding { root_ca: root_object(&root, entropy), node, identity })
+}
+
+/// A manager's certificate and node in a swarm that begins again from its data and has nobody else: what [`found`] makes,
+/// signed by the root that there is.
+///
+/// # Errors
+/// `FailedPrecondition` or `Internal` when the swarm cannot sign.
+pub fn succeed(
+    cluster: &Cluster,
+    node_id: NodeId,
+    description: NodeDescription,
+    now_ms: u64,
+    entropy: &mut dyn Entropy,
+) -> Result<(Node, NodeIdentity), Status> {
+    check_description(&description)?;
+    manager(&signer(cluster)?, cluster.id, node_id, description, certificate_validity(cluster), now_ms, entropy)
+        .map_err(Status::from)
+}
+
+/// A manager's key and certificate, and the node that has them.
+fn manager(
+    root: &RootCa,
+    cluster_id: ClusterId,
+    node_id: NodeId,
+    description: NodeDescription,
+    validity: Duration,
+    now_ms: u64,
+    entropy: &mut dyn Entropy,
+) -> Result<(Node, NodeIdentity), PkiError> {
     let key = pki::generate_key(entropy);
     let csr = pki::signing_request(&key)?;
     let chain_pem = root.sign_request(&csr, node_id, Role::Manager, cluster_id, now_ms, validity, entropy)?;
     let identity = NodeIdentity::new(&chain_pem, key)?;
     let certificate = issued(Role::Manager, csr, chain_pem);
-    let node = new_node(node_id, description, Availability::Active, certificate);
-    Ok(Founding { root_ca: root_object(&root, entropy), node, identity })
+    Ok((new_node(node_id, description, Availability::Active, certificate), identity))
 }
 
 /// The node that a change with this id creates.

@@ -91,9 +91,17 @@ pub enum Command {
     Raft(RaftCommand),
     /// Take this manager out of the swarm and stop it
     Leave(LeaveArgs),
+    /// The whole swarm in one file
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Make a swarm of this manager alone when the others are gone for good
+    Recover(RecoverArgs),
     /// A manager's log on disk
     #[command(subcommand)]
     Wal(WalCommand),
+    /// A snapshot on disk
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Measure a running swarm
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -217,6 +225,79 @@ pub struct LeaveArgs {
     /// Even if the others lose their majority, or no leader answers
     #[arg(long)]
     pub force: bool,
+}
+
+/// A passphrase is never an argument: those show in `ps`.
+#[derive(Clone, Debug, Args)]
+pub struct PassphraseArgs {
+    /// The file that holds the passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "passphrase_fd")]
+    pub passphrase_file: Option<PathBuf>,
+    /// The open file descriptor to read the passphrase from
+    #[arg(long, value_name = "N")]
+    pub passphrase_fd: Option<u32>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Save everything to a file, while the swarm runs
+    Save(SaveArgs),
+    /// Check a backup to its last byte, and say what it holds
+    Inspect {
+        /// The backup, or `-` for standard input
+        #[arg(value_name = "FILE|-")]
+        file: PathBuf,
+        #[command(flatten)]
+        passphrase: PassphraseArgs,
+    },
+    /// Begin the swarm again from a backup, in an empty data directory
+    Restore(RestoreArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct SaveArgs {
+    /// The file to write, or `-` for standard output
+    #[arg(value_name = "FILE|-")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub passphrase: PassphraseArgs,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup, or `-` for standard input
+    #[arg(value_name = "FILE|-")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub passphrase: PassphraseArgs,
+    /// Where others reach the new manager [default: where it says when it starts]
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<String>,
+    /// The new manager's name [default: the host name]
+    #[arg(long, value_name = "NODE")]
+    pub name: Option<String>,
+    /// Check everything, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RecoverArgs {
+    /// Where others reach this manager from now on [default: where they did]
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -422,6 +503,28 @@ pub enum WalCommand {
         /// The data directory, or its `raft` directory
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+    },
+    /// Cut a damaged log off where the damage begins, as the last resort
+    Repair {
+        /// The data directory of a manager that does not run
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Say what would be cut off, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Check a snapshot from end to end and say what it holds
+    Inspect {
+        /// The file; its key is in the data directory around it, or in that of --data-dir
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
 }
 

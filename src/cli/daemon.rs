@@ -112,6 +112,15 @@ impl Daemon for Node {
                 ),
                 exit: Exit::Refused,
             },
+            node::Stopped::Outlived(why) => Stopped {
+                reason: why,
+                hint: format!(
+                    "the swarm began anew without this manager: to join it, move {} away and start with --join HOST:PORT \
+                     and a token of the new swarm",
+                    self.data_dir().display()
+                ),
+                exit: Exit::Refused,
+            },
             node::Stopped::Fenced(why) => Stopped {
                 reason: why,
                 hint: format!(

@@ -1,8 +1,9 @@
 //! What a person types and reads: the grammar of the command line, tables and JSON, exit codes, and the daemon's
 //! surroundings (logger, signals, service manager).
 //!
-//! [`main`] is the whole of the binary. Every command except `run`, `wal` and `completions` is a conversation with a
-//! running manager over its control socket, through [`crate::client`]; `run` is the daemon itself.
+//! [`main`] is the whole of the binary. Most commands are a conversation with a running manager over its control socket,
+//! through [`crate::client`]. `run` is the daemon itself; `recover`, `backup inspect`, `backup restore`, `wal` and
+//! `snapshot` work on files of one that does not run.
 //!
 //! What people and scripts may rely on:
 //!
@@ -26,6 +27,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 mod advertise;
 mod args;
+mod backup;
 mod bench;
 mod commands;
 mod daemon;
@@ -37,8 +39,11 @@ mod notify;
 mod objects;
 mod output;
 mod parse;
+mod question;
+mod recover;
 mod run;
 mod session;
+mod snapshot;
 mod wal;
 
 use args::{Cli, Command};
@@ -80,6 +85,17 @@ fn dispatch(cli: Cli) -> commands::Ended {
             out.flush()?;
             return Ok(exit);
         }
+        Command::Snapshot(command) => {
+            let exit = snapshot::run(&cli.common, &mut out, command)?;
+            out.flush()?;
+            return Ok(exit);
+        }
+        Command::Backup(command) => return backup::run(&cli.common, command, out),
+        Command::Recover(args) => {
+            let exit = recover::run(&cli.common, args, &mut out)?;
+            out.flush()?;
+            return Ok(exit);
+        }
         Command::Bench(command) => {
             let exit = bench::run(&cli.common, command, &mut out)?;
             out.flush()?;
@@ -110,7 +126,13 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Token(command) => commands::token(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
-        Command::Run(_) | Command::Completions { .. } | Command::Wal(_) | Command::Bench(_) => {
+        Command::Run(_)
+        | Command::Completions { .. }
+        | Command::Wal(_)
+        | Command::Snapshot(_)
+        | Command::Recover(_)
+        | Command::Backup(_)
+        | Command::Bench(_) => {
             unreachable!("dispatch has handled the commands that ask nobody")
         }
     }

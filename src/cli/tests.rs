@@ -62,10 +62,17 @@ fn common_flags_stand_after_any_command() {
         "token show --role worker",
         "raft transfer m2",
         "leave --force",
+        "backup save f --stale --passphrase-file p --force",
+        "backup save - --passphrase-fd 3",
+        "backup inspect f --json",
+        "backup restore f --data-dir /d --advertise h:1 --name n --dry-run --yes --passphrase-file p",
+        "recover --data-dir /d --advertise h:1 --yes --dry-run --json",
         "watch --from 7 --kind config --kind secret",
         "bench write --clients 4 --total 10 --size 1KiB --socket /a --socket /b",
         "run --data-dir /d --token-file - --log debug",
         "wal inspect /d",
+        "wal repair /d --dry-run --yes",
+        "snapshot inspect /d/raft/snap-000000000001 --json --data-dir /d",
         "completions bash",
     ] {
         let parsed = Cli::try_parse_from(["skep"].into_iter().chain(line.split(' ')));
@@ -88,6 +95,8 @@ fn wrong_command_lines_are_refused() {
         "run --profile moon",
         "extension update e",
         "secret rm",
+        "backup save",
+        "backup save f --passphrase-file p --passphrase-fd 3",
         "frob",
     ] {
         let error = Cli::try_parse_from(["skep"].into_iter().chain(line.split(' '))).unwrap_err();

@@ -1,7 +1,7 @@
-//! `skep wal`: a look at a log on disk, without a manager.
+//! `skep wal`: a look at a log on disk, without a manager, and its repair.
 //!
-//! Only headers and checksums are shown, so that the key in the data directory is not needed and no contents leak into
-//! a terminal or a bug report.
+//! Only headers and checksums are shown, so that no contents leak into a terminal or a bug report. The key, where it is at
+//! hand, is used to check what the headers do not tell.
 
 use std::path::Path;
 
@@ -11,16 +11,27 @@ use super::args::WalCommand;
 use super::commands::Ended;
 use super::exit::{Exit, Failure};
 use super::output::{Output, Written};
+use super::question;
+use crate::node::repair::{self, Repair};
 use crate::sys::files::RealDisk;
 use crate::types::Code;
+use crate::wal::repair::{CutOff, Plan};
 use crate::wal::{Found, WalError, inspect};
 
-/// `skep wal inspect`.
+/// `skep wal`.
 pub fn run(out: &mut Output, command: &WalCommand) -> Ended {
-    let WalCommand::Inspect { dir } = command;
+    match command {
+        WalCommand::Inspect { dir } => look(out, dir),
+        WalCommand::Repair { dir, yes, dry_run } => mend(out, dir, *yes, *dry_run),
+    }
+}
+
+fn look(out: &mut Output, dir: &Path) -> Ended {
     let raft = dir.join("raft");
+    // A key that cannot be read is a finding of whoever starts from it; the headers can be looked at.
+    let key = repair::data_key(if raft.is_dir() { dir } else { dir.parent().unwrap_or(dir) }).ok().flatten();
     let dir = if raft.is_dir() { &raft } else { dir };
-    let found: Vec<Found> = inspect(&RealDisk, dir, None).map_err(|error| failed(dir, &error))?.collect();
+    let found: Vec<Found> = inspect(&RealDisk, dir, key.as_ref()).map_err(|error| failed(dir, &error))?.collect();
     if found.is_empty() {
         return Err(Failure::refused(Code::NotFound, format!("{} holds no log", dir.display()))
             .with_hint("name a manager's data directory, such as /var/lib/skep"));
@@ -37,26 +48,79 @@ pub fn run(out: &mut Output, command: &WalCommand) -> Ended {
     verdict(&found)
 }
 
-/// Damage is what lies before a valid batch: a crash leaves nothing behind but an unfinished last write.
-pub(super) fn verdict(found: &[Found]) -> Ended {
-    let last_good = found.iter().rposition(|found| matches!(found, Found::Batch { .. })).unwrap_or(0);
-    let problems = found.iter().enumerate().filter_map(|(place, found)| match found {
-        Found::Problem { file, offset, what } => Some((place, file, offset, what)),
-        _ => None,
-    });
-    for (place, file, offset, what) in problems {
-        // Snapshots come after all segments, so that their place tells nothing.
-        if place < last_good || file.starts_with("snap-") {
-            return Err(Failure::damaged(format!("{file} is damaged at byte {offset}: {what}")).with_hint(
-                "to take the data from the other managers again, move the data directory aside and join anew with \
-                 `skep run --join`",
-            ));
-        }
+/// `skep wal repair`.
+fn mend(out: &mut Output, dir: &Path, yes: bool, dry_run: bool) -> Ended {
+    let Some(repair) = Repair::plan(dir)? else {
+        let said = format!("the log in {} is not damaged: there is nothing to repair", dir.display());
+        report(out, json!({ "damaged": false, "repaired": false }), &said)?;
+        return Ok(Exit::Done);
+    };
+    let plan = repair.what().clone();
+    let shown = shown(&plan);
+    if dry_run {
+        report(out, plan_row(&plan, false), &format!("{shown}\nnothing was changed"))?;
+        return Ok(Exit::Damaged);
     }
+    let question = format!(
+        "{shown}\n\
+         What is cut off may have been acknowledged to clients: those changes are lost for ever.\n\
+         If a majority of the other managers is alive, do not do this: move the data directory aside, join anew with \
+         `skep run --join`, and nothing is lost.\n\
+         After it this manager never takes part in its swarm again; its data is good for a swarm of its own."
+    );
+    question::ask(&question, yes, std::io::stdin().lock())
+        .map_err(|failure| failure.while_attempting(|| format!("cannot repair the log in {}", dir.display())))?;
+    repair.carry_out()?;
+    let said = format!("the log in {} was cut off; what was cut is in raft/lost+found", dir.display());
+    report(out, plan_row(&plan, true), &said)?;
     Ok(Exit::Done)
 }
 
-fn failed(dir: &Path, error: &WalError) -> Failure {
+fn report(out: &mut Output, value: Value, text: &str) -> Result<(), Failure> {
+    if out.json { out.document(&value) } else { out.line(text) }.map(|_| ())
+}
+
+fn shown(plan: &Plan) -> String {
+    let mut text = format!("{} is damaged at byte {}: {}\n", plan.file, plan.offset, plan.what);
+    for cut in &plan.cuts {
+        let part = if cut.from == 0 { "all".to_owned() } else { format!("from byte {} on", cut.from) };
+        text.push_str(&format!("  cut off: {}, {part}, {} bytes\n", cut.file, cut.bytes));
+    }
+    if plan.cuts.is_empty() {
+        text.push_str("  what is missing stays missing: the log goes on without it\n");
+    }
+    text.push_str(&format!("  what stays: entries up to {}, snapshot {}", plan.last, plan.snapshot));
+    text
+}
+
+fn plan_row(plan: &Plan, repaired: bool) -> Value {
+    let cut = |cut: &CutOff| json!({ "file": cut.file, "from": cut.from, "bytes": cut.bytes });
+    json!({
+        "damaged": true,
+        "repaired": repaired,
+        "file": plan.file,
+        "offset": plan.offset,
+        "what": plan.what,
+        "cuts": plan.cuts.iter().map(cut).collect::<Vec<_>>(),
+        "last": plan.last,
+        "snapshot": plan.snapshot,
+    })
+}
+
+/// A problem is damage unless a crash may have left it.
+pub(super) fn verdict(found: &[Found]) -> Ended {
+    let damage = found.iter().find_map(|found| match found {
+        Found::Problem { file, offset, what, harmless: false } => Some((file, offset, what)),
+        _ => None,
+    });
+    let Some((file, offset, what)) = damage else { return Ok(Exit::Done) };
+    Err(Failure::damaged(format!("{file} is damaged at byte {offset}: {what}")).with_hint(
+        "to take the data from the other managers again, move the data directory aside and join anew with \
+         `skep run --join`",
+    ))
+}
+
+pub(super) fn failed(dir: &Path, error: &WalError) -> Failure {
     let failure = match error {
         WalError::Damaged { .. } => Failure::damaged(error.to_string()),
         WalError::Newer { .. } => Failure::refused(Code::FailedPrecondition, error.to_string()),
@@ -103,8 +167,8 @@ fn row(found: &Found) -> Value {
             "lineage": lineage,
             "key_id": format!("{key_id:016x}"),
         }),
-        Found::Problem { file, offset, what } => {
-            json!({ "type": "problem", "file": file, "offset": offset, "what": what })
+        Found::Problem { file, offset, what, harmless } => {
+            json!({ "type": "problem", "file": file, "offset": offset, "what": what, "harmless": harmless })
         }
     }
 }
@@ -137,7 +201,12 @@ fn line(found: &Found) -> String {
             meta.configuration.voters.len(),
             meta.configuration.learners.len()
         ),
-        Found::Problem { file, offset, what } => format!("  at {offset:>9}  problem in {file}: {what}"),
+        Found::Problem { file, offset, what, harmless: true } => {
+            format!("  at {offset:>9}  an unfinished write in {file}, which the next start cuts off: {what}")
+        }
+        Found::Problem { file, offset, what, harmless: false } => {
+            format!("  at {offset:>9}  problem in {file}: {what}")
+        }
     }
 }
 
@@ -151,14 +220,14 @@ mod tests {
         Found::Batch { file: "wal-1".to_owned(), offset: 512, header, records: None }
     }
 
-    fn problem(file: &str) -> Found {
-        Found::Problem { file: file.to_owned(), offset: 1024, what: "torn".to_owned() }
+    fn problem(harmless: bool) -> Found {
+        Found::Problem { file: "wal-1".to_owned(), offset: 1024, what: "torn".to_owned(), harmless }
     }
 
     #[test]
-    fn a_problem_is_damage_unless_it_is_at_the_end_of_the_log() {
-        assert_eq!(verdict(&[batch(), problem("wal-1")]), Ok(Exit::Done));
-        for found in [[batch(), problem("wal-1"), batch()], [batch(), batch(), problem("snap-5")]] {
+    fn a_problem_is_damage_unless_a_crash_may_have_left_it() {
+        assert_eq!(verdict(&[batch(), problem(true)]), Ok(Exit::Done));
+        for found in [[problem(false), batch()], [batch(), problem(false)]] {
             assert_eq!(verdict(&found).map_err(|failure| failure.exit), Err(Exit::Damaged));
         }
     }

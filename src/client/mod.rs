@@ -12,6 +12,7 @@
 //! - A new write is made after a revision that is at most about a second old, however long the client has been idle.
 //! - Calls that may succeed later ([`Code::is_transient`](crate::types::Code::is_transient)) are repeated until the timeout, except
 //!   when the manager says that it sees no majority itself: then waiting would only hide the news.
+//! - [`Backup`] hands out everything as it arrives, and says when that was all.
 //! - [`Watch`] resumes after its last position when the connection breaks, and says so when it cannot; it never skips.
 //! - Every wait has an end: a manager that stops answering costs the timeout and [`GRACE`].
 //!
@@ -34,11 +35,13 @@ use crate::types::api::{Answer, Call, Filter, Hello, Query, QueryKind, WatchRequ
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{ChangeId, Code, Kind, NodeId, Object, ObjectId, Revision, Status};
 
+mod backup;
 mod connection;
 mod error;
 mod local;
 mod watch;
 
+pub use backup::Backup;
 pub use connection::Connection;
 pub use error::ClientError;
 pub use local::connect_unix;
@@ -212,6 +215,12 @@ impl Client {
     /// when that connection breaks.
     pub fn watch(&self, request: WatchRequest, patience: Duration) -> Result<Watch, ClientError> {
         Watch::begin(Self::connect(self.target.clone(), patience)?, request, patience)
+    }
+
+    /// Begins a backup on a connection of its own to the same manager. With `stale` it is of what that manager has. The
+    /// manager may be silent for `patience`, however long the whole takes.
+    pub fn backup(&self, stale: bool, patience: Duration) -> Result<Backup, ClientError> {
+        Backup::begin(Self::connect(self.target.clone(), patience)?, stale, patience)
     }
 
     fn connect(target: Target, timeout: Duration) -> Result<Self, ClientError> {

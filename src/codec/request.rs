@@ -57,16 +57,19 @@ pub struct Ping {
     pub mark_index: u64,
     /// The hash there.
     pub mark_sum: u128,
+    /// Its disk is low or full.
+    pub disk_low: bool,
 }
 
 impl Ping {
     /// The bytes of a ping or pong body.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(48);
+        let mut bytes = Vec::with_capacity(49);
         for word in [self.sent_ns, self.wall_ms, self.sync_us, self.mark_index] {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
         bytes.extend_from_slice(&self.mark_sum.to_le_bytes());
+        bytes.push(u8::from(self.disk_low));
         bytes
     }
 
@@ -79,6 +82,11 @@ impl Ping {
             sync_us: reader.u64()?,
             mark_index: reader.u64()?,
             mark_sum: u128::from(reader.u64()?) | u128::from(reader.u64()?) << 64,
+            disk_low: match reader.take(1)? {
+                [0] => false,
+                [1] => true,
+                _ => return Err(DecodeError::Unknown("ping")),
+            },
         };
         reader.end()?;
         Ok(ping)
@@ -103,9 +111,11 @@ mod tests {
 
     #[test]
     fn a_ping_survives() {
-        let ping = Ping { sent_ns: 1, wall_ms: 2, sync_us: 3, mark_index: 4, mark_sum: u128::MAX - 5 };
+        let ping = Ping { sent_ns: 1, wall_ms: 2, sync_us: 3, mark_index: 4, mark_sum: u128::MAX - 5, disk_low: true };
         assert_eq!(Ping::decode(&ping.encode()), Ok(ping));
         assert_eq!(Ping::decode(&[0; 47]), Err(DecodeError::Truncated));
-        assert_eq!(Ping::decode(&[0; 49]), Err(DecodeError::Trailing(1)));
+        assert_eq!(Ping::decode(&[0; 50]), Err(DecodeError::Trailing(1)));
+        assert_eq!(Ping::decode(&[0; 48]), Err(DecodeError::Truncated));
+        assert_eq!(Ping::decode(&[2; 49]), Err(DecodeError::Unknown("ping")));
     }
 }

@@ -10,10 +10,10 @@ use crate::types::api::{Admin, Answer, JoinRequest, LeaveRequest, ResolveAddress
 use crate::types::error::{Code, Status};
 use crate::types::{Caller, Kind, MemberRole, NodeId, Role};
 
-use super::watch::Watch;
+use super::Feed;
 use super::{Context, encode, refusal};
 
-pub(super) fn admin(state: &State, context: &Context, request: &Incoming, admin: Admin) -> Step<Watch> {
+pub(super) fn admin(state: &State, context: &Context, request: &Incoming, admin: Admin) -> Step<Feed> {
     match admin {
         Admin::Transfer { to: None } => Step::Raft(Order::Transfer { to: None }),
         Admin::Transfer { to: Some(reference) } => match voter(state, &reference) {
@@ -46,7 +46,7 @@ fn voter(state: &State, reference: &str) -> Result<NodeId, Status> {
     }
 }
 
-pub(super) fn join(state: &State, request: &Incoming, join: JoinRequest) -> Step<Watch> {
+pub(super) fn join(state: &State, request: &Incoming, join: JoinRequest) -> Step<Feed> {
     let Caller::Node { node_id, role: Role::Manager, .. } = request.caller else {
         return Step::Refuse(Status::new(Code::PermissionDenied, "only a node with a manager's certificate may join"));
     };
@@ -71,7 +71,7 @@ pub(super) fn join(state: &State, request: &Incoming, join: JoinRequest) -> Step
     Step::Raft(Order::Join { node_id, addr, feature_level: join.feature_level })
 }
 
-pub(super) fn leave(request: &Incoming, leave: LeaveRequest) -> Step<Watch> {
+pub(super) fn leave(request: &Incoming, leave: LeaveRequest) -> Step<Feed> {
     match request.caller.node_id() {
         Some(caller) if caller != leave.node_id => {
             Step::Refuse(Status::new(Code::PermissionDenied, "a manager may take out only itself"))
@@ -80,7 +80,7 @@ pub(super) fn leave(request: &Incoming, leave: LeaveRequest) -> Step<Watch> {
     }
 }
 
-pub(super) fn set_address(request: &Incoming, address: SetAddressRequest) -> Step<Watch> {
+pub(super) fn set_address(request: &Incoming, address: SetAddressRequest) -> Step<Feed> {
     let Some(node_id) = request.caller.node_id() else {
         return Step::Refuse(Status::new(Code::PermissionDenied, "only a manager may change its address"));
     };
@@ -90,7 +90,7 @@ pub(super) fn set_address(request: &Incoming, address: SetAddressRequest) -> Ste
     }
 }
 
-pub(super) fn resolve_address(state: &State, which: ResolveAddress) -> Step<Watch> {
+pub(super) fn resolve_address(state: &State, which: ResolveAddress) -> Step<Feed> {
     match state.members().get(&which.raft_id) {
         Some(member) => Step::Answer(encode(&Answer::Address(member.addr.clone()))),
         None => Step::Refuse(Status::new(

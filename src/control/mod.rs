@@ -14,7 +14,8 @@
 //!   the change. What is checked here as well is checked only to name what is in the way.
 //! * A refusal drawn from the store is marked so that the machine confirms it with the leader first.
 //! * Everything that leaves passes [`redact`]: no secret, private key, unlock key, bootstrap key or join token is in a
-//!   list, an inspection or a watch. Join tokens are told by [`QueryKind::Token`](crate::types::api::QueryKind) only.
+//!   list, an inspection or a watch. Join tokens are told by [`QueryKind::Token`](crate::types::api::QueryKind) only. A backup
+//!   holds everything.
 //! * Every refusal says what to do next where there is something to do.
 //!
 //! Not here: who may ask (`net::routes`), waiting and forwarding (`net::requests`), certificates (`ca`), how members are
@@ -29,10 +30,11 @@ use crate::net::handler::Incoming;
 use crate::net::requests::{Pull, Step};
 use crate::store::Store;
 use crate::sys::time::Instant;
-use crate::types::api::{Answer, Call, LinkReport, RaftReport, RaftState};
+use crate::types::api::{Answer, BackupRequest, Call, LinkReport, RaftReport, RaftState};
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, NodeId, Outcome};
 
+mod backup;
 mod filter;
 mod http;
 mod membership;
@@ -48,11 +50,21 @@ mod write;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+pub use backup::Backup;
 pub use http::http;
 pub use query::query;
 pub use report::{joining_status, no_majority};
 pub use watch::Watch;
 pub use write::{Decision, attempt_id, decide_write, object_id};
+
+/// A stream of answers.
+#[derive(Debug)]
+pub enum Feed {
+    /// A watch.
+    Watch(Box<Watch>),
+    /// A backup.
+    Backup(Box<Backup>),
+}
 
 /// What a manager knows beside its store. The node refreshes it; it may be a little old.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +75,8 @@ pub struct Context {
     pub cluster_id: ClusterId,
     /// The host name, for as long as the store does not know this node.
     pub hostname: String,
+    /// Its state directory, for messages.
+    pub data_dir: String,
     /// The version of this build.
     pub version: String,
     /// This node's own median sync, microseconds.
@@ -107,7 +121,7 @@ impl Control {
 
     /// Decides what to do with a request, as [`Service::decide`](crate::net::requests::Service::decide) wants it.
     /// `now_ms` is the wall clock, for the times of objects. Calls of the CA are not known here.
-    pub fn decide(&self, request: &Incoming, attempt: u32, confirmed: bool, now_ms: u64) -> Step<Watch> {
+    pub fn decide(&self, request: &Incoming, attempt: u32, confirmed: bool, now_ms: u64) -> Step<Feed> {
         if let Some(status) = self.removed(request) {
             return Step::Refuse(status);
         }
@@ -125,9 +139,16 @@ impl Control {
             },
             Call::Watch => match decode(request) {
                 Ok(watch) => match Watch::begin(&self.store, watch) {
-                    Ok(watch) => Step::Stream(watch),
+                    Ok(watch) => Step::Stream(Feed::Watch(Box::new(watch))),
                     Err(status) => Step::Refuse(status),
                 },
+                Err(status) => Step::Refuse(status),
+            },
+            Call::Backup => match decode(request) {
+                Ok(BackupRequest { stale: false }) if !confirmed => Step::Barrier,
+                Ok(BackupRequest { .. }) => {
+                    Step::Stream(Feed::Backup(Box::new(Backup::new(self.store.snapshot(), &self.context, now_ms))))
+                }
                 Err(status) => Step::Refuse(status),
             },
             Call::Admin => match decode(request) {
@@ -164,16 +185,19 @@ impl Control {
 
     /// Turns the outcome of a proposed change into the caller's answer, as
     /// [`Service::ended`](crate::net::requests::Service::ended) wants it.
-    pub fn ended(&self, request: &Incoming, outcome: &Outcome) -> Step<Watch> {
+    pub fn ended(&self, request: &Incoming, outcome: &Outcome) -> Step<Feed> {
         match decode(request) {
             Ok(write) => write::ended(&self.store, &write, outcome),
             Err(status) => Step::Refuse(status),
         }
     }
 
-    /// The next part of a watch, as [`Service::pull`](crate::net::requests::Service::pull) wants it.
-    pub fn pull(&self, now: Instant, watch: &mut Watch, room: usize) -> Pull {
-        watch.pull(&self.store, now, room)
+    /// The next part of a stream, as [`Service::pull`](crate::net::requests::Service::pull) wants it.
+    pub fn pull(&self, now: Instant, feed: &mut Feed, room: usize) -> Pull {
+        match feed {
+            Feed::Watch(watch) => watch.pull(&self.store, now, room),
+            Feed::Backup(backup) => backup.pull(room),
+        }
     }
 
     /// A node that was removed may ask for nothing, whatever its certificate says; the manager that passed its call on

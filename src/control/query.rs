@@ -6,13 +6,13 @@ use crate::types::api::{Answer, ChangeReport, Filter, PAGE_BYTES, PAGE_OBJECTS, 
 use crate::types::error::{Code, Status};
 use crate::types::{ChangeId, Kind, ObjectId, Outcome, Refusal, Revision, Role};
 
-use super::watch::Watch;
+use super::Feed;
 use super::write::attempt_id;
 use super::{Context, encode, filter, redact, refusal, report};
 
 /// Decides on a read: answers from this manager alone at once, anything else only from a store that is as new as the
 /// request, unless the caller wants it stale.
-pub(super) fn decide(store: &Store, asked: &Query, confirmed: bool, context: &Context) -> Step<Watch> {
+pub(super) fn decide(store: &Store, asked: &Query, confirmed: bool, context: &Context) -> Step<Feed> {
     let local = matches!(asked.what, QueryKind::Status | QueryKind::Members | QueryKind::Raft);
     if !local && context.joining() {
         let status = Status::new(Code::Unavailable, "this node has not joined the swarm yet")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::store::State;
-use crate::types::api::{LinkReport, MemberReport, RaftState, StatusReport};
+use crate::types::api::{DiskLevel, DiskSpace, LinkReport, MemberReport, RaftState, StatusReport};
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Revision, Term};
 
@@ -123,8 +123,10 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
     );
     let hint = format!(
         "start {} again, each with its own data directory, or look at the network between them; until then reads work \
-         with `--stale`",
-        lost.join(" and ")
+         with `--stale`; only if they are gone for good: stop this manager and make it a swarm of its own with \
+         `skep recover --data-dir {}`",
+        lost.join(" and "),
+        context.data_dir
     );
     Some(Status { hopeless: true, ..Status::new(Code::Unavailable, message).with_hint(hint) })
 }
@@ -152,8 +154,12 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
         let name = name(state, context, link.node_id);
         warnings.extend(clock_warning(&name, link));
         warnings.extend(sync_warning(&name, link.sync_us));
+        if link.disk_low {
+            warnings.push(format!("the disk of {name} is almost full: it takes no changes while it leads"));
+        }
     }
     warnings.extend(sync_warning("this manager", context.sync_us));
+    warnings.extend(disk_warning(&context.raft.disk));
     warnings
 }
 
@@ -168,6 +174,19 @@ fn clock_warning(name: &str, link: &LinkReport) -> Option<String> {
 fn sync_warning(name: &str, sync_us: u64) -> Option<String> {
     (sync_us > SYNC_WARNING_US)
         .then(|| format!("the disk of {name} takes {} ms for a sync, and every write waits for it", sync_us / 1000))
+}
+
+fn disk_warning(disk: &DiskSpace) -> Option<String> {
+    let DiskSpace { level, free_bytes, needed_bytes, dir, .. } = disk;
+    let consequence = match level {
+        DiskLevel::Ok => return None,
+        DiskLevel::Low => "it takes no changes while it leads",
+        DiskLevel::Full => "it takes nothing new into its log",
+    };
+    Some(format!(
+        "the disk of this manager is almost full, {free_bytes} bytes are free at {dir}: {consequence} until {needed_bytes} \
+         bytes more are"
+    ))
 }
 
 fn name(state: &State, context: &Context, node_id: NodeId) -> String {

@@ -112,7 +112,7 @@ impl Watch {
     }
 
     /// The next part, of at most `room` bytes.
-    pub(super) fn pull(&mut self, store: &Store, now: Instant, room: usize) -> Pull {
+    pub fn pull(&mut self, store: &Store, now: Instant, room: usize) -> Pull {
         if let Some(part) = self.snapshot_part(room) {
             return part;
         }

@@ -10,7 +10,7 @@ use crate::types::{
     Change, ChangeId, Expect, Object, ObjectId, Operation, Outcome, Refusal, Revision, Selector, Timestamp,
 };
 
-use super::watch::Watch;
+use super::Feed;
 use super::{encode, refusal, validate};
 
 /// What to do with a write.
@@ -20,7 +20,7 @@ pub enum Decision {
     /// This attempt was judged before; its answer is the answer.
     Remembered(Outcome),
     /// Go on with this.
-    Step(Step<Watch>),
+    Step(Step<Feed>),
 }
 
 /// Why there is no change to propose.
@@ -64,7 +64,7 @@ pub fn decide_write(state: &State, request: &WriteRequest, attempt: u32, now_ms:
 }
 
 /// The answer to a write whose attempt ended so.
-pub(super) fn ended(store: &Store, request: &WriteRequest, outcome: &Outcome) -> Step<Watch> {
+pub(super) fn ended(store: &Store, request: &WriteRequest, outcome: &Outcome) -> Step<Feed> {
     match outcome {
         Outcome::Committed(revision) => {
             let id = written(store, request, *revision);

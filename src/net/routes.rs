@@ -70,6 +70,8 @@ pub const fn route(call: Call) -> Route {
         Call::Admin             => (LOCAL,           Here,   KIB,      30, true,  false, false),
         // Tells of directories, peers and load: for whoever may read the manager's files anyway.
         Call::Diagnose          => (LOCAL,           Here,   KIB,      10, false, true,  true),
+        // Everything, the root key too: who may ask for it can take over the swarm.
+        Call::Backup            => (LOCAL,           Here,   KIB,      30, false, false, true),
         Call::Snapshot          => (MANAGER,         Here,   KIB,      60, false, false, true),
         Call::ResolveAddress    => (MANAGER,         Here,   KIB,       5, false, false, true),
         Call::Health            => (MANAGER,         Here,   KIB,       5, false, true,  true),
@@ -86,6 +88,7 @@ pub const fn route(call: Call) -> Route {
         Call::Query
             | Call::Watch
             | Call::Diagnose
+            | Call::Backup
             | Call::Snapshot
             | Call::ResolveAddress
             | Call::Health
@@ -161,6 +164,7 @@ pub const fn name(call: Call) -> &'static str {
         Call::Watch => "a watch",
         Call::Admin => "an order to a manager",
         Call::Diagnose => "asking for a diagnosis",
+        Call::Backup => "taking a backup",
         Call::Snapshot => "fetching a snapshot",
         Call::ResolveAddress => "resolving an address",
         Call::Health => "a health check",
@@ -194,12 +198,13 @@ mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    const PROMISED: [(Call, &str, bool); 14] = [
+    const PROMISED: [(Call, &str, bool); 15] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),
         (Call::Admin, "l", true),
         (Call::Diagnose, "l", false),
+        (Call::Backup, "l", false),
         (Call::Snapshot, "m", false),
         (Call::ResolveAddress, "m", false),
         (Call::Health, "m", false),

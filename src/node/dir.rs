@@ -7,6 +7,7 @@
 //! pki/root.crt node.crt    the swarm's root and this node's chain
 //! pki/node.key             this node's key, and the key that seals what is on disk
 //! raft/                    log and snapshots (`wal`)
+//! raft.next/               a log that is to take its place (`rebuild`)
 //! ```
 //!
 //! `node.json` is written before anything else of a new node and again when it has become a member: a start that a crash
@@ -26,7 +27,10 @@ use crate::pki::{NodeIdentity, PrivateKey};
 use crate::sys::files::{self, Disk, RealDisk};
 use crate::types::object::Profile;
 use crate::types::{ChangeId, ClusterId, Lineage, NodeId, RaftId, Revision};
+use crate::wal;
 
+/// Who this node is and how far its start has come.
+pub const NODE_FILE: &str = "node.json";
 /// The format of `node.json`.
 const FORMAT: u32 = 1;
 
@@ -38,6 +42,8 @@ pub enum Phase {
     Founding,
     /// A certificate is being asked for, or is there, and the swarm has not taken the node in yet.
     Joining,
+    /// A backup is being restored; nothing is worth keeping yet.
+    Restoring,
     /// A member.
     Member,
 }
@@ -69,6 +75,14 @@ pub struct NodeFile {
     pub request: Option<(ChangeId, Revision)>,
     /// Where the swarm was to be joined.
     pub join: Option<String>,
+    /// What was cut off when the log was repaired. It may have been acknowledged, so that a member with this mark must
+    /// not take part in the group again: it would vote without what it had promised to remember.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<String>,
+    /// The log in `raft.next/` is the one that the rest of this file is about: it is to take the place of `raft/`, which is
+    /// kept under this name. Set from the moment that decides until all is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_log: Option<String>,
 }
 
 impl NodeFile {
@@ -87,13 +101,15 @@ impl NodeFile {
             profile,
             request: None,
             join: None,
+            repaired: None,
+            replaced_log: None,
         }
     }
 }
 
 /// What stands in a new state directory besides ours without meaning that it is somebody else's.
 const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
-const OURS: [&str; 4] = ["node.json", "peers.json", "pki", "raft"];
+const OURS: [&str; 4] = [NODE_FILE, "peers.json", "pki", "raft"];
 const DATA_KEY: &str = "SKEP DATA KEY";
 /// What the log of a node that is no longer a member is called from then on.
 const RETIRED: &str = "raft.removed-";
@@ -143,12 +159,13 @@ impl DataDir {
         }
         let dir = Self { path: path.to_owned(), _lock: lock };
         dir.refuse_foreign(&what())?;
+        dir.finish_replacement()?;
         Ok(dir)
     }
 
     fn refuse_foreign(&self, what: &str) -> Result<(), StartError> {
         let internal = |error: io::Error| StartError::new(StartFailure::Internal, what, error, "");
-        if self.path.join("node.json").exists() {
+        if self.path.join(NODE_FILE).exists() {
             return Ok(());
         }
         for entry in std::fs::read_dir(&self.path).map_err(internal)? {
@@ -169,6 +186,19 @@ impl DataDir {
         Ok(())
     }
 
+    /// A crash within a recovery, after it was decided: does the rest.
+    fn finish_replacement(&self) -> Result<(), StartError> {
+        let Some(file) = self.read()? else { return Ok(()) };
+        let finished = super::rebuild::finish(&RealDisk, &self.path, &file).map_err(|error| {
+            let what = format!("cannot finish the recovery of {}", self.path.display());
+            StartError::new(StartFailure::Internal, what, error, "")
+        })?;
+        if finished.is_some() {
+            log::warn!("a recovery of {} had been interrupted; it is finished now", self.path.display());
+        }
+        Ok(())
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -181,7 +211,7 @@ impl DataDir {
 
     /// Who this node is; `None` in an empty directory.
     pub fn read(&self) -> Result<Option<NodeFile>, StartError> {
-        let path = self.path.join("node.json");
+        let path = self.path.join(NODE_FILE);
         let what = || format!("cannot read {}", path.display());
         let bytes = match files::read(&RealDisk, &path) {
             Ok(bytes) => bytes,
@@ -210,13 +240,14 @@ impl DataDir {
 
     /// Replaces `node.json`, durably.
     pub fn write(&self, file: &NodeFile) -> Result<(), StartError> {
-        let bytes = serde_json::to_vec_pretty(file).expect("plain data");
-        self.replace("node.json", &bytes)
+        self.replace(NODE_FILE, &encode(file))
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
         let path = self.path.join(name);
-        files::replace(&RealDisk, &path, bytes).map_err(|error| {
+        // A manager on a full disk must be able to start again, to make room.
+        let replace = || files::replace(&RealDisk, &path, bytes);
+        wal::with_reserve(&RealDisk, &self.raft(), replace).map_err(|error| {
             StartError::new(StartFailure::Internal, format!("cannot write {}", path.display()), error, "")
         })
     }
@@ -266,21 +297,25 @@ impl DataDir {
         self.replace("pki/node.key", text.as_bytes())
     }
 
+    /// What seals the log and the snapshots of the node whose directory `path` is, without taking its lock: the key
+    /// does not change while a node runs.
+    pub fn data_key(path: &Path) -> Result<Option<DataKey>, StartError> {
+        let path = path.join("pki/node.key");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => parse_key(&path, text).map(|(_, data_key)| Some(data_key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                let what = format!("cannot read {}", path.display());
+                Err(StartError::new(StartFailure::Internal, what, error, "run as the owner of the data directory"))
+            }
+        }
+    }
+
     /// The node's key and the data key, if they are there.
     pub fn read_key(&self) -> Result<Option<(PrivateKey, DataKey)>, StartError> {
         let path = self.path.join("pki/node.key");
         let Some(text) = self.read_text("pki/node.key")? else { return Ok(None) };
-        let text = zeroize::Zeroizing::new(text);
-        let damaged = |why: String| {
-            let hint = "put the file back from a backup; without it this node's log cannot be read";
-            StartError::new(StartFailure::Damaged, format!("cannot use {}", path.display()), why, hint)
-        };
-        let begin = format!("-----BEGIN {DATA_KEY}-----");
-        let (key, rest) = text.split_once(&begin).ok_or_else(|| damaged("it holds no data key".to_owned()))?;
-        let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
-        let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
-        let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
-        Ok(Some((key, DataKey::from_bytes(bytes))))
+        parse_key(&path, text).map(Some)
     }
 
     /// A text file of the directory, if it is there.
@@ -311,15 +346,44 @@ impl DataDir {
     }
 }
 
+/// `node.json` as it is written.
+pub fn encode(file: &NodeFile) -> Vec<u8> {
+    serde_json::to_vec_pretty(file).expect("plain data")
+}
+
 /// Whether the directory says that its node has become a member. False also when it cannot be read: whoever starts from
 /// it will be told why.
 pub fn is_member(path: &Path) -> bool {
+    phase(path) == Some(Phase::Member)
+}
+
+/// How far the directory says that its node has come; `None` also when it cannot be read.
+pub(super) fn phase(path: &Path) -> Option<Phase> {
     #[derive(Deserialize)]
     struct Start {
         phase: Phase,
     }
-    let bytes = std::fs::read(path.join("node.json")).unwrap_or_default();
-    serde_json::from_slice::<Start>(&bytes).is_ok_and(|start| start.phase == Phase::Member)
+    let bytes = std::fs::read(path.join(NODE_FILE)).ok()?;
+    serde_json::from_slice(&bytes).ok().map(|start: Start| start.phase)
+}
+
+/// Whether an empty directory may hold a file of this name.
+pub(super) fn is_harmless(name: &str) -> bool {
+    HARMLESS.contains(&name)
+}
+
+fn parse_key(path: &Path, text: String) -> Result<(PrivateKey, DataKey), StartError> {
+    let text = zeroize::Zeroizing::new(text);
+    let damaged = |why: String| {
+        let hint = "put the file back from a backup; without it this node's log cannot be read";
+        StartError::new(StartFailure::Damaged, format!("cannot use {}", path.display()), why, hint)
+    };
+    let begin = format!("-----BEGIN {DATA_KEY}-----");
+    let (key, rest) = text.split_once(&begin).ok_or_else(|| damaged("it holds no data key".to_owned()))?;
+    let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
+    let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
+    let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
+    Ok((key, DataKey::from_bytes(bytes)))
 }
 
 fn parse_hex(text: &str) -> Option<[u8; 32]> {

@@ -4,6 +4,10 @@
 //! vote away what the others rely on. What can be noticed is: a boot counter that went back, the same boot with another
 //! nonce, and a log that ends before a floor that a mark in the log recorded. What cannot: a directory rolled back by less
 //! than the marks know while every other manager was down as well.
+//!
+//! A recovery or a restore begins a new history, and no member of another one may take part. Which of two is the later one
+//! their revisions tell. A member of the former one that has no majority any more stops when it learns of the later one; a
+//! majority goes on: a recovery on the wrong side of a cut must not end a healthy swarm.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::StartError;
 use super::stop::Stopped;
-use crate::store::State;
+use crate::store::{ERA, State};
 use crate::sys::files::{self, RealDisk};
 use crate::types::api::{Hello, PROTOCOL};
-use crate::types::{Caller, Code, Index, Lineage, NodeId, Status};
+use crate::types::{Caller, Code, Index, Lineage, NodeId, Revision, Status};
 
 /// The newest start seen of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +88,7 @@ pub enum Verdict {
 
 const REMOVED: &str = "was removed from the swarm";
 const ROLLED_BACK: &str = "was rolled back";
+const OUTLIVED: &str = "belongs to a former history of this swarm";
 const FOREIGN: &str = "belongs to another history of this swarm";
 /// Suspects remembered; each is a process of a member, so that there are few.
 const MAX_SUSPECTS: usize = 64;
@@ -133,15 +138,14 @@ impl Greetings {
             let message = format!("protocol {} is spoken here, and the peer speaks {}", PROTOCOL, hello.protocol);
             return refused(Code::FailedPrecondition, message, "run versions of skep that are next to each other");
         }
+        if hello.raft_id.is_some() && hello.lineage != lineage {
+            return foreign(node, hello.revision, state.revision());
+        }
         if state.is_removed(node) {
             let hint = "to join again, start it on an empty data directory with a join token";
             return refused(Code::PermissionDenied, format!("node {node} {REMOVED}"), hint);
         }
         let Some(raft_id) = hello.raft_id else { return Verdict::Welcome };
-        if hello.lineage != lineage {
-            let hint = "it missed a recovery or a restore: start it on an empty data directory with a join token";
-            return refused(Code::FailedPrecondition, format!("node {node} {FOREIGN}"), hint);
-        }
         if state.is_removed_raft_id(raft_id) {
             let hint = "to join again, start it on an empty data directory with a join token";
             return refused(Code::PermissionDenied, format!("node {node} {REMOVED}"), hint);
@@ -208,10 +212,24 @@ impl Greetings {
         if status.code == Code::PermissionDenied && status.message.ends_with(REMOVED) {
             return Some(Stopped::Removed);
         }
-        let fenced = status.code == Code::FailedPrecondition
-            && (status.message.contains(ROLLED_BACK) || status.message.contains(FOREIGN));
-        fenced.then(|| Stopped::Fenced(status.message.clone()))
+        if status.code != Code::FailedPrecondition {
+            return None;
+        }
+        if status.message.contains(OUTLIVED) {
+            return Some(Stopped::Outlived(status.message.clone()));
+        }
+        status.message.contains(ROLLED_BACK).then(|| Stopped::Fenced(status.message.clone()))
     }
+}
+
+/// Neither history takes a member of the other; only one of the former is told that it is over.
+fn foreign(node: NodeId, its: Revision, ours: Revision) -> Verdict {
+    if its.0 / ERA < ours.0 / ERA {
+        let hint = "a recovery or a restore has begun a new one: start it on an empty data directory with a join token";
+        return refused(Code::FailedPrecondition, format!("node {node} {OUTLIVED}"), hint);
+    }
+    let hint = "compare `skep status` on both; keep one swarm, and join the others to it from empty data directories";
+    refused(Code::FailedPrecondition, format!("node {node} {FOREIGN}"), hint)
 }
 
 const ROLLED_BACK_HINT: &str = "move its data directory away and start it on an empty one with --join and a token";
@@ -224,6 +242,75 @@ fn refused(code: Code, message: String, hint: &str) -> Verdict {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::types::api::FEATURE_LEVEL;
+    use crate::types::{ClusterId, Position, RaftId, Role, Term};
+
+    const HERE: NodeId = NodeId(1);
+    const PEER: NodeId = NodeId(2);
+
+    fn caller() -> Caller {
+        Caller::Node { node_id: PEER, role: Role::Manager, cluster_id: ClusterId(1), expired: false }
+    }
+
+    fn hello(lineage: u128, revision: u64, raft_id: Option<u64>) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            cluster_id: ClusterId(1),
+            node_id: PEER,
+            raft_id: raft_id.map(RaftId),
+            lineage: Lineage(lineage),
+            boot: 1,
+            nonce: 1,
+            last: Position::default(),
+            advertise: "b:1".to_owned(),
+            feature_level: FEATURE_LEVEL,
+            revision: Revision(revision),
+        }
+    }
+
+    /// What a manager of the history 2, the second one, says to a peer, and what that means to the peer.
+    fn check(hello: &Hello, said: &str, meaning: Option<Stopped>) {
+        let state = State::bootstrap(Lineage(1), HERE, "a:1").begin_anew(Lineage(2), HERE, "a:1", Term(1));
+        match Greetings::default().judge(&caller(), hello, &state, Lineage(2)) {
+            Verdict::Refused(status) => {
+                assert!(status.message.ends_with(said) && !said.is_empty(), "{status}");
+                assert_eq!(Greetings::meaning(&status), meaning, "{status}");
+            }
+            verdict => assert_eq!(said, "", "{verdict:?}"),
+        }
+    }
+
+    #[test]
+    fn a_member_of_another_history_takes_no_part_and_only_a_former_one_is_over() {
+        let outlived = Stopped::Outlived(format!("node {PEER} belongs to a former history of this swarm"));
+        check(&hello(1, ERA - 1, Some(2)), "former history of this swarm", Some(outlived));
+        check(&hello(3, ERA + 7, Some(2)), "another history of this swarm", None);
+        check(&hello(3, 2 * ERA, Some(2)), "another history of this swarm", None);
+        check(&hello(2, ERA, Some(3)), "", None);
+        // A newcomer has no history yet.
+        check(&hello(0, 0, None), "", None);
+    }
+
+    #[test]
+    fn a_member_that_a_recovery_dropped_is_told_of_the_new_history_first() {
+        let before = {
+            let mut state = State::bootstrap(Lineage(1), HERE, "a:1");
+            state.advance(Position { term: Term(1), index: Index(2) });
+            let change =
+                crate::types::MemberChange::AddLearner { raft_id: RaftId(2), node_id: PEER, addr: "b:1".to_owned() };
+            assert!(state.apply_member_change(&change));
+            state
+        };
+        let state = before.begin_anew(Lineage(2), HERE, "a:1", Term(1));
+        let say = |hello: &Hello| match Greetings::default().judge(&caller(), hello, &state, Lineage(2)) {
+            Verdict::Refused(status) => Greetings::meaning(&status),
+            _ => None,
+        };
+        assert!(matches!(say(&hello(1, 5, Some(2))), Some(Stopped::Outlived(_))));
+        // Its certificate is still good, and gives it no place under the new history either.
+        assert_eq!(say(&hello(2, ERA, Some(2))), Some(Stopped::Removed));
+        assert_eq!(say(&hello(0, 0, None)), Some(Stopped::Removed));
+    }
 
     fn load(text: &str) -> Result<Greetings, StartError> {
         let dir = tempfile::tempdir().unwrap();

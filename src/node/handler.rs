@@ -27,7 +27,8 @@ use crate::sys::metrics::{Histogram, Metrics};
 use crate::sys::queue::Sender;
 use crate::sys::time::{Instant, monotonic};
 use crate::types::api::{
-    Admin, Answer, Call, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest, SnapshotRequest,
+    Admin, Answer, Call, DiskLevel, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest,
+    SnapshotRequest,
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
@@ -60,6 +61,8 @@ pub struct Identity {
     pub cluster_id: ClusterId,
     /// Its name for people.
     pub hostname: String,
+    /// Its state directory, for messages.
+    pub data_dir: String,
     /// Where others reach it.
     pub advertise: String,
     /// How often it has started.
@@ -101,6 +104,8 @@ pub struct NodeHandler {
     member: Option<Box<Membership>>,
     greetings: Greetings,
     links: BTreeMap<NodeId, LinkReport>,
+    /// Peers whose disks are low, as raft was told.
+    low_disks: BTreeSet<NodeId>,
     hints: BTreeMap<NodeId, String>,
     peers: Vec<Member>,
     leadership: raft::Leadership,
@@ -168,6 +173,7 @@ impl NodeHandler {
             member: None,
             greetings,
             links: BTreeMap::new(),
+            low_disks: BTreeSet::new(),
             hints: BTreeMap::new(),
             peers: Vec::new(),
             leadership: raft::Leadership::default(),
@@ -217,6 +223,7 @@ impl NodeHandler {
             node_id: self.identity.node_id,
             cluster_id: self.identity.cluster_id,
             hostname: self.identity.hostname.clone(),
+            data_dir: self.identity.data_dir.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             sync_us: self.sync.quantile_us(0.5),
             raft: self.report(),
@@ -241,6 +248,13 @@ impl NodeHandler {
         if let Some(member) = &mut self.member {
             member.requests.service_mut().control.context = context;
         }
+    }
+
+    /// Whether this side of the swarm has a leader, can elect one, or has had no time to find out.
+    fn may_have_majority(&self) -> bool {
+        let Some(member) = &self.member else { return false };
+        let context = self.context();
+        self.settling.is_some() || member.store.view(|state| control::no_majority(state, &context)).is_none()
     }
 
     fn own_token(&mut self) -> u64 {
@@ -293,6 +307,9 @@ impl Handler for NodeHandler {
         }
         let by = peer.map_or_else(|| "a manager".to_owned(), |peer| format!("manager {peer}"));
         match Greetings::meaning(status) {
+            Some(Stopped::Outlived(_)) if self.may_have_majority() => {
+                log::error!("{by} turned this node away: {status}; this side has a majority and goes on");
+            }
             Some(stopped) => {
                 log::error!("{by} turned this node away: {status}");
                 self.stop.stop(stopped);
@@ -393,6 +410,7 @@ impl Handler for NodeHandler {
             rtt_us: 0,
             clock_offset_ms: 0,
             sync_us: 0,
+            disk_low: false,
         });
         link.alive = true;
         self.addresses.found(peer);
@@ -422,9 +440,18 @@ impl Handler for NodeHandler {
             link.rtt_us = rtt_us;
             link.clock_offset_ms = clock_offset_ms;
             link.sync_us = ping.sync_us;
+            link.disk_low = ping.disk_low;
         }
         let mark = (Index(ping.mark_index), ping.mark_sum);
         self.raft.link(raft::Event::Measured { node: peer, rtt_us, sync_us: ping.sync_us, mark });
+        if self.low_disks.contains(&peer) != ping.disk_low {
+            if ping.disk_low {
+                self.low_disks.insert(peer)
+            } else {
+                self.low_disks.remove(&peer)
+            };
+            self.raft.link(raft::Event::PeerDisk { node: peer, low: ping.disk_low });
+        }
     }
 
     fn ping(&mut self) -> Ping {
@@ -433,6 +460,7 @@ impl Handler for NodeHandler {
             sync_us: self.sync.quantile_us(0.5),
             mark_index: mark.map_or(0, |mark| mark.index.0),
             mark_sum: mark.map_or(0, |mark| mark.sum),
+            disk_low: self.raft.report().disk.level != DiskLevel::Ok,
             ..Ping::default()
         }
     }
@@ -492,6 +520,7 @@ impl Handler for NodeHandler {
                     self.hints.insert(node, addr);
                     self.dial_peers(out);
                 }
+                Completion::TurnedAway(status) => self.turned_away(None, &status, out),
                 Completion::Shutdown => {
                     if self.stop.is_removed() {
                         self.answer_leaving(now, out);

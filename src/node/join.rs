@@ -186,12 +186,14 @@ pub fn place(
 }
 
 /// Finds the managers behind `--peer` addresses: the hello of each says who it is. What is found is handed to `found`;
-/// addresses that do not answer are tried again until `ended`.
+/// addresses that do not answer are tried again until `ended`. Why one cannot be reached or turns this node away is
+/// handed to `failed`, each time.
 pub fn find_peers(
     addrs: Vec<String>,
     keys: &Keys,
     hello: &dyn Fn() -> Hello,
     found: impl Fn(NodeId, String),
+    failed: impl Fn(Status),
     ended: impl Fn() -> bool,
 ) -> Result<(), StartError> {
     let mut left = addrs;
@@ -204,7 +206,9 @@ pub fn find_peers(
             match Client::tls(connect, Duration::from_secs(2)) {
                 Ok(client) => found(client.hello().node_id, addr),
                 Err(error) => {
-                    log::debug!("--peer {addr}: {}", error.into_status());
+                    let status = error.into_status();
+                    log::debug!("--peer {addr}: {status}");
+                    failed(status);
                     silent.push(addr);
                 }
             }

@@ -12,11 +12,13 @@
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
 //! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots
 //! lobby.rs      what a joining node answers             pace.rs       how fast snapshots leave
-//! addresses.rs  members that are not where they were
+//! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
+//! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
+//! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
 //! ```
 //!
-//! Not here: logic worth testing by itself, except the judgement of hellos, and the two small machines `pace` and
-//! `addresses`.
+//! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
+//! and the two small machines `pace` and `addresses`.
 //!
 //! Invariants: nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
@@ -27,15 +29,20 @@ mod dir;
 mod found;
 #[doc(hidden)]
 pub mod fuzz;
-mod greeting;
+pub mod greeting;
 mod handler;
 mod join;
 mod lobby;
 mod outlet;
 mod pace;
+pub mod rebuild;
+pub mod recover;
+pub mod repair;
+pub mod restore;
 mod service;
 mod snapshots;
 mod sockets;
+mod space;
 mod start;
 mod stop;
 
@@ -189,6 +196,8 @@ struct Running {
     threads: Vec<Thread>,
     /// Ends the thread that scrubs, when it is dropped.
     scrub: Scrub,
+    /// Dropped, it ends the thread that watches the disk.
+    space: crate::sys::queue::Sender<()>,
     /// Keeps the directory locked.
     dir: dir::DataDir,
 }
@@ -281,6 +290,8 @@ impl Node {
             net.join(until.since(monotonic()));
         }
         self.raft.stop();
+        self.pulse.give_up();
+        drop(running.space);
         for thread in threads {
             let name = thread.name().to_owned();
             if !thread.join(until.since(monotonic())) {

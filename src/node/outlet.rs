@@ -54,6 +54,8 @@ pub enum Completion {
     FetchEnded(Position),
     /// A manager answers at this address, whatever the members' list says.
     Hint(NodeId, String),
+    /// A manager that was called by its address turned this node away.
+    TurnedAway(Status),
     /// Close everything.
     Shutdown,
 }

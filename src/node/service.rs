@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::ca::{self, Directory};
-use crate::control::{self, Control, Watch};
+use crate::control::{self, Control, Feed};
 use crate::net::handler::Incoming;
 use crate::net::requests::{Pull, Service, Step};
 use crate::store::Store;
@@ -42,7 +42,7 @@ impl Services {
         self.control.store()
     }
 
-    fn certificate(&self, request: &Incoming, confirmed: bool) -> Step<Watch> {
+    fn certificate(&self, request: &Incoming, confirmed: bool) -> Step<Feed> {
         let reader = Reader(self.store());
         let result = match request.call {
             Call::GetRoot => ca::get_root(&reader),
@@ -56,7 +56,7 @@ impl Services {
         }
     }
 
-    fn issue(&self, request: &Incoming) -> Step<Watch> {
+    fn issue(&self, request: &Incoming) -> Step<Feed> {
         let request: IssueRequest = match decode(request) {
             Ok(request) => request,
             Err(status) => return Step::Refuse(status),
@@ -72,7 +72,7 @@ impl Services {
         }
     }
 
-    fn issued(&self, request: &IssueRequest, outcome: &Outcome) -> Step<Watch> {
+    fn issued(&self, request: &IssueRequest, outcome: &Outcome) -> Step<Feed> {
         match outcome {
             Outcome::Committed(_) => match ca::status(&Reader(self.store()), ca::node_of_change(request.change)) {
                 Ok(answer) => Step::Answer(control::encode(&answer)),
@@ -96,16 +96,16 @@ impl Services {
 }
 
 impl Service for Services {
-    type Stream = Watch;
+    type Stream = Feed;
 
-    fn decide(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Watch> {
+    fn decide(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Feed> {
         match request.call {
             Call::GetRoot | Call::Issue | Call::CertificateStatus => self.certificate(request, confirmed),
             _ => self.control.decide(request, attempt, confirmed, wall_ms()),
         }
     }
 
-    fn ended(&mut self, request: &Incoming, _attempt: u32, outcome: &Outcome) -> Step<Watch> {
+    fn ended(&mut self, request: &Incoming, _attempt: u32, outcome: &Outcome) -> Step<Feed> {
         match request.call {
             Call::Issue => match decode(request) {
                 Ok(issue) => self.issued(&issue, outcome),
@@ -115,7 +115,7 @@ impl Service for Services {
         }
     }
 
-    fn pull(&mut self, now: Instant, stream: &mut Watch, room: usize) -> Pull {
+    fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
         self.control.pull(now, stream, room)
     }
 }

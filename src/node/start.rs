@@ -13,7 +13,7 @@ use super::outlet::{Completion, Post};
 use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, snapshots};
+use super::{Config, Node, Running, StartError, StartFailure, join, snapshots, space};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
@@ -27,11 +27,11 @@ use crate::sys::metrics::Metrics;
 use crate::sys::queue::bounded;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, wall_ms};
-use crate::types::api::{FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
+use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
-use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Term};
-use crate::wal::{self, Recovered, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
+use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Status, Term};
+use crate::wal::{self, Recovered, Reserve, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
 const WORK_QUEUE: usize = 1024;
@@ -42,6 +42,16 @@ const NET_QUEUE: usize = 1 << 13;
 pub fn start(config: Config) -> Result<Node, StartError> {
     let dir = DataDir::open(&config.data_dir)?;
     let known = dir.read()?;
+    if let Some(cut) = known.as_ref().and_then(|file| file.repaired.as_ref()) {
+        let what = format!("cannot start from {}", dir.path().display());
+        let why = format!(
+            "its log was repaired ({cut}): what was cut off may have been acknowledged, and a member that forgot that must \
+             not vote"
+        );
+        let hint = "with a majority of the other managers alive: move the directory aside, join anew with \
+                    `skep run --join`, and remove the old member; without one: make it a swarm of its own with skep recover";
+        return Err(StartError::refused(what, why, hint));
+    }
     if known.is_none() {
         check_new(&config, &dir)?;
     }
@@ -62,12 +72,17 @@ pub fn start(config: Config) -> Result<Node, StartError> {
     let progress = Progress::default();
     let opened = match file.phase {
         Phase::Founding => {
-            let description = describe(&config);
+            let description = describe(config.name.as_deref());
             let bytes = segment_bytes(file.profile);
             let (keys, wal, recovered) = found::found(&dir, &mut file, description, &sockets.advertise, bytes)?;
             dir.write(&file)?;
             log::info!("made a new swarm");
             Opened { keys, log: Some((wal, recovered)) }
+        }
+        Phase::Restoring => {
+            let what = format!("cannot start from {}", dir.path().display());
+            let hint = "give the command again: `skep backup restore FILE`";
+            return Err(StartError::refused(what, "a restore of a backup to it was not finished", hint));
         }
         Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress)?,
         Phase::Member => {
@@ -103,15 +118,15 @@ fn begin(config: &Config, dir: &DataDir) -> Result<NodeFile, StartError> {
     Ok(file)
 }
 
-fn segment_bytes(profile: Profile) -> u64 {
+pub(super) fn segment_bytes(profile: Profile) -> u64 {
     if profile == Profile::Sdcard { SEGMENT_BYTES_SDCARD } else { SEGMENT_BYTES }
 }
 
-fn describe(config: &Config) -> NodeDescription {
+pub(super) fn describe(name: Option<&str>) -> NodeDescription {
     let system = rustix::system::uname();
     let text = |name: &std::ffi::CStr| name.to_string_lossy().into_owned();
     NodeDescription {
-        hostname: config.name.clone().unwrap_or_else(|| text(system.nodename())),
+        hostname: name.map(str::to_owned).unwrap_or_else(|| text(system.nodename())),
         architecture: text(system.machine()),
         os: text(system.sysname()).to_lowercase(),
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -135,7 +150,7 @@ fn join_begin(
         Some(keys) => keys,
         None => {
             let addr = file.join.clone().unwrap_or_default();
-            let description = describe(config);
+            let description = describe(config.name.as_deref());
             progress.say(format!("beginning to join {addr}"));
             let joiner = Joiner {
                 node_id: NodeId(0),
@@ -151,7 +166,7 @@ fn join_begin(
 }
 
 /// Certificate, root and keys, if a certificate was issued already.
-fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
+pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
     let what = || format!("cannot use the certificate in {}", dir.path().display());
     let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
         return Ok(None);
@@ -169,13 +184,13 @@ fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError>
     Ok(Some(Keys { identity, root_pem, data_key }))
 }
 
-fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+/// What a member needs to read its log. Every way to an existing log leads through here.
+pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
     let Some(keys) = read_keys(dir, file)? else {
         let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
         return Err(StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint));
     };
-    let lineage = lineage(dir, file)?;
     if !has_log(dir) {
         if let Some(aside) = dir.retired() {
             let why = format!("this node left the swarm or was removed from it; its log was moved to {aside}");
@@ -188,6 +203,12 @@ fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
                     then remove the old member";
         return Err(StartError::refused(what(), why, hint));
     }
+    Ok(keys)
+}
+
+fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+    let keys = member_keys(dir, file)?;
+    let lineage = lineage(dir, file)?;
     Ok(Opened { log: Some(open_log(dir, &keys, file.profile, lineage)?), keys })
 }
 
@@ -196,7 +217,7 @@ fn has_log(dir: &DataDir) -> bool {
     names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("wal-"))
 }
 
-fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
+pub(super) fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartError> {
     file.lineage.ok_or_else(|| {
         let what = format!("cannot start from {}", dir.path().display());
         StartError::new(StartFailure::Damaged, what, "node.json names no lineage", "put it back from a backup")
@@ -208,7 +229,7 @@ fn open_log(dir: &DataDir, keys: &Keys, profile: Profile, lineage: Lineage) -> R
     Wal::open(Arc::new(RealDisk), &dir.raft(), &keys.data_key, options).map_err(|error| log_error(dir, &error))
 }
 
-fn log_error(dir: &DataDir, error: &WalError) -> StartError {
+pub(super) fn log_error(dir: &DataDir, error: &WalError) -> StartError {
     let what = format!("cannot open the log in {}", dir.raft().display());
     let failure = match error {
         WalError::Damaged { .. } => StartFailure::Damaged,
@@ -261,7 +282,8 @@ impl Starter {
         let identity = Identity {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
-            hostname: describe(&config).hostname,
+            hostname: describe(config.name.as_deref()).hostname,
+            data_dir: config.data_dir.display().to_string(),
             advertise: sockets.advertise.clone(),
             boot: file.boot,
             nonce: entropy.next_u64(),
@@ -345,6 +367,9 @@ impl Starter {
         #[cfg(debug_assertions)]
         let kept = store.clone();
 
+        let reserve = Reserve::new(Arc::new(RealDisk), &self.dir.raft(), segment_bytes(self.file.profile));
+        let (space, space_thread) =
+            space::spawn(reserve, store.clone(), self.raft.clone(), &self.metrics).map_err(internal)?;
         let (snapshot_jobs, snapshot_thread) = snapshots::spawn_writer(
             store.clone(),
             snapshots.clone(),
@@ -425,7 +450,7 @@ impl Starter {
         .map_err(internal)?;
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, scrub_thread];
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, scrub_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -444,7 +469,7 @@ impl Starter {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, scrub, dir: self.dir })),
+            running: Mutex::new(Some(Running { threads, scrub, space, dir: self.dir })),
             #[cfg(debug_assertions)]
             store: kept,
         })
@@ -464,8 +489,15 @@ impl Starter {
             // A hint that is lost for want of room is no loss: the members' list has an address too.
             let _ = net.send(Completion::Hint(node, addr));
         };
+        let told = self.net.clone();
+        let failed = move |status: Status| {
+            if Greetings::meaning(&status).is_some() {
+                // If there is no room for it: the manager is called again soon.
+                let _ = told.send(Completion::TurnedAway(status));
+            }
+        };
         thread::spawn("peers", move || {
-            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, || stop.is_stopped()) {
+            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, failed, || stop.is_stopped()) {
                 log::warn!("cannot look for --peer addresses: {error}");
             }
         })
@@ -520,7 +552,7 @@ fn credentials(keys: &Keys) -> Result<Credentials, StartError> {
     Ok(Credentials::new(server, client))
 }
 
-fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
+pub(super) fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {
     match error {
         RecoverError::Wal(error) => log_error(dir, error),
         _ => {
@@ -553,5 +585,6 @@ pub fn empty_report() -> RaftReport {
         reachable: Vec::new(),
         alarms: Vec::new(),
         unsynced_ms: 0,
+        disk: DiskSpace::default(),
     }
 }

@@ -5,9 +5,10 @@
 //! duty is the caller's.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::hkdf;
+use ring::{hkdf, pbkdf2};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::sys::entropy::Entropy;
@@ -33,6 +34,15 @@ impl DataKey {
     /// The key with these bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+
+    /// The key that a passphrase stands for under this salt (PBKDF2-HMAC-SHA256, RFC 8018). Slow by intent: so many rounds
+    /// are what each guess costs. `rounds` must not be zero.
+    pub fn from_passphrase(passphrase: &[u8], salt: &[u8; SALT_BYTES], rounds: u32) -> Self {
+        let rounds = NonZeroU32::new(rounds).expect("the caller's number is not zero");
+        let mut key = Self([0; 32]);
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, salt, passphrase, &mut key.0);
+        key
     }
 
     /// The key's bytes, for the key file.
@@ -154,6 +164,15 @@ mod tests {
         let key = DataKey::generate(&mut SeededEntropy::new(1));
         assert_ne!(key.id(), DataKey::generate(&mut SeededEntropy::new(2)).id());
         assert_eq!(format!("{key:?}"), format!("DataKey({:016x})", key.id()));
+    }
+
+    #[test]
+    fn a_passphrase_gives_the_key_that_the_standard_says() {
+        // PBKDF2-HMAC-SHA256 of "password" under 32 zeros, two rounds, as Python's hashlib gives it.
+        let key = DataKey::from_passphrase(b"password", &[0; SALT_BYTES], 2);
+        let hex: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "65aed99c53d8cdcfac92d1632db420fb921d0279602d1fc08528f0f4e2d80cc3");
+        assert_ne!(key, DataKey::from_passphrase(b"password", &[0; SALT_BYTES], 3));
     }
 
     #[test]

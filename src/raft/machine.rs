@@ -7,6 +7,7 @@
 
 mod applying;
 mod fence;
+mod disk;
 mod inbound;
 mod leadership;
 mod links;
@@ -37,7 +38,7 @@ use super::{
 };
 use crate::codec::envelope;
 use crate::sys::time::Instant;
-use crate::types::api::{Answer, FEATURE_LEVEL, JoinAnswer, Progress, RaftState};
+use crate::types::api::{Answer, DiskLevel, DiskSpace, FEATURE_LEVEL, JoinAnswer, Progress, RaftState};
 use crate::types::log::{Command, Configuration, StateHash};
 use crate::types::member::MemberChange;
 use crate::types::object::Profile;
@@ -54,6 +55,8 @@ const MAX_UNAPPLIED_BYTES: u64 = 64 << 20;
 const DISK_STALL: Duration = Duration::from_secs(5);
 /// A voter whose median sync is slower does not get leadership from a stalled leader.
 const HEALTHY_SYNC_US: u64 = 100_000;
+/// A low disk asks for a snapshot, so that old segments of the log can go, at most this often.
+const LOW_DISK_PAUSE: Duration = Duration::from_secs(30);
 /// A read round is begun again after this.
 const READ_RETRY: Duration = Duration::from_millis(300);
 /// A read round is given up after this.
@@ -140,6 +143,7 @@ struct Peer {
     up: bool,
     rtt_us: u64,
     sync_us: u64,
+    disk_low: bool,
     marks: VecDeque<(Index, u128)>,
     /// The snapshot it was offered: when it last showed interest.
     snapshot: Option<Instant>,
@@ -219,6 +223,9 @@ pub struct Machine {
     /// State, term and leader as last noted.
     noted: (StateRole, u64, u64),
     own_sync_us: u64,
+    disk: DiskSpace,
+    /// When a low disk last asked for a snapshot.
+    low_disk_snapshot: Option<Instant>,
     effects: Effects,
 }
 
@@ -305,6 +312,8 @@ impl Machine {
             fencing: None,
             noted: (StateRole::Follower, 0, 0),
             own_sync_us: 0,
+            disk: DiskSpace::default(),
+            low_disk_snapshot: None,
             effects: Effects::default(),
         };
         machine.effects.peers = Some(machine.replicated.members.clone());
@@ -365,11 +374,13 @@ impl Machine {
                 }
             }
             Event::Measured { node, rtt_us, sync_us, mark } => self.on_measured(node, rtt_us, sync_us, mark),
+            Event::PeerDisk { node, low } => self.peers.entry(node).or_default().disk_low = low,
+            Event::DiskSpace(space) => self.on_disk_space(space),
             Event::OwnSync { sync_us } => self.own_sync_us = sync_us,
             Event::Rotten { what } => self.fence_due = Some(Stop::Rotten(what)),
             Event::Stopping => {
                 self.stopping = true;
-                self.transfer_to_best(None);
+                self.transfer_to_best(false);
             }
         }
         self.set_election_timeout();
@@ -510,8 +521,8 @@ impl Machine {
     fn campaign(&mut self, cause: Cause) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
-        let must_wait = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
-        let must_wait = must_wait || self.is_installing();
+        let unsynced = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
+        let must_wait = unsynced || self.is_installing();
         if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
             self.effects.happened.push(Happened::Campaigned { term: Term(raft.term + 1), cause });
@@ -583,6 +594,7 @@ impl Machine {
             reachable: reachable.chain([self.node_id]).collect(),
             alarms: self.alarms(),
             unsynced_ms: unsynced.map_or(0, |flight| now.since(flight.since).as_millis() as u64),
+            disk: self.disk.clone(),
         }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! What the rest of the program may rely on:
 //!
-//! - A proposal gets exactly one answer: the outcome from apply, or [`Reply::NotLeader`], [`Reply::Overloaded`], [`Reply::Lost`] (certainly not
+//! - A proposal gets exactly one answer: the outcome from apply, or [`Reply::NotLeader`], [`Reply::Overloaded`], [`Reply::Refused`], [`Reply::Lost`] (certainly not
 //!   applied) or [`Reply::Uncertain`] (leadership ended while it was in the log).
 //! - No vote and no acknowledgement leaves before what it rests on is synced: such messages travel with the
 //!   [`Persist`] that they wait for. A leader's appends leave at once. Heartbeat and read-index answers leave at once when
@@ -19,8 +19,8 @@
 //! What raft-rs leaves out and is added here: validation of peers' messages (`validate`), rounds that share many reads
 //! and are begun again when lost (`reads`), membership changes one at a time with automatic promotion and a quorum guard
 //! (`orders`), failover within milliseconds when the leader's process is gone (`failover`), hand-over when the
-//! disk stalls, snapshots by size with a descriptor in the message and the bytes fetched apart, compaction that spares
-//! followers that lag, and a comparison of state hashes in which a majority fences a replica that diverged (`fence` in
+//! disk stalls or fills up, snapshots by size with a descriptor in the message and the bytes fetched apart, compaction that
+//! spares followers that lag, and a comparison of state hashes in which a majority fences a replica that diverged (`fence` in
 //! the machine; a leader hands over first). What happened lately is kept in a small ring ([`journal`]).
 //!
 //! Not here: disk (`wal`), sockets (`net`), what an entry means (`apply`).
@@ -42,7 +42,7 @@ use bytes::Bytes;
 pub use reads::Token;
 pub use storage::{Fetch, SnapshotMark};
 
-use crate::types::api::{Answer, RaftReport};
+use crate::types::api::{Answer, DiskSpace, RaftReport};
 use crate::types::log::StateHash;
 use crate::types::object::{Profile, RaftSettings};
 use crate::types::{Index, Member, NodeId, Position, RaftId, Status, Term};
@@ -235,6 +235,15 @@ pub enum Event {
         /// Its last state hash: log index and sum.
         mark: (Index, u128),
     },
+    /// A peer's disk is low, or is not any more.
+    PeerDisk {
+        /// The peer.
+        node: NodeId,
+        /// Whether it is.
+        low: bool,
+    },
+    /// How much room there is on our own disk.
+    DiskSpace(DiskSpace),
     /// Our own median sync, microseconds.
     OwnSync {
         /// Microseconds.
@@ -265,6 +274,8 @@ pub enum Reply {
     NotLeader(Token),
     /// A budget is used up; nothing entered the log.
     Overloaded(Token),
+    /// Changes are not taken now, for a reason that the caller should read; nothing entered the log.
+    Refused(Token, Status),
     /// Another entry was committed in its place: it was not applied and never will be.
     Lost(Token),
     /// Leadership ended while it was in the log: it may still be committed.

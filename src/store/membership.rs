@@ -25,6 +25,17 @@ impl Membership {
         Self { members: BTreeMap::from([(first, member)]), next_raft_id: first.next(), ..Self::default() }
     }
 
+    /// The group of one member that begins a new history: everybody before it is removed for good, that member's own
+    /// former raft id too. Floors are about logs that nobody has any more.
+    pub fn succeed(&self, node_id: NodeId, addr: String) -> Self {
+        let raft_id = self.next_raft_id;
+        let former = self.members.values().map(|member| (member.raft_id, member.node_id));
+        let removed = self.removed.iter().map(|(raft_id, node_id)| (*raft_id, *node_id)).chain(former).collect();
+        let member = Member { raft_id, node_id, addr, role: MemberRole::Voter };
+        let members = BTreeMap::from([(raft_id, member)]);
+        Self { members, removed, next_raft_id: raft_id.next(), floors: BTreeMap::new() }
+    }
+
     pub fn of_node(&self, node_id: NodeId) -> Option<&Member> {
         self.members.values().find(|member| member.node_id == node_id)
     }

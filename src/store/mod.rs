@@ -36,6 +36,7 @@
 //! compilers and replicas may be built by several; what is forgotten, and when, depends on nothing but the sequence of
 //! changes.
 
+mod anew;
 mod change;
 mod handle;
 mod membership;
@@ -49,6 +50,7 @@ mod table;
 mod tests;
 pub mod watch;
 
+pub use anew::ERA;
 pub use handle::Store;
 pub use snapshot::{SNAPSHOT_CHUNK_BYTES, SnapshotDecoder, SnapshotEncoder, SnapshotError};
 pub use state::{ResolveError, State, Stored};

@@ -25,6 +25,11 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that may still be written where `dir` is; no end of them on a simulated disk without a size.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let _ = dir;
+        Ok(u64::MAX)
+    }
 }
 
 /// An open file. Shared by its writer and its readers.
@@ -92,6 +97,12 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         std::fs::File::open(dir)?.sync_all()
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        // Without what is set aside for root: a manager need not be root.
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }
 

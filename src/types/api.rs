@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::object::{Availability, Kind, NodeDescription, Object, Profile, Sensitive};
 use super::{
     Caller, ChangeId, ClusterId, Index, Lineage, Member, MemberRole, NodeId, ObjectId, Position, RaftId, Revision,
-    Role, Term,
+    Role, Term, Timestamp,
 };
 
 /// A call, by its number on the wire.
@@ -25,6 +25,8 @@ pub enum Call {
     Watch = 3,
     /// [`Admin`] to [`Answer`]: acts on this manager (transfer, snapshot, leave).
     Admin = 4,
+    /// [`BackupRequest`] to a stream: one [`BackupInfo`], then the raw bytes of the state.
+    Backup = 5,
     /// Nothing to [`Answer::Diagnosis`]: what this manager knows of its own health, leader or not, member or not.
     Diagnose = 6,
     /// [`SnapshotRequest`] to a stream of raw snapshot bytes.
@@ -49,11 +51,12 @@ pub enum Call {
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Query,
         Self::Write,
         Self::Watch,
         Self::Admin,
+        Self::Backup,
         Self::Diagnose,
         Self::Snapshot,
         Self::ResolveAddress,
@@ -73,7 +76,7 @@ impl Call {
 
     /// Whether the answer is a stream.
     pub const fn is_stream(self) -> bool {
-        matches!(self, Self::Watch | Self::Snapshot)
+        matches!(self, Self::Watch | Self::Backup | Self::Snapshot)
     }
 }
 
@@ -350,6 +353,38 @@ pub enum WatchItem {
     },
 }
 
+/// Asks for everything: all that is replicated, secrets and keys with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRequest {
+    /// From the local store as it is, leader or not; else it has everything that was committed when it was asked for.
+    pub stale: bool,
+}
+
+/// What a backup is of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupInfo {
+    /// When it was made, by the clock of the manager that made it.
+    pub created_at: Timestamp,
+    /// The version of skep that made it.
+    pub version: String,
+    /// The manager that made it.
+    pub node_id: NodeId,
+    /// The swarm.
+    pub cluster_id: ClusterId,
+    /// Its history.
+    pub lineage: Lineage,
+    /// The last log entry in it.
+    pub position: Position,
+    /// The revision of the state.
+    pub revision: Revision,
+    /// The members of the Raft group.
+    pub members: Vec<Member>,
+    /// The format of the replicated bytes.
+    pub feature_level: u32,
+    /// The hash of the state.
+    pub hash: u128,
+}
+
 /// Asks for a snapshot file of the sender's store, for a follower that lags too far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRequest {
@@ -558,6 +593,8 @@ pub struct RaftReport {
     pub alarms: Vec<String>,
     /// How long the disk has not finished the oldest write that was ordered, milliseconds.
     pub unsynced_ms: u64,
+    /// How much room there is for the log.
+    pub disk: DiskSpace,
 }
 
 /// One thing that happened to raft.
@@ -613,6 +650,37 @@ pub struct QueueReport {
     pub capacity: u64,
 }
 
+/// How a manager's disk is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskLevel {
+    /// There is room.
+    #[default]
+    Ok,
+    /// A leader refuses changes; what is in the log already still fits.
+    Low,
+    /// The next segment of the log cannot be made without the reserve, or the reserve is too small for a snapshot: a
+    /// follower takes no entries either.
+    Full,
+}
+
+/// How much room there is for the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpace {
+    /// What that means.
+    pub level: DiskLevel,
+    /// Free bytes where the log is.
+    pub free_bytes: u64,
+    /// Bytes kept for snapshots on a full disk.
+    pub reserve_bytes: u64,
+    /// Segments of the log, the one that is written among them.
+    pub segments: u64,
+    /// Bytes to be freed until changes are taken again; zero while they are.
+    pub needed_bytes: u64,
+    /// The log's directory.
+    pub dir: String,
+}
+
 /// How far a member is, as the leader knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -641,6 +709,8 @@ pub struct LinkReport {
     pub clock_offset_ms: i64,
     /// Its median sync time, microseconds, as it reports it.
     pub sync_us: u64,
+    /// Its disk is low or full, as it reports it.
+    pub disk_low: bool,
 }
 
 /// `skep status`.

@@ -1,7 +1,8 @@
 //! Makes the next segment before it is needed, and removes old ones, off the path of writes.
 //!
 //! A segment is reserved and filled with zeros, and both synced, before anything is written to it: a write then changes
-//! blocks that exist, and its sync has no file system journal to wait for. A full disk shows here, one segment early.
+//! blocks that exist, and its sync has no file system journal to wait for. A full disk shows here, one segment early: to
+//! make one ahead is tried once and may fail; when it is needed, the reserve is there, and then a wait for space.
 //!
 //! A file named [`SPARE`] is complete; one that is being made has another name. So a start takes over the spare of the
 //! run before, after a look at whether it still is all zeros, and need not wait for a new one to be filled.
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use super::error::{Doing, WalError};
 use super::format::SECTOR_BYTES;
-use super::segment;
+use super::{reserve, segment};
 use crate::sys::files::{Disk, File};
 use crate::sys::metrics::Gauge;
 use crate::sys::queue::{self, Receiver, Sender};
@@ -23,7 +24,7 @@ use crate::sys::thread::{self, Thread};
 /// The name of a segment that is not in use yet.
 pub(super) const SPARE: &str = "spare";
 /// The name of one that is being made.
-const UNFINISHED: &str = "spare.part";
+pub(super) const UNFINISHED: &str = "spare.part";
 
 /// Zeros that are written between two syncs.
 const SYNC_BYTES: u64 = 1 << 20;
@@ -36,6 +37,17 @@ pub(super) struct Ahead {
     left: Option<Arc<dyn File>>,
     /// None makes segments when they are asked for, for simulations, which have one thread.
     worker: Option<Worker>,
+    when_full: WhenFull,
+}
+
+/// Asked when there is no room for the next segment, not even with the reserve; true to try again. Whoever is asked
+/// waits.
+struct WhenFull(Option<Box<dyn FnMut() -> bool + Send>>);
+
+impl std::fmt::Debug for WhenFull {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WhenFull")
+    }
 }
 
 #[derive(Debug)]
@@ -68,7 +80,12 @@ impl Ahead {
         let maker = Maker { disk, dir: dir.to_owned(), bytes, stop: Arc::default() };
         let left = maker.left_over().doing("look at", &maker.spare())?;
         let worker = if threaded { Some(Worker::start(maker.clone()).doing("start a thread for", dir)?) } else { None };
-        Ok(Self { maker, left, worker })
+        Ok(Self { maker, left, worker, when_full: WhenFull(None) })
+    }
+
+    /// Whom to ask when the disk is full; without anybody the call fails.
+    pub(super) fn when_full(&mut self, ask: Box<dyn FnMut() -> bool + Send>) {
+        self.when_full = WhenFull(Some(ask));
     }
 
     /// Orders the next segment. The spare one must have been taken and renamed.
@@ -78,7 +95,8 @@ impl Ahead {
         }
     }
 
-    /// A file of the right length, all zeros and synced, under the name [`SPARE`]. Waits until it is made.
+    /// A file of the right length, all zeros and synced, under the name [`SPARE`]. Waits until it is made. On a full disk
+    /// the reserve is given up for it: what has to go into the log goes into the log.
     pub(super) fn take(&mut self) -> Result<Arc<dyn File>, WalError> {
         if let Some(file) = self.left.take() {
             return Ok(file);
@@ -91,7 +109,19 @@ impl Ahead {
                 None => {}
             }
         }
-        self.maker.make().doing("make", &self.maker.spare())
+        if self.worker.is_none()
+            && let Some(file) = self.maker.left_over().doing("look at", &self.maker.spare())?
+        {
+            return Ok(file);
+        }
+        let Self { maker, when_full, .. } = self;
+        loop {
+            match reserve::with_reserve(maker.disk.as_ref(), &maker.dir, || maker.make()) {
+                // Nothing was written of what is to go there, so that this is a pause and not a failure.
+                Err(error) if reserve::is_full(&error) && when_full.0.as_mut().is_some_and(|ask| ask()) => {}
+                result => return result.doing("make", &maker.spare()),
+            }
+        }
     }
 
     /// Removes all segments before this one, some time soon. That they are gone is not durable: those that come back

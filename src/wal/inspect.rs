@@ -1,10 +1,15 @@
 //! Shows what the files of a log hold, whole or not, without changing them.
+//!
+//! What opening the log would refuse is a [`Found::Problem`] here, at the same place. Without the key two things cannot
+//! be known: what a batch says, and so which snapshot the newest segment rests on if that was recorded in it.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Doing, WalError};
-use super::format::{BatchHeader, Record, Records, SECTOR, SegmentHeader};
+use super::format::{BATCH_HEADER, BatchHeader, Record, Records, SECTOR, SECTOR_BYTES, SegmentHeader};
+use super::newest::{self, NEWEST};
 use super::segment::{self, Segment};
 use super::snapshot::{self, SnapshotReader};
 use crate::pki::seal::DataKey;
@@ -50,7 +55,7 @@ pub enum Found {
         /// The key it is sealed with.
         key_id: u64,
     },
-    /// Something that should not be so. If it is in the last batch, a crash may have left it, and opening the log cuts it.
+    /// Something that should not be so.
     Problem {
         /// The file's name.
         file: String,
@@ -58,16 +63,46 @@ pub enum Found {
         offset: u64,
         /// What is wrong.
         what: String,
+        /// A crash may have left it: opening the log cuts it off or passes over it, and nothing acknowledged is in it.
+        harmless: bool,
     },
 }
 
 /// Walks through the segments and snapshots in `dir`, in order. Headers are shown in any case, contents with the `key` only.
-/// After damage it goes on with the next valid batch.
+/// After damage it goes on with the next valid batch. A file that is removed meanwhile is passed over.
 pub fn inspect<'a>(disk: &'a dyn Disk, dir: &Path, key: Option<&'a DataKey>) -> Result<Inspect<'a>, WalError> {
-    let sequences = segment::sequences(&disk.list(dir).doing("list", dir)?).into();
-    let snapshots = snapshot::list_snapshots(disk, dir)?.into();
+    // Read first: a log that is in use may begin another segment before they are listed.
+    let newest = newest::read(disk, dir);
+    let sequences: VecDeque<u64> = segment::sequences(&disk.list(dir).doing("list", dir)?).into();
+    let snapshots: VecDeque<Index> = snapshot::list_snapshots(disk, dir)?.into();
+    let newest_snapshot = snapshots.back().copied().unwrap_or_default();
     let dir = dir.to_owned();
-    Ok(Inspect { disk, dir, key, sequences, snapshots, current: None, expected: None, ready: VecDeque::new() })
+    let mut inspect = Inspect {
+        disk,
+        dir,
+        key,
+        first: sequences.front().copied().unwrap_or(0),
+        last: sequences.back().copied().unwrap_or(0),
+        sequences,
+        snapshots,
+        newest_snapshot,
+        begins_after: None,
+        rests_on: Index(0),
+        current: None,
+        expected: None,
+        at_end: false,
+        ready: VecDeque::new(),
+    };
+    match newest {
+        Ok(newest) => {
+            if let Some(error) = newest::missing(newest, inspect.last) {
+                let file = segment::name(inspect.last.saturating_add(1));
+                inspect.problem(file, 0, &error);
+            }
+        }
+        Err(error) => inspect.problem(NEWEST.to_owned(), 0, &error),
+    }
+    Ok(inspect)
 }
 
 /// What [`inspect`] returns.
@@ -78,10 +113,20 @@ pub struct Inspect<'a> {
     key: Option<&'a DataKey>,
     sequences: VecDeque<u64>,
     snapshots: VecDeque<Index>,
+    /// The first and the last segment's sequence.
+    first: u64,
+    last: u64,
+    newest_snapshot: Index,
+    /// The oldest segment's sequence and the entry before its first, until a batch with entries was seen.
+    begins_after: Option<(u64, Index)>,
+    /// The newest snapshot that the log is known to have recorded.
+    rests_on: Index,
     /// The segment at hand, and where in it.
     current: Option<(Segment, u64)>,
     /// Sequence of the last segment, and the number and previous checksum that its next batch would have.
     expected: Option<(u64, u64, u32)>,
+    /// The segments are done and what they miss was told.
+    at_end: bool,
     ready: VecDeque<Found>,
 }
 
@@ -99,6 +144,13 @@ impl Iterator for Inspect<'_> {
                 if let Err(error) = self.segment(sequence) {
                     self.expected = None;
                     self.problem(segment::name(sequence), 0, &error);
+                }
+            } else if !self.at_end {
+                self.at_end = true;
+                self.check_begin(None);
+                if self.rests_on > self.newest_snapshot {
+                    let error = WalError::damaged("", 0, "the snapshot that the log rests on is missing");
+                    self.problem(snapshot::name(self.rests_on), 0, &error);
                 }
             } else {
                 let index = self.snapshots.pop_front()?;
@@ -118,11 +170,25 @@ impl Inspect<'_> {
         let file = self.disk.open(&path).doing("open", &path)?;
         let header = segment::read_header(&name, &path, file.as_ref())?;
         self.ready.push_back(Found::Segment { file: name.clone(), header: header.clone() });
-        let begins = (sequence, header.first_number, header.previous);
-        if self.expected.is_some_and(|(last, number, previous)| begins != (last.wrapping_add(1), number, previous)) {
-            let what = "it does not continue the segment before it";
-            self.problem(name, 0, &WalError::damaged("", 0, what));
+        if header.sequence != sequence {
+            let what = format!("its header says that it is {}", segment::name(header.sequence));
+            return Err(WalError::damaged(&name, 0, what));
         }
+        let begins = (sequence, header.first_number, header.previous);
+        match self.expected {
+            Some((last, _, _)) if sequence != last.wrapping_add(1) => {
+                let error = WalError::damaged("", 0, "the segment is missing");
+                self.problem(segment::name(last.wrapping_add(1)), 0, &error);
+            }
+            Some((last, number, previous)) if begins != (last.wrapping_add(1), number, previous) => {
+                let what = "it does not continue the segment before it, the end of which is missing or was changed";
+                self.problem(name, 0, &WalError::damaged("", 0, what));
+            }
+            Some(_) => {}
+            None if sequence == self.first => self.begins_after = Some((sequence, header.last.index)),
+            None => {}
+        }
+        self.rests_on = self.rests_on.max(header.snapshot.index);
         self.expected = Some(begins);
         // Without the key nothing is opened, and any key will do.
         let key = self.key.cloned().unwrap_or_else(|| DataKey::from_bytes([0; 32]));
@@ -139,35 +205,84 @@ impl Inspect<'_> {
         let sector = segment.sector(offset)?;
         let header = BatchHeader::decode(&sector).filter(|(header, _)| header.epoch == segment.header.epoch);
         let Some((header, crc)) = header else {
-            if segment::is_zero(&sector) && segment.last_used(offset)? == offset {
-                self.ready.push_back(Found::End { file, offset });
-                return Ok(());
-            }
-            let next = segment.next_header(offset + SECTOR)?;
-            let what = next.map_or_else(
-                || "no batch begins here, and no batch follows".to_owned(),
-                |next| format!("no batch begins here; the next one begins at byte {next}"),
-            );
-            self.problem(file, offset, &WalError::damaged("", offset, what));
-            self.expected = None;
-            self.current = next.map(|next| (segment, next));
-            return Ok(());
+            return self.no_batch(segment, offset, segment::is_zero(&sector));
         };
+        let mut is_new = false;
         if let Some((sequence, number, previous)) = self.expected {
             if (header.number, header.previous) != (number, previous) {
                 let what = "the batch does not continue the one before it";
                 self.problem(file.clone(), offset, &WalError::damaged("", offset, what));
             }
+            is_new = true;
             self.expected = Some((sequence, header.number.wrapping_add(1), crc));
         }
-        let records = self.records(&segment, offset);
-        let records = records.unwrap_or_else(|error| {
-            self.problem(file.clone(), offset, &error);
-            None
-        });
+        if is_new && header.entries > 0 {
+            self.check_begin(Some(Index(header.first)));
+        }
+        let records = match self.records(&segment, offset) {
+            Ok(records) => records,
+            Err(error) => {
+                let harmless = self.is_torn(&segment, offset, &header)?;
+                self.ready.push_back(problem(file.clone(), offset, &error, harmless));
+                None
+            }
+        };
+        for record in records.iter().flatten() {
+            if let Record::Created(position) | Record::Installed(position) = record {
+                self.rests_on = self.rests_on.max(position.index);
+            }
+        }
         self.ready.push_back(Found::Batch { file, offset, header, records });
         self.current = Some((segment, offset + header.on_disk()));
         Ok(())
+    }
+
+    /// Says why no batch begins at `offset`, and goes on with the next one.
+    fn no_batch(&mut self, segment: Segment, offset: u64, is_zero: bool) -> Result<(), WalError> {
+        let file = segment.name.clone();
+        let used = segment.last_used(offset)?;
+        if used == offset {
+            self.ready.push_back(Found::End { file, offset });
+            return Ok(());
+        }
+        let next = segment.next_header(offset + SECTOR)?;
+        let what = match next {
+            Some(next) => format!("no batch begins here; the next one begins at byte {next}"),
+            None if is_zero => format!("the log ends here, and up to byte {used} stands what is no batch"),
+            None => "no batch begins here, and no batch follows".to_owned(),
+        };
+        let error = WalError::damaged("", offset, what);
+        self.ready.push_back(problem(file, offset, &error, is_zero && next.is_none()));
+        if next.is_some() {
+            self.expected = None;
+        }
+        self.current = next.map(|next| (segment, next));
+        Ok(())
+    }
+
+    /// Whether a batch whose contents do not match may be the unfinished last write, as opening the log judges it.
+    fn is_torn(&self, segment: &Segment, offset: u64, header: &BatchHeader) -> Result<bool, WalError> {
+        if segment.header.sequence != self.last || segment.next_header(offset + SECTOR)?.is_some() {
+            return Ok(false);
+        }
+        let Ok(payload) = segment.payload(offset, header) else { return Ok(false) };
+        let (_, sectors) = payload.split_at(SECTOR_BYTES - BATCH_HEADER);
+        Ok(crc32fast::hash(&payload) != header.payload_crc && sectors.chunks(SECTOR_BYTES).any(segment::is_zero))
+    }
+
+    /// Looks once whether a snapshot covers what comes before the oldest segment, whose first entry this is.
+    fn check_begin(&mut self, first: Option<Index>) {
+        let Some((oldest, last)) = self.begins_after.take() else { return };
+        // Its first batch may replace entries of segments that were removed.
+        let before = first.map_or(last, |first| last.min(Index(first.0.saturating_sub(1))));
+        if before > self.newest_snapshot {
+            let what = format!(
+                "the segment is missing: the log begins after entry {before}, and the newest snapshot is of entry {}",
+                self.newest_snapshot
+            );
+            let file = segment::name(oldest.saturating_sub(1));
+            self.problem(file, 0, &WalError::damaged("", 0, what));
+        }
     }
 
     fn records(&self, segment: &Segment, offset: u64) -> Result<Option<Vec<Record>>, WalError> {
@@ -191,10 +306,17 @@ impl Inspect<'_> {
     }
 
     fn problem(&mut self, file: String, offset: u64, error: &WalError) {
-        let (offset, what) = match error {
-            WalError::Damaged { offset, what, .. } => (*offset, what.clone()),
-            other => (offset, other.to_string()),
-        };
-        self.ready.push_back(Found::Problem { file, offset, what });
+        if matches!(error, WalError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound) {
+            return;
+        }
+        self.ready.push_back(problem(file, offset, error, false));
     }
+}
+
+fn problem(file: String, offset: u64, error: &WalError, harmless: bool) -> Found {
+    let (offset, what) = match error {
+        WalError::Damaged { offset, what, .. } => (*offset, what.clone()),
+        other => (offset, other.to_string()),
+    };
+    Found::Problem { file, offset, what, harmless }
 }

@@ -11,7 +11,11 @@
 //! [`Wal::open`] finds the log again: it drops an unfinished last write, and refuses a log that is damaged anywhere else,
 //! because to cut off what was acknowledged would break the promises that Raft made with it. [`LogReader`] reads old
 //! entries from any thread. [`SnapshotWriter`] and [`SnapshotReader`] stream snapshot files; once a snapshot is
-//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold.
+//! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold, [`look`]
+//! reads a log without changing it, and [`repair`] cuts off what is damaged when there is no other copy.
+//!
+//! A full disk stops nothing for good: the log waits for space, with a reserve for the snapshot that makes some. [`Reserve`]
+//! tells early enough that changes can be refused before it comes to that.
 //!
 //! # What is deliberately not here
 //!
@@ -24,15 +28,16 @@
 //! renamed in with a header that repeats all that a reader needs when older segments are gone. A write is one
 //! positioned write and one `fdatasync`; a store through a writable map and `msync` was measured at twice the time, and at
 //! 1 MiB on the device for a record of 256 bytes (`tests/bench/disk.rs` measures the other variants). Reads go through
-//! a read-only map. `spare` is the next segment, `snap-<index>` are snapshots, `lost+found/` keeps what was cut off. The
-//! bytes are described in `format` and `snapshot`.
+//! a read-only map. `spare` is the next segment, `newest` names the last one that was begun, `snap-<index>` are snapshots,
+//! `reserve` holds space for a full disk, `lost+found/` keeps what was cut off. The bytes are described in `format`, `newest` and `snapshot`.
 //!
 //! # Invariants
 //!
 //! - One thread writes. A batch begins only after the previous sync returned, so only the last batch can be torn.
 //! - No sector of a batch is all zeros, and behind the last batch there is nothing but zeros. So a sector of zeros inside
 //!   a batch was never written (a crash did it), and any other mismatch is damage.
-//! - Batches are numbered and chained by checksum through all segments: nothing can be missing in between.
+//! - Batches are numbered and chained by checksum through all segments: nothing can be missing in between. `newest` is
+//!   written before the first batch of a segment: nothing can be missing at the end, as long as that file is there.
 //! - Entries stand before the hard state that rests on them, and every batch holds the hard state: its commit index is
 //!   never past the entries on the disk.
 //! - Nothing is sealed twice under one salt and number: every open starts a new segment, whose salt is new.
@@ -47,8 +52,12 @@ mod format;
 #[doc(hidden)]
 pub mod fuzz;
 mod inspect;
+mod look;
 mod map;
+mod newest;
 mod recover;
+pub mod repair;
+mod reserve;
 pub mod run;
 mod segment;
 mod snapshot;
@@ -68,10 +77,15 @@ pub use self::error::{ReadError, WalError};
 use self::format::{BATCH_HEADER, OTHER_RECORDS, SECTOR};
 pub use self::format::{BatchHeader, HardState, Record, SegmentHeader};
 pub use self::inspect::{Found, Inspect, inspect};
+pub use self::look::look;
 pub use self::map::report_media_errors;
+use self::newest::Newest;
 pub use self::recover::Cut;
+pub use self::reserve::{Reserve, with_reserve};
 use self::segment::Segment;
-pub use self::snapshot::{SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
+pub use self::snapshot::{
+    SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before,
+};
 use crate::pki::seal::DataKey;
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::Disk;
@@ -165,6 +179,7 @@ pub struct Wal {
     options: Options,
     entropy: Source,
     ahead: Ahead,
+    newest: Newest,
     reader: LogReader,
     /// The segment that is written, and where its last batch ends.
     segment: Arc<Segment>,
@@ -236,6 +251,7 @@ impl Wal {
         let begin = Begin { sequence, first_number: found.next_number, previous: found.previous, state };
         let mut entropy = Source(entropy);
         let segment = begin.segment(disk.as_ref(), dir, key, &options, &mut entropy, &mut ahead)?;
+        let newest = Newest::create(disk.as_ref(), dir, sequence)?;
         found.catalog.push(segment.clone());
         ahead.order();
         let wal = Self {
@@ -245,6 +261,7 @@ impl Wal {
             options,
             entropy,
             ahead,
+            newest,
             reader: LogReader::new(found.catalog),
             segment,
             offset: SECTOR,
@@ -304,6 +321,12 @@ impl Wal {
     /// Reads old entries. Clones of the reader may go to other threads.
     pub fn reader(&self) -> LogReader {
         self.reader.clone()
+    }
+
+    /// Asks `ask` when there is no room for the next segment, not even with the reserve; while it says true, the write
+    /// waits, and nothing is lost. Without this a full disk is an error of [`Self::write`] like others.
+    pub fn when_full(&mut self, ask: impl FnMut() -> bool + Send + 'static) {
+        self.ahead.when_full(Box::new(ask));
     }
 
     /// Shows from outside whether the thread that [`run::spawn`] starts is getting on.
@@ -447,6 +470,7 @@ impl Wal {
         };
         let (disk, dir) = (self.disk.as_ref(), self.dir.as_path());
         self.segment = begin.segment(disk, dir, &self.key, &self.options, &mut self.entropy, &mut self.ahead)?;
+        self.newest.write(dir, self.segment.header.sequence)?;
         self.offset = SECTOR;
         self.reader.lock().push(self.segment.clone());
         self.ahead.order();

@@ -12,6 +12,7 @@ use super::Options;
 use super::catalog::{Catalog, Effect};
 use super::error::{Doing, WalError};
 use super::format::{BATCH_HEADER, BatchHeader, HardState, Record, Records, SECTOR, SECTOR_BYTES};
+use super::newest;
 use super::segment::{self, Segment};
 use crate::pki::seal::DataKey;
 use crate::sys::files::{self, Disk};
@@ -51,6 +52,9 @@ pub(super) const LOST: &str = "lost+found";
 pub(super) fn recover(disk: &dyn Disk, dir: &Path, key: &DataKey, options: &Options) -> Result<State, WalError> {
     let names = disk.list(dir).doing("list", dir)?;
     let sequences = segment::sequences(&names);
+    if let Some(error) = newest::missing(newest::read(disk, dir)?, sequences.last().copied().unwrap_or(0)) {
+        return Err(error);
+    }
     let mut state = State {
         next_number: 1,
         previous: 0,
@@ -108,7 +112,15 @@ impl State {
                 }
                 Step::End => break,
                 Step::Torn => {
-                    self.cut = Some(cut(disk, dir, &segment, offset)?);
+                    let cut = cut(disk, dir, &segment, offset)?;
+                    log::warn!(
+                        "the last write to {} was not finished when this manager stopped; {} bytes from byte {offset} on \
+                         were cut off and kept as {}; nothing of it had been acknowledged",
+                        segment.name,
+                        cut.bytes,
+                        cut.kept.display()
+                    );
+                    self.cut = Some(cut);
                     break;
                 }
             }
@@ -238,8 +250,8 @@ fn settle(segment: &Segment, newest: Option<(u64, u64)>) -> Result<(), WalError>
     segment.file.sync_data().doing("sync", &segment.path)
 }
 
-/// Moves an unfinished write out of the way.
-fn cut(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64) -> Result<Cut, WalError> {
+/// Moves what stands from `offset` on to where it is kept, and leaves zeros.
+pub(super) fn cut(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64) -> Result<Cut, WalError> {
     let end = segment.last_used(offset)?;
     let mut bytes = vec![0; usize::try_from(end - offset).map_err(io::Error::other).doing("read", &segment.path)?];
     segment.copy(offset, &mut bytes)?;
@@ -257,12 +269,5 @@ fn cut(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64) -> Result<Cu
         at += len;
     }
     segment.file.sync_data().doing("sync", &segment.path)?;
-    log::warn!(
-        "the last write to {} was not finished when this manager stopped; {} bytes from byte {offset} on were cut off and \
-         kept as {}; nothing of it had been acknowledged",
-        segment.name,
-        end - offset,
-        kept.display()
-    );
     Ok(Cut { segment: segment.name.clone(), offset, bytes: end - offset, kept })
 }

@@ -1,7 +1,7 @@
 //! The log's thread: writes what queued up, syncs once, and says what that released.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use std::{io, mem};
 
@@ -49,6 +49,7 @@ struct Beat {
     /// Nanoseconds of the monotonic clock, plus one; zero while nothing is being written.
     busy_since: AtomicU64,
     turns: AtomicU64,
+    given_up: AtomicBool,
 }
 
 impl Pulse {
@@ -60,6 +61,11 @@ impl Pulse {
     /// How many groups of requests were finished. A thread that is busy while this stands still makes no progress.
     pub fn progress(&self) -> u64 {
         self.0.turns.load(Relaxed)
+    }
+
+    /// The process stops: a write that waits for space on a full disk waits no longer.
+    pub fn give_up(&self) {
+        self.0.given_up.store(true, Relaxed);
     }
 
     fn begin(&self, now: Instant) {
@@ -83,7 +89,12 @@ pub fn spawn<R: Send + 'static>(
 ) -> io::Result<Thread> {
     let counts = Counts::new(metrics);
     thread::spawn("wal", move || {
+        let pulse = wal.pulse();
         if let Err(error) = run(wal, &inbox, &counts, on_durable) {
+            if pulse.0.given_up.load(Relaxed) {
+                log::warn!("stopped while the log could not go on, so that its last writes are not in it: {error}");
+                return;
+            }
             // Nobody knows what the disk holds now, and a second attempt would be answered with a success that means
             // nothing (LWN 752063, "PostgreSQL's fsync() surprise"). The next start reads it from the disk.
             log::error!(
@@ -119,6 +130,7 @@ fn run<R>(
     mut on_durable: impl FnMut(Durable, Vec<R>),
 ) -> Result<(), WalError> {
     let pulse = wal.pulse();
+    wal.when_full(wait_for_space(pulse.clone()));
     let mut group = Group::default();
     while let Some(request) = inbox.recv() {
         let began = monotonic();
@@ -149,6 +161,28 @@ fn run<R>(
     }
     wal.close()
 }
+
+/// Waits a little each time there is no room for the next segment, for as long as the process lives: to stop would help
+/// nobody, and whoever makes room need not start anything again. A wait is progress as far as a watchdog is concerned.
+fn wait_for_space(pulse: Pulse) -> impl FnMut() -> bool + Send + 'static {
+    let mut told = None;
+    move || {
+        let now = monotonic();
+        if told.is_none_or(|at| now.since(at) > TELL_AGAIN) {
+            told = Some(now);
+            log::error!("the disk is full: the log has no room for its next segment and waits until there is some");
+        }
+        pulse.end();
+        pulse.begin(now);
+        std::thread::sleep(FULL_PAUSE);
+        !pulse.0.given_up.load(Relaxed)
+    }
+}
+
+/// Between two looks at a full disk.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
+/// Between two lines about it.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// What one turn writes.
 struct Group<R> {

@@ -16,7 +16,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use self::reader::SnapshotReader;
+pub use self::reader::{SnapshotFile, SnapshotReader};
 pub(super) use self::reader::{describe, meta};
 pub use self::writer::SnapshotWriter;
 use super::error::{Doing, WalError};

@@ -6,14 +6,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backup;
 mod bounds;
 mod client;
 mod crash;
+mod damage;
 mod flood;
 mod input;
 mod joining;
 mod leave;
 mod links;
+mod recover;
 mod refused;
 mod service;
 mod snapshots;

@@ -1,6 +1,6 @@
-//! A disk in memory that forgets what was not synced.
+//! A disk in memory that forgets what was not synced, fills up, fails, and rots.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,18 +12,33 @@ const SECTOR: usize = 512;
 
 /// One manager's disk. Clones are the same disk.
 #[derive(Clone, Debug, Default)]
-pub struct SimDisk(Arc<Mutex<Inner>>);
+pub struct SimDisk {
+    names: Arc<Mutex<Names>>,
+    /// Shared with the files, which do not hold the disk: it holds them.
+    fate: Arc<Mutex<Fate>>,
+}
 
 #[derive(Debug, Default)]
-struct Inner {
+struct Names {
     /// What programs see.
-    names: BTreeMap<PathBuf, SimFile>,
+    live: BTreeMap<PathBuf, SimFile>,
     /// What a power cut leaves, apart from `unsynced`.
     durable: BTreeMap<PathBuf, SimFile>,
     /// Changes of names since the last sync of a directory, in order.
     unsynced: Vec<NameChange>,
-    /// So many syncs are still carried out; then the power is gone and nothing has an effect any more.
+}
+
+/// What the disk does next.
+#[derive(Debug, Default)]
+struct Fate {
+    /// The power goes at a sync, after so many more of them.
     syncs_left: Option<u64>,
+    /// The power is gone: nothing has an effect any more.
+    dead: bool,
+    /// Syncs fail.
+    broken: bool,
+    /// Bytes that can still be taken; `None` is no limit.
+    free: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -36,7 +51,7 @@ enum NameChange {
 /// A file. Clones are the same file.
 #[derive(Clone, Debug)]
 struct SimFile {
-    disk: SimDisk,
+    fate: Arc<Mutex<Fate>>,
     bytes: Arc<Mutex<Bytes>>,
 }
 
@@ -44,91 +59,196 @@ struct SimFile {
 struct Bytes {
     live: Vec<u8>,
     durable: Vec<u8>,
-    /// Sectors written since the last sync.
-    dirty: BTreeSet<usize>,
+    /// Sectors written since the last sync, some more than once.
+    dirty: Vec<usize>,
+    /// Sectors whose sync failed: the cache shows them and takes them for clean, and the device does not have them.
+    poisoned: Vec<usize>,
+}
+
+/// What rots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// One bit of a file changes.
+    Flip,
+    /// A file loses its end.
+    Truncate,
 }
 
 impl SimDisk {
     /// The power will go at a sync, after `syncs` more of them.
     pub fn begin_to_die(&self, syncs: u64) {
-        self.lock().syncs_left = Some(syncs);
-    }
-
-    fn is_dead(&self) -> bool {
-        self.lock().syncs_left.is_some_and(|left| left == u64::MAX)
-    }
-
-    /// Whether a sync is carried out.
-    fn may_sync(&self) -> bool {
-        let mut inner = self.lock();
-        match &mut inner.syncs_left {
-            None => true,
-            Some(left @ (0 | u64::MAX)) => {
-                *left = u64::MAX;
-                false
-            }
-            Some(left) => {
-                *left -= 1;
-                true
-            }
-        }
+        self.fate().syncs_left = Some(syncs);
     }
 
     /// The power goes: any subset of what was not synced stays. Names are kept in order, as a journal keeps them.
     pub fn lose_power(&self, entropy: &mut SeededEntropy) {
-        let mut inner = self.lock();
-        inner.syncs_left = None;
-        let kept = entropy.below(inner.unsynced.len() as u64 + 1) as usize;
-        let changes: Vec<NameChange> = std::mem::take(&mut inner.unsynced).drain(..kept).collect();
+        let mut names = self.names();
+        let kept = entropy.below(names.unsynced.len() as u64 + 1) as usize;
+        let changes: Vec<NameChange> = std::mem::take(&mut names.unsynced).drain(..kept).collect();
         for change in changes {
-            apply(&mut inner.durable, change);
+            apply(&mut names.durable, change);
         }
-        inner.names = inner.durable.clone();
-        for file in inner.names.values() {
-            file.lock().lose_power(entropy);
+        names.live = names.durable.clone();
+        for file in names.live.values() {
+            file.bytes().lose_power(entropy);
         }
+        let mut fate = self.fate();
+        (fate.syncs_left, fate.dead, fate.broken) = (None, false, false);
+    }
+
+    /// From now on every sync fails, until the process that uses the disk is gone: see [`Self::evict`].
+    pub fn fail_syncs(&self) {
+        self.fate().broken = true;
+    }
+
+    /// The process is gone and syncs work again. Of what a failed sync left in the cache any part is read from the device
+    /// from now on, which never got it.
+    pub fn evict(&self, entropy: &mut SeededEntropy) {
+        if !std::mem::take(&mut self.fate().broken) {
+            return;
+        }
+        for file in self.names().live.values() {
+            let mut bytes = file.bytes();
+            for sector in std::mem::take(&mut bytes.poisoned) {
+                if entropy.below(2) == 0 {
+                    bytes.forget(sector);
+                }
+            }
+        }
+    }
+
+    /// Syncs work again, for a process that has not met one that failed.
+    pub fn repair(&self) {
+        let poisoned = self.names().live.values().any(|file| !file.bytes().poisoned.is_empty());
+        self.fate().broken &= poisoned;
+    }
+
+    /// Only so many bytes can be taken from now on; `None` is no limit.
+    pub fn limit(&self, free: Option<u64>) {
+        self.fate().free = free;
+    }
+
+    /// Whether there is a limit.
+    pub fn is_full(&self) -> bool {
+        self.fate().free.is_some()
     }
 
     /// A disk without files.
     pub fn wipe(&self) {
-        *self.lock() = Inner::default();
+        *self.names() = Names::default();
+        *self.fate() = Fate::default();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+    /// A copy of all that programs see, as a backup of the directory is.
+    pub fn image(&self) -> Self {
+        let copy = Self::default();
+        let mut live = BTreeMap::new();
+        for (path, file) in &self.names().live {
+            let content = file.bytes().live.clone();
+            let bytes = Bytes { durable: content.clone(), live: content, ..Bytes::default() };
+            live.insert(path.clone(), SimFile { fate: copy.fate.clone(), bytes: Arc::new(Mutex::new(bytes)) });
+        }
+        *copy.names() = Names { durable: live.clone(), live, unsynced: Vec::new() };
+        copy
+    }
+
+    /// Damages one log segment or snapshot somewhere where something was written; says what it did.
+    pub fn rot(&self, rot: Rot, entropy: &mut SeededEntropy) -> Option<String> {
+        let names = self.names();
+        let is_data = |path: &Path| {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            name.starts_with("wal-") || name.starts_with("snap-")
+        };
+        let files: Vec<(&PathBuf, &SimFile)> = names.live.iter().filter(|(path, _)| is_data(path)).collect();
+        if files.is_empty() {
+            return None;
+        }
+        let (path, file) = files[entropy.below(files.len() as u64) as usize];
+        let mut bytes = file.bytes();
+        let written = bytes.live.iter().rposition(|byte| *byte != 0)?;
+        let at = entropy.below(written as u64 + 1) as usize;
+        match rot {
+            Rot::Flip => bytes.live[at] ^= 1 << entropy.below(8),
+            Rot::Truncate => bytes.live.truncate(at),
+        }
+        bytes.durable = bytes.live.clone();
+        bytes.dirty.clear();
+        Some(format!("{rot:?} of {} at {at}", path.display()))
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.fate.lock().expect("nothing panics while it holds this lock")
     }
 
     fn change(&self, change: NameChange) {
-        if self.is_dead() {
+        if self.fate().dead {
             return;
         }
-        let mut inner = self.lock();
-        apply(&mut inner.names, change.clone());
-        inner.unsynced.push(change);
+        let mut names = self.names();
+        let gone = apply(&mut names.live, change.clone());
+        names.unsynced.push(change);
+        if let (Some(free), Some(gone)) = (&mut self.fate().free, gone) {
+            *free += gone.bytes().live.len() as u64;
+        }
     }
 
     fn find(&self, path: &Path) -> io::Result<SimFile> {
-        self.lock().names.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.names().live.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
-fn apply(names: &mut BTreeMap<PathBuf, SimFile>, change: NameChange) {
+/// Carries out a change of names; gives back a file that has none any more.
+fn apply(names: &mut BTreeMap<PathBuf, SimFile>, change: NameChange) -> Option<SimFile> {
     match change {
-        NameChange::Put(path, file) => drop(names.insert(path, file)),
+        NameChange::Put(path, file) => names.insert(path, file),
         NameChange::Rename(from, to, file) => {
             names.remove(&from);
-            names.insert(to, file);
+            names.insert(to, file)
         }
-        NameChange::Remove(path) => drop(names.remove(&path)),
+        NameChange::Remove(path) => names.remove(&path),
     }
 }
+
+impl Fate {
+    /// Whether a sync is carried out; an error when it fails.
+    fn sync(&mut self) -> io::Result<bool> {
+        if self.dead {
+            return Ok(false);
+        }
+        if self.broken {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        match &mut self.syncs_left {
+            None => {}
+            Some(0) => {
+                self.dead = true;
+                return Ok(false);
+            }
+            Some(left) => *left -= 1,
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, bytes: u64) -> io::Result<()> {
+        if let Some(free) = &mut self.free {
+            *free = free.checked_sub(bytes).ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
+        }
+        Ok(())
+    }
+}
+
+const EIO: i32 = 5;
 
 impl Disk for SimDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         if self.find(path).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let file = SimFile { disk: self.clone(), bytes: Arc::default() };
+        let file = SimFile { fate: self.fate.clone(), bytes: Arc::default() };
         self.change(NameChange::Put(path.to_owned(), file.clone()));
         Ok(Arc::new(file))
     }
@@ -138,7 +258,7 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        if self.is_dead() {
+        if self.fate().dead {
             return Ok(());
         }
         let file = self.find(from)?;
@@ -153,8 +273,8 @@ impl Disk for SimDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let inner = self.lock();
-        let inside = inner.names.keys().filter(|path| path.parent() == Some(dir));
+        let names = self.names();
+        let inside = names.live.keys().filter(|path| path.parent() == Some(dir));
         Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
     }
 
@@ -163,28 +283,38 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        if self.may_sync() {
-            let mut inner = self.lock();
-            inner.unsynced.clear();
-            inner.durable = inner.names.clone();
+        if self.fate().sync()? {
+            let mut names = self.names();
+            names.unsynced.clear();
+            names.durable = names.live.clone();
         }
         Ok(())
     }
 }
 
 impl SimFile {
-    fn lock(&self) -> MutexGuard<'_, Bytes> {
-        self.bytes.lock().unwrap()
+    fn bytes(&self) -> MutexGuard<'_, Bytes> {
+        self.bytes.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.fate.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn resize(&self, bytes: &mut Bytes, len: u64) -> io::Result<()> {
+        let old = bytes.live.len() as u64;
+        self.fate().take(len.saturating_sub(old))?;
+        if let Some(free) = &mut self.fate().free {
+            *free += old.saturating_sub(len);
+        }
+        bytes.live.resize(len as usize, 0);
+        let (old, len) = (old as usize, len as usize);
+        bytes.dirty.extend(old.min(len) / SECTOR..=old.max(len) / SECTOR);
+        Ok(())
     }
 }
 
 impl Bytes {
-    fn resize(&mut self, len: u64) {
-        let (old, len) = (self.live.len(), len as usize);
-        self.live.resize(len, 0);
-        self.dirty.extend(old.min(len) / SECTOR..=old.max(len) / SECTOR);
-    }
-
     fn lose_power(&mut self, entropy: &mut SeededEntropy) {
         // Half of the time everything went one way: the cases that random sectors rarely make.
         let bias = entropy.below(4);
@@ -195,87 +325,173 @@ impl Bytes {
         };
         let len = if self.live.len() == self.durable.len() || keeps() { self.live.len() } else { self.durable.len() };
         self.durable.resize(len, 0);
-        for sector in std::mem::take(&mut self.dirty) {
+        for sector in self.take_dirty() {
             let (start, end) = (sector * SECTOR, ((sector + 1) * SECTOR).min(len).min(self.live.len()));
             if start < end && keeps() {
                 self.durable[start..end].copy_from_slice(&self.live[start..end]);
             }
         }
-        self.live = self.durable.clone();
+        self.poisoned.clear();
+        self.live.clone_from(&self.durable);
+    }
+
+    fn take_dirty(&mut self) -> Vec<usize> {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.sort_unstable();
+        dirty.dedup();
+        dirty
+    }
+
+    fn sync(&mut self) {
+        self.durable.resize(self.live.len(), 0);
+        for sector in self.take_dirty() {
+            let (start, end) = (sector * SECTOR, ((sector + 1) * SECTOR).min(self.live.len()));
+            if start < end {
+                self.durable[start..end].copy_from_slice(&self.live[start..end]);
+            }
+        }
+    }
+
+    /// The cache drops a sector that it takes for clean.
+    fn forget(&mut self, sector: usize) {
+        let (start, end) = (sector * SECTOR, ((sector + 1) * SECTOR).min(self.live.len()));
+        for at in start..end {
+            self.live[at] = self.durable.get(at).copied().unwrap_or(0);
+        }
     }
 }
 
 impl File for SimFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() || self.disk.is_dead() {
+        if bytes.is_empty() || self.fate().dead {
             return Ok(());
         }
-        let mut file = self.lock();
+        let mut file = self.bytes();
         let (start, end) = (offset as usize, offset as usize + bytes.len());
         if end > file.live.len() {
-            file.resize(end as u64);
+            self.resize(&mut file, end as u64)?;
         }
         file.live[start..end].copy_from_slice(bytes);
-        file.dirty.extend(start / SECTOR..=(end - 1) / SECTOR);
+        let sectors = start / SECTOR..=(end - 1) / SECTOR;
+        // Written again, they will be synced.
+        file.poisoned.retain(|sector| !sectors.contains(sector));
+        file.dirty.extend(sectors);
         Ok(())
     }
 
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let file = self.lock();
+        let file = self.bytes();
         let found = file.live.get(offset as usize..offset as usize + bytes.len());
         bytes.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if !self.disk.may_sync() {
-            return Ok(());
-        }
-        let mut file = self.lock();
-        let Bytes { live, durable, dirty } = &mut *file;
-        durable.resize(live.len(), 0);
-        for sector in std::mem::take(dirty) {
-            let (start, end) = (sector * SECTOR, ((sector + 1) * SECTOR).min(live.len()));
-            if start < end {
-                durable[start..end].copy_from_slice(&live[start..end]);
+        let verdict = self.fate().sync();
+        let mut file = self.bytes();
+        match verdict {
+            Ok(true) => file.sync(),
+            Ok(false) => {}
+            Err(error) => {
+                let mut dirty = file.take_dirty();
+                file.poisoned.append(&mut dirty);
+                return Err(error);
             }
         }
         Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.lock().live.len() as u64)
+        Ok(self.bytes().live.len() as u64)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        self.lock().resize(len);
-        Ok(())
+        let mut file = self.bytes();
+        self.resize(&mut file, len)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.lock().resize(len);
-        Ok(())
+        let mut file = self.bytes();
+        self.resize(&mut file, len)
     }
 }
 
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    const PATH: &str = "d/wal-1";
+
+    fn written(disk: &SimDisk) -> Arc<dyn File> {
+        let file = disk.create(Path::new(PATH)).unwrap();
+        file.write_at(0, &[1; 3 * SECTOR]).unwrap();
+        file.sync_data().unwrap();
+        disk.sync_dir(Path::new("d")).unwrap();
+        file
+    }
+
+    fn sectors(disk: &SimDisk) -> [u8; 3] {
+        let mut bytes = vec![0; 3 * SECTOR];
+        disk.open(Path::new(PATH)).unwrap().read_at(0, &mut bytes).unwrap();
+        [bytes[0], bytes[SECTOR], bytes[2 * SECTOR]]
+    }
 
     #[test]
     fn a_power_cut_keeps_what_was_synced_and_any_part_of_the_rest() {
         let mut seen = BTreeSet::new();
         for seed in 0..200 {
-            let (disk, path) = (SimDisk::default(), Path::new("d/f"));
-            let file = disk.create(path).unwrap();
-            file.write_at(0, &[1; 3 * SECTOR]).unwrap();
-            file.sync_data().unwrap();
-            disk.sync_dir(Path::new("d")).unwrap();
+            let disk = SimDisk::default();
+            let file = written(&disk);
             file.write_at(SECTOR as u64, &[2; 2 * SECTOR]).unwrap();
             disk.lose_power(&mut SeededEntropy::new(seed));
-            let mut bytes = vec![0; 3 * SECTOR];
-            disk.open(path).unwrap().read_at(0, &mut bytes).unwrap();
-            seen.insert([bytes[0], bytes[SECTOR], bytes[2 * SECTOR]]);
+            seen.insert(sectors(&disk));
         }
         assert_eq!(seen, BTreeSet::from([[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]]));
+    }
+
+    #[test]
+    fn a_failed_sync_leaves_a_cache_that_lies_and_a_second_one_does_not_repair_it() {
+        let mut seen = BTreeSet::new();
+        for seed in 0..100 {
+            let (disk, mut entropy) = (SimDisk::default(), SeededEntropy::new(seed));
+            let file = written(&disk);
+            file.write_at(0, &[2; 2 * SECTOR]).unwrap();
+            disk.fail_syncs();
+            assert!(file.sync_data().is_err());
+            assert_eq!(sectors(&disk), [2, 2, 1]);
+            disk.evict(&mut entropy);
+            seen.insert(sectors(&disk));
+            file.sync_data().unwrap();
+            disk.lose_power(&mut entropy);
+            assert_eq!(sectors(&disk), [1, 1, 1]);
+        }
+        assert_eq!(seen, BTreeSet::from([[1, 1, 1], [1, 2, 1], [2, 1, 1], [2, 2, 1]]));
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_fits_and_no_more() {
+        let disk = SimDisk::default();
+        let file = written(&disk);
+        disk.limit(Some(SECTOR as u64));
+        file.write_at(0, &[3; 3 * SECTOR]).unwrap();
+        file.allocate(4 * SECTOR as u64).unwrap();
+        let refused = file.allocate(5 * SECTOR as u64).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        file.set_len(2 * SECTOR as u64).unwrap();
+        disk.create(Path::new("d/x")).unwrap().write_at(0, &[1; 2 * SECTOR]).unwrap();
+        disk.remove(Path::new("d/x")).unwrap();
+        file.allocate(4 * SECTOR as u64).unwrap();
+    }
+
+    #[test]
+    fn an_image_is_another_disk_and_rot_is_of_what_was_written() {
+        let (disk, mut entropy) = (SimDisk::default(), SeededEntropy::new(1));
+        let file = written(&disk);
+        let image = disk.image();
+        assert!(disk.rot(Rot::Truncate, &mut entropy).is_some());
+        assert!(file.len().unwrap() < 3 * SECTOR as u64);
+        assert_eq!(sectors(&image), [1, 1, 1]);
+        assert!(image.rot(Rot::Flip, &mut entropy).is_some());
     }
 }

@@ -4,8 +4,9 @@ use skep::raft::Stop;
 use skep::raft::journal::Happened;
 use skep::types::NodeId;
 
-use crate::check;
-use crate::world::{World, ms};
+use crate::node::Cause;
+use crate::world::World;
+use crate::{check, ms};
 
 /// Three managers with some objects, all caught up; a follower or the leader, by the seed.
 fn settled(seed: u64) -> (World, NodeId, bool) {
@@ -31,7 +32,7 @@ fn a_leader_that_the_majority_contradicts_hands_over_before_it_stops() {
         let (mut world, bad, leads) = settled(seed);
         let before = world.term(bad);
         world.corrupt(bad);
-        world.run_until("it is fenced", ms(20_000), |world| matches!(world.stopped(bad), Some(Stop::Fenced(_))));
+        world.run_until("it is fenced", ms(20_000), |world| matches!(world.stopped(bad), Some(Cause::Stop(Stop::Fenced(_)))));
         if leads {
             handed_over(&world, bad, before);
         }
@@ -45,7 +46,7 @@ fn memory_that_rots_in_a_cold_object_is_found_by_the_scrubber_alone() {
     check(6, |seed| {
         let (mut world, bad, leads) = settled(seed);
         let before = world.term(bad);
-        world.rot(bad);
+        world.rot_memory(bad);
         // Marks are compared several times, and everybody agrees.
         for _ in 0..3 {
             world.write();
@@ -54,7 +55,7 @@ fn memory_that_rots_in_a_cold_object_is_found_by_the_scrubber_alone() {
         assert!(world.is_running(bad));
         assert!(world.ids().into_iter().all(|id| world.alarms(id).is_empty()));
         world.scrub();
-        world.run_until("it stops", ms(3000), |world| matches!(world.stopped(bad), Some(Stop::Rotten(_))));
+        world.run_until("it stops", ms(3000), |world| matches!(world.stopped(bad), Some(Cause::Stop(Stop::Rotten(_)))));
         if leads {
             handed_over(&world, bad, before);
         }
@@ -77,9 +78,9 @@ fn a_leader_that_cannot_hand_over_stops_all_the_same() {
         for other in world.followers() {
             world.pause(other, true);
         }
-        world.rot(bad);
+        world.rot_memory(bad);
         world.scrub();
-        world.run_until("it stops", ms(2500), |world| matches!(world.stopped(bad), Some(Stop::Rotten(_))));
+        world.run_until("it stops", ms(2500), |world| matches!(world.stopped(bad), Some(Cause::Stop(Stop::Rotten(_)))));
         for other in world.ids() {
             world.pause(other, false);
         }

@@ -1,29 +1,29 @@
 //! One simulated manager: the real machine, log, store and snapshots; thread work as jobs that finish later.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use raft::eraftpb::Entry;
-use skep::apply::{Applier, Effect};
+use skep::apply::{Applier, ApplyError, Effect};
+use skep::node::greeting::Greetings;
 use skep::pki::seal::DataKey;
-use skep::raft::machine::{Machine, Options};
-use skep::raft::recover::{self, Snapshots};
+use skep::raft::machine::{Durable, Machine, Options};
+use skep::raft::recover::{self, RecoverError, Snapshots};
 use skep::raft::{Applied, Outgoing, Replicated, Stop, Token};
 use skep::store::State;
 use skep::sys::entropy::{Entropy, SeededEntropy};
 use skep::sys::files::Disk;
 use skep::sys::time::Instant;
 use skep::types::object::{Profile, RaftSettings};
-use skep::types::{Index, Lineage, NodeId, Outcome, Position, RaftId};
+use skep::types::{Index, Lineage, NodeId, Outcome, Position, RaftId, Revision};
 use skep::wal::{self, LogReader, Persist, Wal};
 
 use crate::disk::SimDisk;
 
 pub const LINEAGE: Lineage = Lineage(0x5ce9);
 pub const DIR: &str = "raft";
-const SEGMENT_BYTES: u64 = 64 << 10;
-const RING_BYTES: usize = 1 << 20;
 
 /// A manager, running or not.
 pub struct Node {
@@ -31,21 +31,78 @@ pub struct Node {
     pub addr: String,
     pub raft_id: RaftId,
     pub disk: SimDisk,
-    /// Counts starts: what was meant for an earlier life is dropped.
+    /// Counts its starts; kept with the disk, as `node.json` does.
+    pub boot: u64,
+    /// What it saw of its peers' starts; kept with the disk, as `peers.json` is.
+    pub greetings: Greetings,
+    /// A copy of its directory, made while it was down, and the start that it was made before.
+    pub image: Option<(SimDisk, u64)>,
+    /// Counts processes: what was meant for an earlier one is dropped.
     pub life: u64,
     pub run: Option<Running>,
     /// Why it stopped by itself.
-    pub stopped: Option<Stop>,
+    pub stopped: Option<Cause>,
+    /// What its last process had on disk for certain.
+    pub promised: Option<Durable>,
     /// The machine is off, as opposed to the process: redials are not refused.
     pub dark: bool,
-    /// SIGSTOP.
+    /// SIGSTOP, and what happens when it goes on.
     pub paused: bool,
+    pub held: Vec<crate::world::Happening>,
     /// The disk answers nothing.
     pub stalled: bool,
     /// A sync takes between these, microseconds.
     pub sync_us: (u64, u64),
+    pub clock: Clock,
     /// Its state was changed behind its back.
     pub corrupted: bool,
+}
+
+/// Why a manager is down though nobody killed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Raft, or a peer that judged its hello, said so. It does not start again.
+    Stop(Stop),
+    /// Its disk failed or is full; it may be started again.
+    Disk(String),
+    /// Its files are damaged, and it refuses to start from them.
+    Damaged(String),
+}
+
+/// A manager's own idea of time.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// The last change of rate, in the world's time and in its own.
+    since: (Instant, Instant),
+    /// How much faster than the world's, in parts of a million.
+    ppm: i64,
+    /// How far its wall clock is off, milliseconds.
+    pub wall_ms: i64,
+}
+
+impl Clock {
+    pub const fn new() -> Self {
+        Self { since: (Instant::from_nanos(0), Instant::from_nanos(0)), ppm: 0, wall_ms: 0 }
+    }
+
+    /// Its monotonic clock.
+    pub fn at(&self, now: Instant) -> Instant {
+        self.since.1 + scale(now.since(self.since.0), 1_000_000 + self.ppm, 1_000_000)
+    }
+
+    /// How long of the world's time until its clock has moved by `local`.
+    pub fn takes(&self, local: Duration) -> Duration {
+        scale(local, 1_000_000, 1_000_000 + self.ppm)
+    }
+
+    pub fn set_rate(&mut self, now: Instant, ppm: i64) {
+        self.since = (now, self.at(now));
+        self.ppm = ppm;
+    }
+}
+
+fn scale(duration: Duration, by: i64, of: i64) -> Duration {
+    Duration::from_nanos((duration.as_nanos() * by as u128 / of as u128) as u64)
 }
 
 /// What lives in the process.
@@ -64,12 +121,16 @@ pub struct Running {
     pub fetched: Option<(Position, State)>,
     pub replicated: Replicated,
     pub settings: RaftSettings,
+    /// Random per process, as in its hello.
+    pub nonce: u64,
     /// Requests not answered yet.
     pub tokens: BTreeSet<Token>,
     /// Peers that the machine wants connections to.
     pub wanted: BTreeSet<NodeId>,
     pub finish_due: bool,
     pub wake_at: Option<Instant>,
+    /// The newest state that a stale read was answered from.
+    pub shown: Revision,
 }
 
 /// Work of the log's thread.
@@ -89,8 +150,8 @@ pub enum ApplyJob {
 pub struct AppliedTurn {
     pub applied: Applied,
     pub outcomes: Vec<(Token, Outcome)>,
-    /// Each entry with the hash of the state after it.
-    pub log: Vec<(Entry, u128)>,
+    /// Each entry with the hash of the state after it, and a change's outcome.
+    pub log: Vec<(Entry, u128, Option<Outcome>)>,
     pub installed: bool,
 }
 
@@ -100,6 +161,16 @@ pub enum Start {
     Bootstrap,
     /// From its disk, which may be empty.
     Disk,
+}
+
+/// What all managers of a world have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub seed: u64,
+    pub settings: RaftSettings,
+    pub segment_bytes: u64,
+    /// Budget of the watch ring.
+    pub ring_bytes: usize,
 }
 
 pub fn data_key() -> DataKey {
@@ -113,13 +184,19 @@ impl Node {
             addr,
             raft_id,
             disk: SimDisk::default(),
+            boot: 0,
+            greetings: Greetings::default(),
+            image: None,
             life: 0,
             run: None,
             stopped: None,
+            promised: None,
             dark: false,
             paused: false,
+            held: Vec::new(),
             stalled: false,
             sync_us: (100, 1000),
+            clock: Clock::new(),
             corrupted: false,
         }
     }
@@ -129,36 +206,37 @@ impl Node {
         &mut self,
         now: Instant,
         start: &Start,
-        seed: u64,
-        settings: RaftSettings,
+        layout: &Layout,
         entropy: &mut SeededEntropy,
-    ) {
+    ) -> Result<(), RecoverError> {
         assert!(self.run.is_none(), "{} runs already", self.id.0);
         self.life += 1;
+        self.boot += 1;
         (self.paused, self.dark) = (false, false);
+        self.held.clear();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let key = data_key();
-        let options = wal::Options { segment_bytes: SEGMENT_BYTES, lineage: LINEAGE };
+        let options = wal::Options { segment_bytes: layout.segment_bytes, lineage: LINEAGE };
         let source = Box::new(SeededEntropy::new(entropy.next_u64()));
-        let (mut wal, mut recovered) =
-            Wal::open_with(disk.clone(), Path::new(DIR), &key, options, source, false).expect("the log opens");
+        let (mut wal, mut recovered) = Wal::open_with(disk.clone(), Path::new(DIR), &key, options, source, false)?;
         let snapshots = Snapshots { disk, dir: DIR.into(), key, lineage: LINEAGE };
         if let (Start::Bootstrap, None) = (start, &recovered.snapshot) {
             let state = State::bootstrap(LINEAGE, self.id, self.addr.clone());
-            recovered = recover::bootstrap(&mut wal, &snapshots, state, entropy).expect("a swarm can be begun");
+            recovered = recover::bootstrap(&mut wal, &snapshots, state, entropy)?;
         }
         let reader = wal.reader();
-        let recovery = recover::recover(&reader, &recovered, &snapshots, RING_BYTES).expect("the log can be replayed");
-        let replicated = replicated(&recovery.applier, settings);
+        let recovery = recover::recover(&reader, &recovered, &snapshots, layout.ring_bytes)?;
+        let replicated = replicated(&recovery.applier, layout.settings);
+        let nonce = entropy.next_u64();
         let machine = Machine::new(
-            now,
+            self.clock.at(now),
             Options {
                 raft_id: self.raft_id,
                 node_id: self.id,
                 lineage: LINEAGE,
                 profile: Profile::Lan,
-                seed,
-                nonce: entropy.next_u64(),
+                seed: layout.seed,
+                nonce,
                 log: recovery.log,
                 applied: recovery.applied,
                 replicated: replicated.clone(),
@@ -181,21 +259,35 @@ impl Node {
             creating: None,
             fetched: None,
             replicated,
-            settings,
+            settings: layout.settings,
+            nonce,
             tokens: BTreeSet::new(),
             wanted: BTreeSet::new(),
             finish_due: false,
             wake_at: None,
+            shown: Revision(0),
         });
+        Ok(())
+    }
+
+    /// The process is gone.
+    pub fn end(&mut self, entropy: &mut SeededEntropy) {
+        if let Some(run) = self.run.take() {
+            self.promised = Some(run.machine.durable());
+        }
+        self.life += 1;
+        self.held.clear();
+        self.disk.evict(entropy);
     }
 
     /// The power goes in the middle of whatever is being written.
     pub fn lose_power(&mut self, entropy: &mut SeededEntropy) {
         if let Some(run) = self.run.as_mut().filter(|run| run.writing > 0 && entropy.below(4) > 0) {
             self.disk.begin_to_die(entropy.below(4));
-            run.write();
+            // What comes of it nobody learns.
+            let _ = run.write();
         }
-        self.run = None;
+        self.end(entropy);
         self.disk.lose_power(entropy);
         self.dark = true;
     }
@@ -207,7 +299,7 @@ impl Node {
 
 impl Running {
     /// Writes the jobs of this turn; gives back the highest number and what it releases.
-    pub fn write(&mut self) -> (Option<u64>, Vec<Outgoing>) {
+    pub fn write(&mut self) -> Result<(Option<u64>, Vec<Outgoing>), wal::WalError> {
         let jobs: Vec<WalJob> = self.wal_queue.drain(..self.writing).collect();
         self.writing = 0;
         let (mut batch, mut released, mut keep_from) = (Vec::new(), Vec::new(), None);
@@ -220,18 +312,17 @@ impl Running {
                 WalJob::Compact(index) => keep_from = keep_from.max(Some(index)),
             }
         }
-        let written = (!batch.is_empty()).then(|| self.wal.write(&batch).expect("the log can be written").number);
+        let written = if batch.is_empty() { None } else { Some(self.wal.write(&batch)?.number) };
         if let Some(index) = keep_from {
-            self.wal.compact(index).expect("the log can be compacted");
+            self.wal.compact(index)?;
             let Snapshots { disk, dir, .. } = &self.snapshots;
-            wal::remove_snapshots_before(disk.as_ref(), dir, self.reader.snapshot().index)
-                .expect("files can be removed");
+            wal::remove_snapshots_before(disk.as_ref(), dir, self.reader.snapshot().index)?;
         }
-        (written, released)
+        Ok((written, released))
     }
 
     /// Applies all that is queued.
-    pub fn apply(&mut self) -> AppliedTurn {
+    pub fn apply(&mut self) -> Result<AppliedTurn, ApplyError> {
         let mut turn = AppliedTurn::default();
         for job in std::mem::take(&mut self.apply_queue) {
             match job {
@@ -241,8 +332,12 @@ impl Running {
                 }
                 ApplyJob::Entries(entries) => {
                     for (entry, token) in entries {
-                        match self.applier.apply(&entry).expect("the entry can be applied") {
-                            Effect::Outcome(outcome) => turn.outcomes.extend(token.map(|token| (token, outcome))),
+                        let mut judged = None;
+                        match self.applier.apply(&entry)? {
+                            Effect::Outcome(outcome) => {
+                                judged = Some(outcome.clone());
+                                turn.outcomes.extend(token.map(|token| (token, outcome)));
+                            }
                             Effect::Member { accepted, .. } => {
                                 turn.applied.members.push((Index(entry.index), accepted));
                             }
@@ -250,7 +345,7 @@ impl Running {
                             Effect::None | Effect::Address => {}
                         }
                         let hash = self.applier.store().view(State::hash);
-                        turn.log.push((entry, hash));
+                        turn.log.push((entry, hash, judged));
                     }
                 }
             }
@@ -261,7 +356,7 @@ impl Running {
             self.replicated = replicated.clone();
             turn.applied.replicated = Some(replicated);
         }
-        turn
+        Ok(turn)
     }
 
     /// Copies a snapshot of `sender` onto this disk, as a transfer does, and reads it.
@@ -270,7 +365,7 @@ impl Running {
         sender: &Snapshots,
         index: Index,
         entropy: &mut SeededEntropy,
-    ) -> Result<(Position, u64, State), wal::WalError> {
+    ) -> Result<(Position, u64, State), RecoverError> {
         let Snapshots { disk, dir, key, lineage } = sender;
         let mut reader = wal::SnapshotReader::open(disk.as_ref(), dir, key, *lineage, index)?;
         let wal::SnapshotMeta { position, configuration, .. } = reader.meta().clone();
@@ -281,7 +376,7 @@ impl Running {
             writer.write_chunk(&chunk)?;
         }
         let meta = writer.finish()?;
-        let state = self.snapshots.load(index).expect("what was just written can be read");
+        let state = self.snapshots.load(index)?;
         Ok((position, meta.bytes, state))
     }
 }
@@ -292,34 +387,4 @@ fn replicated(applier: &Applier, settings: RaftSettings) -> Replicated {
         next_raft_id: state.next_raft_id(),
         settings,
     })
-}
-
-/// What the whole swarm must agree on, gathered from everybody.
-#[derive(Default)]
-pub struct Agreement {
-    pub leaders: BTreeMap<u64, NodeId>,
-    pub log: BTreeMap<u64, (u64, u32)>,
-    pub hashes: BTreeMap<u64, u128>,
-}
-
-impl Agreement {
-    /// A node leads in a term.
-    pub fn leads(&mut self, term: u64, node: NodeId) {
-        let first = *self.leaders.entry(term).or_insert(node);
-        assert_eq!(first, node, "two leaders in term {term}");
-    }
-
-    /// A node applied an entry.
-    pub fn applied(&mut self, node: NodeId, entry: &Entry, hash: u128) {
-        let found = (entry.term, crc32fast::hash(&entry.data));
-        let first = *self.log.entry(entry.index).or_insert(found);
-        assert_eq!(first, found, "node {} applied another entry at {}", node.0, entry.index);
-        self.state(node, entry.index, hash);
-    }
-
-    /// A node has a state.
-    pub fn state(&mut self, node: NodeId, index: u64, hash: u128) {
-        let first = *self.hashes.entry(index).or_insert(hash);
-        assert_eq!(first, hash, "the state of node {} differs at {index}", node.0);
-    }
 }

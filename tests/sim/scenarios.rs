@@ -4,8 +4,9 @@ use skep::raft::{Order, OrderResult, Stop};
 use skep::types::api::{Answer, FEATURE_LEVEL};
 use skep::types::{Code, NodeId};
 
-use crate::check;
-use crate::world::{World, ms};
+use crate::node::Cause;
+use crate::world::World;
+use crate::{check, ms};
 
 const MIB: u64 = 1 << 20;
 
@@ -70,7 +71,9 @@ fn a_follower_leaves_and_its_raft_id_is_never_used_again() {
         let leaving = world.followers()[0];
         let done = world.order(&Order::Leave { node_id: leaving, force: false });
         assert_eq!(done, OrderResult::Done(Answer::Done));
-        world.run_until("the one that left knows", ms(5000), |world| world.stopped(leaving) == Some(&Stop::Removed));
+        world.run_until("the one that left knows", ms(5000), |world| {
+            world.stopped(leaving) == Some(&Cause::Stop(Stop::Removed))
+        });
         // The simulated swarm fails when an id is given twice.
         world.join();
         world.wait_for_voters(3);
@@ -88,7 +91,9 @@ fn a_leader_that_leaves_hands_over_first() {
         world.load(3);
         let done = world.order(&Order::Leave { node_id: leaving, force: false });
         assert_eq!(done, OrderResult::Done(Answer::Done));
-        world.run_until("the one that left knows", ms(5000), |world| world.stopped(leaving) == Some(&Stop::Removed));
+        world.run_until("the one that left knows", ms(5000), |world| {
+            world.stopped(leaving) == Some(&Cause::Stop(Stop::Removed))
+        });
         world.wait_for_voters(2);
         world.recover_and_check();
     });
@@ -564,7 +569,9 @@ fn a_member_that_lost_its_directory_is_fenced_by_its_leader() {
         world.wipe(wiped);
         world.may_fence.insert(wiped);
         world.start(wiped);
-        world.run_until("it is fenced", ms(3000), |world| matches!(world.stopped(wiped), Some(Stop::Fenced(_))));
+        world.run_until("it is fenced", ms(3000), |world| {
+            matches!(world.stopped(wiped), Some(Cause::Stop(Stop::Fenced(_))))
+        });
         world.recover_and_check();
     });
 }
@@ -589,7 +596,7 @@ fn small_snapshots(seed: u64, size: usize) -> World {
     let mut world = World::cluster_with(seed, size, |settings| {
         (settings.snapshot_bytes, settings.keep_bytes) = (64 << 10, 16 << 10);
     });
-    world.payload = 1000;
+    world.workload.payload = 1000;
     world
 }
 
@@ -777,7 +784,9 @@ fn a_replica_that_differs_from_the_majority_fences_itself() {
         let bad = if seed % 2 == 0 { world.followers()[0] } else { leader };
         world.settle();
         world.corrupt(bad);
-        world.run_until("it is fenced", ms(20_000), |world| matches!(world.stopped(bad), Some(Stop::Fenced(_))));
+        world.run_until("it is fenced", ms(20_000), |world| {
+            matches!(world.stopped(bad), Some(Cause::Stop(Stop::Fenced(_))))
+        });
         world.write();
         world.recover_and_check();
     });
@@ -800,13 +809,35 @@ fn two_replicas_that_differ_raise_an_alarm_and_both_go_on() {
 fn big_writes_go_through_segments_messages_and_fetches() {
     check(2, |seed| {
         let mut world = small_snapshots(seed, 3);
-        world.settings.keep_bytes = 4 * MIB;
-        world.payload = 20_000;
+        world.layout.settings.keep_bytes = 4 * MIB;
+        world.workload.payload = 20_000;
         let down = world.followers()[0];
         world.kill(down);
         world.load(8);
         world.run_for(ms(6000));
         world.start(down);
+        world.recover_and_check();
+    });
+}
+
+#[test]
+fn a_follower_that_is_installing_a_snapshot_when_its_leader_dies_does_not_fall_over() {
+    check(4, |seed| {
+        let mut world = small_snapshots(seed, 3);
+        let down = world.followers()[0];
+        let knew = world.state(down).revision();
+        world.kill(down);
+        world.load(8);
+        world.run_until("the log no longer reaches back", ms(60_000), |world| {
+            world.leader().is_some_and(|leader| world.first_index(leader).0 > knew.0 + 20)
+        });
+        // The snapshot is applied, and the disk has not said yet that it is recorded.
+        world.stall(down, true);
+        world.start(down);
+        world.run_until("the snapshot is applied", ms(10_000), |world| world.state(down).revision() > knew);
+        let leader = world.wait_for_leader(ms(1000));
+        world.kill(leader);
+        world.run_for(ms(5000));
         world.recover_and_check();
     });
 }

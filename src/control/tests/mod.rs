@@ -1,5 +1,6 @@
 //! Tests of the service as a whole: a store, a log of one's own, and requests as they arrive.
 
+mod backups;
 mod reads;
 mod redaction;
 mod reports;
@@ -39,6 +40,7 @@ impl Swarm {
             node_id: NodeId(1),
             cluster_id: ClusterId(5),
             hostname: "m1".to_owned(),
+            data_dir: "/var/lib/skep".to_owned(),
             version: "1.2.3".to_owned(),
             sync_us: 0,
             raft: report(RaftState::Leader, 1),
@@ -221,6 +223,7 @@ fn report(state: RaftState, voters: u64) -> RaftReport {
         members,
         alarms: Vec::new(),
         unsynced_ms: 0,
+        disk: Default::default(),
     }
 }
 

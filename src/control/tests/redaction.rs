@@ -109,7 +109,7 @@ fn no_answer_or_watch_shows_a_secret() {
     let snapshots = watches.iter().map(|request| Watch::begin(swarm.control.store(), request.clone()).unwrap());
     let mut parts = 0;
     for mut watch in before.into_iter().chain(snapshots.collect::<Vec<_>>()) {
-        while let Pull::Part(body) = swarm.control.pull(Instant::default(), &mut watch, usize::MAX) {
+        while let Pull::Part(body) = watch.pull(swarm.control.store(), Instant::default(), usize::MAX) {
             clean(&body, "a watch");
             parts += 1;
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sys::metrics::Metrics;
-use crate::types::api::StatusReport;
+use crate::types::api::{DiskLevel, DiskSpace, StatusReport};
 
 fn status(swarm: &Swarm) -> StatusReport {
     match swarm.ask(QueryKind::Status) {
@@ -13,7 +13,15 @@ fn status(swarm: &Swarm) -> StatusReport {
 
 fn link(id: u128) -> LinkReport {
     let addr = format!("10.0.0.{id}:4242");
-    LinkReport { node_id: NodeId(id), addr, alive: true, rtt_us: 150, clock_offset_ms: 0, sync_us: 900 }
+    LinkReport {
+        node_id: NodeId(id),
+        addr,
+        alive: true,
+        rtt_us: 150,
+        clock_offset_ms: 0,
+        sync_us: 900,
+        disk_low: false,
+    }
 }
 
 #[test]
@@ -52,16 +60,33 @@ fn status_names_state_and_leader() {
     assert_eq!(status(&swarm).name, "m1");
 }
 
+fn full(level: DiskLevel) -> DiskSpace {
+    DiskSpace { level, free_bytes: 77, needed_bytes: 99, dir: "/d/raft".to_owned(), ..DiskSpace::default() }
+}
+
 #[test]
 fn status_warns_of_what_will_hurt() {
     type Case = (fn(&mut Context), &'static str);
-    let cases: [Case; 8] = [
+    let cases: [Case; 11] = [
         (|context| context.raft.reachable.truncate(1), "only 1 of 3 managers can be reached from here; 2 are needed"),
         (|context| context.raft.reachable.truncate(2), "2 of 3 managers can be reached from here: one more loss"),
         (|context| context.links[0].clock_offset_ms = 2001, "the clock of m2 is 2.0 s ahead of this one"),
         (|context| context.links[0].clock_offset_ms = -180_000, "the clock of m2 is 3 min behind this one"),
         (|context| context.links[1].sync_us = 250_000, "the disk of m3 takes 250 ms for a sync"),
         (|context| context.sync_us = 100_001, "the disk of this manager takes 100 ms for a sync"),
+        (
+            |context| context.links[1].disk_low = true,
+            "the disk of m3 is almost full: it takes no changes while it leads",
+        ),
+        (
+            |context| context.raft.disk = full(DiskLevel::Low),
+            "the disk of this manager is almost full, 77 bytes are free at /d/raft: it takes no changes while it leads until \
+             99 bytes more are",
+        ),
+        (
+            |context| context.raft.disk = full(DiskLevel::Full),
+            "the disk of this manager is almost full, 77 bytes are free at /d/raft: it takes nothing new into its log",
+        ),
         (|context| context.links[0].clock_offset_ms = 2000, ""),
         (|context| (context.links[0].alive, context.links[0].clock_offset_ms) = (false, 9999), ""),
     ];
@@ -125,7 +150,12 @@ fn a_lost_majority_is_explained() {
          10.0.0.3:4242, 12.3 s ago"
     );
     assert!(status.hint.starts_with("start m2 at 10.0.0.2:4242 and m3 at 10.0.0.3:4242 again"), "{}", status.hint);
-    assert!(status.hint.ends_with("until then reads work with `--stale`"), "{}", status.hint);
+    assert!(
+        status.hint.contains("until then reads work with `--stale`; only if they are gone for good:"),
+        "{}",
+        status.hint
+    );
+    assert!(status.hint.ends_with("`skep recover --data-dir /var/lib/skep`"), "{}", status.hint);
     assert!(
         told(|context| context.raft.last_leader = None)
             .unwrap()

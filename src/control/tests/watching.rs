@@ -15,7 +15,7 @@ impl Watcher {
     }
 
     fn pull(&mut self, swarm: &Swarm, room: usize) -> Pull {
-        swarm.control.pull(Instant::from_nanos(self.now_ms * 1_000_000), &mut self.watch, room)
+        self.watch.pull(swarm.control.store(), Instant::from_nanos(self.now_ms * 1_000_000), room)
     }
 
     /// Everything there is to tell now, in words.
@@ -26,6 +26,7 @@ impl Watcher {
             match self.pull(swarm, usize::MAX) {
                 Pull::Part(body) => words.push(in_words(&envelope::decode(&body, body.len()).unwrap())),
                 Pull::Full => panic!("there is room"),
+                Pull::Done => panic!("a watch goes on until it is cancelled"),
                 Pull::Idle(_) => break,
                 Pull::End(status) => {
                     words.push(format!("end {}", status.code.name()));

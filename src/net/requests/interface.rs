@@ -62,6 +62,8 @@ pub enum Pull {
     Full,
     /// Nothing until the store moves, or until the moment named.
     Idle(Option<Instant>),
+    /// Everything has been sent.
+    Done,
     /// The stream ends, because of this.
     End(Status),
 }
@@ -132,6 +134,8 @@ pub enum ProposalResult {
     Applied(Outcome),
     /// It never entered the log.
     NotProposed(NotProposed),
+    /// Raft does not take it; nothing entered the log.
+    Refused(Status),
     /// Another entry was committed in its place: certainly not applied.
     Lost,
     /// Leadership ended while it was in the log: it may still be committed.

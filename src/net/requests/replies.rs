@@ -73,8 +73,11 @@ impl<S: Service> Requests<S> {
             ProposalResult::NotProposed(NotProposed::Overloaded) if !pending.in_doubt => {
                 self.refuse(key, overloaded("changes wait to be proposed"), effects);
             }
+            ProposalResult::Refused(status) if !pending.in_doubt => self.refuse(key, status, effects),
             // The same change id makes it safe to send the change again, wherever the leader is then.
-            ProposalResult::NotProposed(_) | ProposalResult::Lost => self.hold(now, key, now + RETRY_PAUSE, effects),
+            ProposalResult::NotProposed(_) | ProposalResult::Refused(_) | ProposalResult::Lost => {
+                self.hold(now, key, now + RETRY_PAUSE, effects);
+            }
             ProposalResult::Uncertain => {
                 pending.in_doubt = true;
                 self.hold(now, key, now + RETRY_PAUSE, effects);

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::{Effect, Pull, Service};
 use crate::codec::frame::INITIAL_CREDIT;
 use crate::net::handler::StreamId;
@@ -102,6 +104,11 @@ impl<W> Streams<W> {
                     Pull::Idle(wake) => {
                         streaming.wake = wake;
                         self.timers.extend(wake.map(|at| (at, stream)));
+                        break;
+                    }
+                    Pull::Done => {
+                        effects.push(Effect::Answer { stream, body: Bytes::new(), end: true });
+                        self.open.remove(&stream);
                         break;
                     }
                     Pull::End(status) => {

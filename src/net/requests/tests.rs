@@ -21,6 +21,7 @@ struct Scripted {
     parts: VecDeque<usize>,
     pulls: usize,
     ends: bool,
+    complete: bool,
     wake: Option<Instant>,
 }
 
@@ -67,6 +68,7 @@ impl Service for Scripted {
         match self.parts.front() {
             Some(size) if *size > room => Pull::Full,
             Some(_) => Pull::Part(vec![0; self.parts.pop_front().unwrap()].into()),
+            None if self.complete => Pull::Done,
             None if self.ends => Pull::End(Status::new(Code::OutOfRange, "too old")),
             None => Pull::Idle(self.wake.take()),
         }
@@ -857,6 +859,18 @@ fn a_stream_that_cannot_go_on_says_why_and_ends() {
     run.machine.service.ends = true;
     run.check(ask(1, Call::Watch, "watch"), "")
         .turn("refuse s1 OutOfRange")
+        .check(Event::StoreMoved, "")
+        .turn("")
+        .idle();
+}
+
+#[test]
+fn a_stream_that_has_sent_everything_ends_with_an_empty_answer() {
+    let mut run = Run::under(1);
+    run.machine.service.parts = [10].into();
+    run.machine.service.complete = true;
+    run.check(ask(1, Call::Watch, "watch"), "")
+        .turn("part s1 of 10; answer s1 ")
         .check(Event::StoreMoved, "")
         .turn("")
         .idle();

@@ -84,6 +84,9 @@ impl NodeHandler {
                     let result = ProposalResult::NotProposed(NotProposed::Overloaded);
                     self.drive(now, Event::Outcome { token, result }, out);
                 }
+                raft::Reply::Refused(token, status) => {
+                    self.drive(now, Event::Outcome { token, result: ProposalResult::Refused(status) }, out);
+                }
                 raft::Reply::Lost(token) => {
                     self.drive(now, Event::Outcome { token, result: ProposalResult::Lost }, out);
                 }

@@ -25,6 +25,7 @@ impl Node {
             node_id: NodeId(1),
             cluster_id: ClusterId(5),
             hostname: "m1".to_owned(),
+            data_dir: "/var/lib/skep".to_owned(),
             advertise: addr(1),
             boot: 1,
             nonce: 1,

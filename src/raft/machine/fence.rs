@@ -44,9 +44,9 @@ impl Machine {
         }
     }
 
-    /// A voter with a healthy disk, or else any that can be reached.
+    /// To a voter with a healthy disk, or else to any that can be reached.
     fn hand_over(&mut self) -> bool {
-        self.transfer_to_best(Some(HEALTHY_SYNC_US)) || self.transfer_to_best(None)
+        self.transfer_to_best(true) || self.transfer_to_best(false)
     }
 
     /// Ends with what was decided in this batch, and with a hand-over that is done or takes too long.

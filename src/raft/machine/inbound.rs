@@ -44,7 +44,7 @@ impl Machine {
                 log::warn!("not voting for node {from}: it takes this member for a voter, and there is no log here");
                 return;
             }
-            MessageType::MsgAppend if self.is_over_budget() => return,
+            MessageType::MsgAppend if self.is_over_budget() || self.has_no_room_for(&message) => return,
             // A sole voter needs nobody's leave to lead, and raft-rs panics when it wins with a Ready unsynced.
             MessageType::MsgTimeoutNow if self.is_installing() || self.is_sole_voter() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),

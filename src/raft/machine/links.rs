@@ -25,6 +25,7 @@ impl Machine {
             self.watch_ended_transfer(now);
         } else {
             self.watch_disk(now);
+            self.watch_space(now);
             self.watch_transfer();
             self.watch_snapshots(now);
             self.promote_learners();
@@ -38,7 +39,7 @@ impl Machine {
         // A transfer may come to nothing, and the swarm can commit nothing while this leader stays.
         let tried = self.handed_over_at.is_some_and(|at| now.since(at) < DISK_STALL);
         let free = self.node.raft.lead_transferee.is_none();
-        if stalled && !tried && free && self.transfer_to_best(Some(HEALTHY_SYNC_US)) {
+        if stalled && !tried && free && self.transfer_to_healthy() {
             self.handed_over_at = Some(now);
             self.effects.happened.push(Happened::DiskStalled);
             log::warn!("the disk has not finished a write for {DISK_STALL:?}: handing leadership over");

@@ -40,7 +40,7 @@ impl Machine {
             return Some(OrderResult::Refused(status.with_hint("see who leads with `skep members`")));
         }
         let target = match to {
-            None => self.best_voter(None),
+            None => self.best_voter(false),
             Some(node) => match self.voters().find(|member| member.node_id == node) {
                 Some(member) if self.is_up(node) => Some(member.raft_id),
                 Some(_) => {
@@ -132,7 +132,7 @@ impl Machine {
         }
         if member.raft_id == self.raft_id {
             // A removed leader would go on sending heartbeats for ever: whoever leads next removes it.
-            if self.node.raft.lead_transferee.is_none() && !self.transfer_to_best(None) {
+            if self.node.raft.lead_transferee.is_none() && !self.transfer_to_best(false) {
                 let status = Status::new(Code::Unavailable, "no other voter is reachable to lead first");
                 return Some(OrderResult::Refused(status.with_hint("see who is reachable with `skep members`")));
             }
@@ -266,11 +266,11 @@ impl Machine {
     }
 
     /// Begins a transfer to the voter that is furthest; false when there is none.
-    pub(super) fn transfer_to_best(&mut self, healthy_sync_us: Option<u64>) -> bool {
+    pub(super) fn transfer_to_best(&mut self, healthy: bool) -> bool {
         if !self.is_leader() {
             return false;
         }
-        let Some(to) = self.best_voter(healthy_sync_us) else { return false };
+        let Some(to) = self.best_voter(healthy) else { return false };
         self.node.transfer_leader(to.0);
         self.effects.happened.push(Happened::HandsOver { to });
         if self.orders.transfer.is_none() {
@@ -279,12 +279,12 @@ impl Machine {
         true
     }
 
-    pub(super) fn best_voter(&self, healthy_sync_us: Option<u64>) -> Option<RaftId> {
+    pub(super) fn best_voter(&self, healthy: bool) -> Option<RaftId> {
         self.voters()
             .filter(|member| member.raft_id != self.raft_id)
             .filter_map(|member| {
                 let peer = self.peers.get(&member.node_id).filter(|peer| peer.up)?;
-                let healthy = healthy_sync_us.is_none_or(|limit| peer.sync_us <= limit);
+                let healthy = !healthy || peer.sync_us <= HEALTHY_SYNC_US && !peer.disk_low;
                 let progress = self.node.raft.prs().get(member.raft_id.0).filter(|_| healthy)?;
                 Some((progress.matched, std::cmp::Reverse(member.raft_id)))
             })

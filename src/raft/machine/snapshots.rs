@@ -29,6 +29,9 @@ impl Machine {
         }
         if self.log_bytes > due {
             self.create_snapshot();
+        } else if self.would_make_room(now) {
+            self.low_disk_snapshot = Some(now);
+            self.create_snapshot();
         } else if let Some((index, _)) = wanted
             && index <= self.applied.0
             && self.node.store().snapshot_mark().position.index < self.applied
@@ -54,11 +57,17 @@ impl Machine {
         if position <= self.node.store().snapshot_mark().position {
             return;
         }
-        let settings = self.replicated.settings;
         self.log_bytes = self.bytes_after(position.index);
         self.node.mut_store().snapshot_created(mark);
         self.persist(now, None, Vec::new(), Some(wal::SnapshotMark::Created(position)), Vec::new());
-        let mut keep_from = self.index_bytes_before(position.index, settings.keep_bytes);
+        self.compact(position);
+    }
+
+    /// Lets go of the log that the snapshot of `position` covers, except for what others may still need; on a low disk
+    /// they get the snapshot instead.
+    pub(super) fn compact(&mut self, position: Position) {
+        let keep_bytes = if self.disk.level == DiskLevel::Ok { self.replicated.settings.keep_bytes } else { 0 };
+        let mut keep_from = self.index_bytes_before(position.index, keep_bytes);
         if self.is_leader() {
             let slowest = self
                 .replicated

@@ -65,6 +65,42 @@ impl SnapshotReader {
     }
 }
 
+/// A snapshot's file by itself, wherever it is: what can be known of it without its key.
+#[derive(Debug)]
+pub struct SnapshotFile {
+    /// What it is of.
+    pub meta: SnapshotMeta,
+    /// The history it belongs to.
+    pub lineage: Lineage,
+    /// The id of the key it is sealed with.
+    pub key_id: u64,
+    source: Source,
+    header: Header,
+    bytes: Vec<u8>,
+}
+
+impl SnapshotFile {
+    /// Opens the snapshot at `path`, under whatever name, and checks its header and that it has an end.
+    pub fn open(disk: &dyn Disk, path: &Path) -> Result<Self, WalError> {
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let file = disk.open(path).doing("open", path)?;
+        let source = Source::new(file, name, path.to_owned())?;
+        let (header, bytes) = Header::read(&source)?;
+        let end = source.end(bytes.len() as u64)?;
+        let configuration = header.configuration.clone();
+        let meta = SnapshotMeta { position: header.position, configuration, bytes: end.offset };
+        let (lineage, key_id) = (header.lineage, header.key_id);
+        Ok(Self { meta, lineage, key_id, source, header, bytes })
+    }
+
+    /// To read what is in it.
+    pub fn reader(self, key: &DataKey) -> Result<SnapshotReader, WalError> {
+        self.header.check(&self.source.name, key, self.lineage)?;
+        let stream = Stream::new(SegmentKey::derive(key, &self.header.salt), &self.bytes);
+        Ok(SnapshotReader { source: self.source, key: key.clone(), meta: self.meta, stream, skip: 0, done: false })
+    }
+}
+
 /// Opens the snapshot of `index` and reads its header, which is returned decoded and as it is.
 fn open(disk: &dyn Disk, dir: &Path, index: Index) -> Result<(Source, Header, Vec<u8>), WalError> {
     let name = name(index);

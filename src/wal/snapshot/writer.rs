@@ -13,6 +13,7 @@ use crate::sys::files::{Disk, File};
 use crate::types::log::Configuration;
 use crate::types::{Lineage, Position};
 use crate::wal::error::{Doing, WalError};
+use crate::wal::reserve::with_reserve;
 
 /// Writes one snapshot file. Nothing of it counts before [`Self::finish`]; dropped before that, it removes what it wrote.
 #[derive(Debug)]
@@ -58,11 +59,12 @@ impl SnapshotWriter {
         let configuration = configuration.clone();
         let header = Header { lineage, key_id: key.id(), salt: salt(entropy), position, configuration };
         let bytes = header.encode();
-        let file = disk.create(&temporary).doing("create", &temporary)?;
+        let file = with_reserve(disk.as_ref(), dir, || disk.create(&temporary)).doing("create", &temporary)?;
         let stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
         let (dir, key) = (dir.to_owned(), key.clone());
         let writer = Self { disk, dir, key, header, file, stream, buffer: Vec::new(), finished: false };
-        writer.file.write_at(0, &bytes).doing("write", &temporary)?;
+        with_reserve(writer.disk.as_ref(), &writer.dir, || writer.file.write_at(0, &bytes))
+            .doing("write", &temporary)?;
         Ok(writer)
     }
 
@@ -160,7 +162,8 @@ impl SnapshotWriter {
     fn write(&mut self, head: &mut Head) -> Result<(), WalError> {
         head.payload_crc = crc32fast::hash(&self.buffer[HEAD..]);
         self.buffer[..HEAD].copy_from_slice(&head.encode());
-        self.file.write_at(self.stream.at, &self.buffer).doing("write", &self.temporary())?;
+        let write = || self.file.write_at(self.stream.at, &self.buffer);
+        with_reserve(self.disk.as_ref(), &self.dir, write).doing("write", &self.temporary())?;
         self.stream.passed(head);
         Ok(())
     }

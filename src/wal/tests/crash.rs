@@ -1,5 +1,7 @@
 use super::*;
+use crate::sys::files::Disk;
 use crate::wal::format::SECTOR_BYTES;
+use crate::wal::look;
 
 /// Writes `before` batches, then one of `sectors` sectors whose sync the power cut forestalls, and comes back with the
 /// sectors of it that `mask` says.
@@ -27,7 +29,14 @@ fn check(before: u64, sectors: usize, mask: usize) {
     if mask == all {
         pair.model.apply(&group[0]);
     }
+    let untouched = all_bytes(&pair.disk);
+    let options = Options { segment_bytes: pair.segment_bytes, lineage: LINEAGE };
+    let (reader, looked) = look(&pair.disk, dir(), &key(), &options).unwrap();
+    assert_eq!(all_bytes(&pair.disk), untouched, "a look changes nothing");
     let recovered = pair.reopen();
+    let said = |found: &Recovered| (found.hard_state, found.first, found.last, found.terms.clone(), found.cut.clone());
+    assert_eq!(said(&looked), said(&recovered), "a look finds what an open finds");
+    assert_eq!(reader.last(), recovered.last);
     match recovered.cut {
         None => assert!(mask == 0 || mask == all),
         Some(cut) => {
@@ -48,6 +57,10 @@ fn check(before: u64, sectors: usize, mask: usize) {
     let next = pair.model.last().index.0 + 1;
     pair.append(2, next..next + 5, 700);
     assert_eq!(pair.reopen().cut, None);
+}
+
+fn all_bytes(disk: &TestDisk) -> Vec<(PathBuf, Vec<u8>)> {
+    disk.paths().into_iter().map(|path| (path.clone(), disk.bytes(&path))).collect()
 }
 
 #[test]
@@ -79,7 +92,7 @@ fn after_a_failed_sync_what_only_the_page_cache_has_is_written_again() {
 /// A history with everything in it: rolls, votes, replaced suffixes, snapshots of both kinds, compaction. Every write has
 /// one entry at most and so is one batch, so it is there as a whole or not at all. Stops at the first error and tells the model of what was
 /// acknowledged, and the one with what was being written.
-fn history(disk: &TestDisk, wal: &mut Wal, model: &mut Model) -> Result<(), Model> {
+pub(super) fn history(disk: &Arc<dyn Disk>, wal: &mut Wal, model: &mut Model) -> Result<(), Model> {
     let write = |wal: &mut Wal, model: &mut Model, persist: Persist| {
         let mut after = model.clone();
         after.apply(&persist);
@@ -90,8 +103,7 @@ fn history(disk: &TestDisk, wal: &mut Wal, model: &mut Model) -> Result<(), Mode
         Ok(())
     };
     let make = |model: &Model, position| {
-        let disk = Arc::new(disk.clone());
-        let writer = SnapshotWriter::create(disk, dir(), &key(), LINEAGE, position, &members());
+        let writer = SnapshotWriter::create(disk.clone(), dir(), &key(), LINEAGE, position, &members());
         writer
             .and_then(|mut writer| {
                 writer.write_chunk(&[1; 600])?;
@@ -119,8 +131,12 @@ fn history(disk: &TestDisk, wal: &mut Wal, model: &mut Model) -> Result<(), Mode
     write(wal, model, persist(entries(term + 2, start + 21..start + 22, 700), None))
 }
 
+pub(super) fn shared(disk: &TestDisk) -> Arc<dyn Disk> {
+    Arc::new(disk.clone())
+}
+
 /// Whether the log holds what the model says. It may begin earlier or later, but not after the snapshot.
-fn matches(wal: &Wal, recovered: &Recovered, model: &Model) -> bool {
+pub(super) fn matches(wal: &Wal, recovered: &Recovered, model: &Model) -> bool {
     let held = wal.reader().read(recovered.first, recovered.last.index.next(), u64::MAX).unwrap();
     let from = recovered.first.max(model.before.index.next());
     let of = |entries: &[Entry]| entries.iter().filter(|entry| entry.index >= from.0).cloned().collect::<Vec<_>>();
@@ -136,7 +152,7 @@ fn whenever_the_power_fails_what_was_acknowledged_is_there() {
     let disk = TestDisk::new();
     let mut wal = open(&disk, 4096, 0).unwrap().0;
     let begun = disk.operations();
-    history(&disk, &mut wal, &mut Model::default()).unwrap();
+    history(&shared(&disk), &mut wal, &mut Model::default()).unwrap();
     let operations = disk.operations() - begun;
     assert!(operations > 60, "{operations}");
     for budget in 0..=operations {
@@ -158,7 +174,7 @@ fn whenever_the_power_fails_what_was_acknowledged_is_there() {
                     Err(error) => panic!("after {budget} operations with seed {seed}, life {life}: {error}"),
                 };
                 disk.set_budget(if life == 0 { budget } else { random.below(operations) });
-                possible = match history(&disk, &mut wal, &mut acknowledged) {
+                possible = match history(&shared(&disk), &mut wal, &mut acknowledged) {
                     Ok(()) => acknowledged.clone(),
                     Err(possible) => possible,
                 };

@@ -27,6 +27,8 @@ struct State {
     fail_sync: bool,
     /// Space runs out.
     is_full: bool,
+    /// Bytes that all files may have together.
+    capacity: u64,
     syncs: u64,
     operations: u64,
 }
@@ -67,6 +69,7 @@ impl TestDisk {
             budget: u64::MAX,
             fail_sync: false,
             is_full: false,
+            capacity: u64::MAX,
             syncs: 0,
             operations: 0,
         };
@@ -120,6 +123,21 @@ impl TestDisk {
     /// Takes away or gives back the room for new files.
     pub(crate) fn set_full(&self, is_full: bool) {
         self.lock().is_full = is_full;
+    }
+
+    /// Gives the disk a size, of which files that are removed give their part back.
+    pub(crate) fn set_capacity(&self, bytes: u64) {
+        self.lock().capacity = bytes;
+    }
+
+    /// Whether `contents` may become `len` bytes long.
+    fn make_room(&self, contents: &Mutex<Contents>, len: usize) -> io::Result<()> {
+        let now = contents.lock().unwrap().live.len();
+        let state = self.lock();
+        if (len.saturating_sub(now) as u64) > state.capacity - state.used().min(state.capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
     }
 
     pub(crate) fn syncs(&self) -> u64 {
@@ -183,6 +201,12 @@ impl TestDisk {
     }
 }
 
+impl State {
+    fn used(&self) -> u64 {
+        self.live.values().map(|contents| contents.lock().unwrap().live.len() as u64).sum()
+    }
+}
+
 impl Rename {
     fn apply(&self, names: &mut Names) {
         match self {
@@ -242,10 +266,16 @@ impl Disk for TestDisk {
         state.pending.clear();
         Ok(())
     }
+
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        let state = self.lock();
+        Ok(state.capacity - state.used().min(state.capacity))
+    }
 }
 
 impl File for TestFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.make_room(&self.contents, offset as usize + bytes.len())?;
         let _state = self.disk.spend()?;
         let mut contents = self.contents.lock().unwrap();
         let (start, end) = (offset as usize, offset as usize + bytes.len());
@@ -293,6 +323,7 @@ impl File for TestFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.make_room(&self.contents, len as usize)?;
         let _state = self.disk.spend()?;
         let mut contents = self.contents.lock().unwrap();
         contents.live.resize(len as usize, 0);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::wal::SnapshotReader;
+use crate::wal::newest::NEWEST;
 use crate::wal::snapshot::name;
 
 /// Compares with a golden file; with `SKEP_WRITE_GOLDEN` set it writes the file instead.
@@ -33,16 +34,18 @@ fn make() -> TestDisk {
 }
 
 #[test]
-fn the_bytes_of_a_segment_and_of_a_snapshot_stay_what_they_are() {
+fn the_bytes_of_the_logs_files_stay_what_they_are() {
     let disk = make();
     check("wal-segment", &disk.bytes(&dir().join("wal-00000001")));
     check("wal-snapshot", &disk.bytes(&dir().join(name(Index(2)))));
+    check("wal-newest", &disk.bytes(&dir().join(NEWEST)));
 }
 
 #[test]
 fn files_written_by_the_first_release_can_be_read() {
     let disk = make();
-    for (file, golden) in [("wal-00000001", "wal-segment"), ("snap-000000000002", "wal-snapshot")] {
+    let files = [("wal-00000001", "wal-segment"), ("snap-000000000002", "wal-snapshot"), (NEWEST, "wal-newest")];
+    for (file, golden) in files {
         let golden = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden)).unwrap();
         disk.change(&dir().join(file), |bytes| *bytes = golden);
     }

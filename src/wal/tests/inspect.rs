@@ -20,7 +20,9 @@ fn check(disk: &TestDisk, key: Option<&DataKey>) -> String {
         }
         Found::End { offset, .. } => format!("end@{offset}"),
         Found::Snapshot { file, meta, .. } => format!("{file}:{}", meta.bytes),
-        Found::Problem { offset, what, .. } => format!("[{offset}: {what}]"),
+        Found::Problem { offset, what, harmless, .. } => {
+            format!("[{}{offset}: {what}]", if harmless { "harmless " } else { "" })
+        }
     });
     words.collect::<Vec<_>>().join(" ")
 }
@@ -65,5 +67,11 @@ fn what_is_damaged_is_named_and_what_follows_is_shown() {
         format!("[3000: the file ends here, its header says 4096 bytes] {rest}")
     );
     let end = "[3072: no batch begins here, and no batch follows]";
-    assert_eq!(attempt(None, &|bytes| bytes[3072] ^= 1), format!("wal-00000001 2x? 2x? {end} {rest}"));
+    let misses = "[0: it does not continue the segment before it, the end of which is missing or was changed]";
+    let broken = rest.replacen("wal-00000002", &format!("wal-00000002 {misses}"), 1);
+    assert_eq!(attempt(None, &|bytes| bytes[3072] ^= 1), format!("wal-00000001 2x? 2x? {end} {broken}"));
+    let disk = written();
+    disk.change(&dir().join("wal-00000002"), |bytes| bytes[4095] ^= 1);
+    let left = "[harmless 2048: the log ends here, and up to byte 4096 stands what is no batch]";
+    assert!(check(&disk, None).contains(left));
 }

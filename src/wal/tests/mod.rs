@@ -3,10 +3,15 @@
 mod crash;
 mod damage;
 pub(crate) mod disk;
+mod every_byte;
+mod faults;
 mod golden;
 mod inspect;
 mod log;
+mod repair;
+mod shuffled;
 mod snapshots;
+mod space;
 mod thread;
 
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@
 //! what a peer, a person or a disk would hand over. Nothing here needs the test harness: `cargo-fuzz/` builds the same
 //! functions.
 
+mod backups;
 mod log;
 mod people;
 mod raft;
@@ -53,7 +54,7 @@ const ENVELOPE: Target = Target { bytes_per_byte: 64, bytes_besides: 4 << 20, ..
 
 /// Every target.
 pub fn all() -> Vec<Target> {
-    [wire::targets(), state::targets(), raft::targets(), log::targets(), people::targets()]
+    [wire::targets(), state::targets(), raft::targets(), log::targets(), people::targets(), backups::targets()]
         .into_iter()
         .flatten()
         .collect()

@@ -7,7 +7,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use skep::codec::frame::{self, END, FrameKind, HEADER};
 use skep::codec::request::{self, Ping};
 use skep::codec::{envelope, raft_message};
-use skep::control::{Context, Control};
+use skep::control::{Context, Control, Feed};
 use skep::net::fuzz::{Frames, http_head};
 use skep::net::handler::{ConnectionId, Incoming, StreamId};
 use skep::net::requests::{Pull, Step};
@@ -91,6 +91,7 @@ fn requests(input: &[u8]) {
         Call::Write => drop(canonical::<WriteRequest>(body)),
         Call::Watch => drop(canonical::<WatchRequest>(body)),
         Call::Admin => drop(canonical::<Admin>(body)),
+        Call::Backup => drop(canonical::<BackupRequest>(body)),
         Call::Snapshot => drop(canonical::<SnapshotRequest>(body)),
         Call::ResolveAddress => drop(canonical::<ResolveAddress>(body)),
         Call::Join => drop(canonical::<JoinRequest>(body)),
@@ -129,12 +130,19 @@ fn decide(incoming: &Incoming) {
                 drop(CONTROL.ended(incoming, &outcome));
             }
             Step::Answer(answer) => assert!(envelope::decode::<Answer>(&answer, MAX_FRAME_BYTES).is_ok()),
-            Step::Stream(mut watch) => {
-                // Bounded: the events are all there, so that it soon waits.
+            Step::Stream(mut feed) => {
+                let is_watch = matches!(feed, Feed::Watch(_));
+                // Bounded: the events are all there, so that it soon waits or is done.
                 for _ in 0..100 {
-                    match CONTROL.pull(Instant::from_nanos(5), &mut watch, MAX_FRAME_BYTES) {
-                        Pull::Part(part) => assert!(envelope::decode::<WatchItem>(&part, MAX_FRAME_BYTES).is_ok()),
+                    match CONTROL.pull(Instant::from_nanos(5), &mut feed, MAX_FRAME_BYTES) {
+                        Pull::Part(part) => {
+                            assert!(!is_watch || envelope::decode::<WatchItem>(&part, MAX_FRAME_BYTES).is_ok());
+                        }
                         Pull::Full => panic!("an item is larger than a frame"),
+                        Pull::Done => {
+                            assert!(!is_watch, "a watch goes on");
+                            break;
+                        }
                         Pull::Idle(_) | Pull::End(_) => break,
                     }
                 }
@@ -168,11 +176,13 @@ fn context() -> Context {
         reachable: vec![NodeId(0x11)],
         alarms: Vec::new(),
         unsynced_ms: 0,
+        disk: Default::default(),
     };
     Context {
         node_id: NodeId(0x11),
         cluster_id: ClusterId(0xc1),
         hostname: "m1".to_owned(),
+        data_dir: "/var/lib/skep".to_owned(),
         version: "1".to_owned(),
         sync_us: 100,
         raft,
@@ -272,6 +282,7 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
                 if_version: None,
             }),
         ),
+        (Call::Backup, "backup", envelope::encode(&BackupRequest { stale: true })),
         (
             Call::Watch,
             "watch",
@@ -461,7 +472,7 @@ fn ping(input: &[u8]) {
 }
 
 fn ping_seeds() -> Vec<(String, Vec<u8>)> {
-    numbered([Ping { sent_ns: 1, wall_ms: 2, sync_us: 3, mark_index: 4, mark_sum: 5 }.encode()])
+    numbered([Ping { sent_ns: 1, wall_ms: 2, sync_us: 3, mark_index: 4, mark_sum: 5, disk_low: true }.encode()])
 }
 
 fn raft_messages(input: &[u8]) {

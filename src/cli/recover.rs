@@ -1,0 +1,147 @@
+//! `skep recover`: what a directory holds, the question, and the new swarm.
+
+use serde_json::{Value, json};
+
+use super::advertise;
+use super::args::{Common, RecoverArgs};
+use super::commands::Ended;
+use super::exit::Exit;
+use super::output::{Output, clean};
+use super::question;
+use super::session::data_dir;
+use crate::node::recover::{Found, Recovered, Recovery};
+
+/// `skep recover`.
+pub fn run(common: &Common, args: &RecoverArgs, out: &mut Output) -> Ended {
+    if let Some(address) = &args.advertise {
+        advertise::check("--advertise", address)?;
+    }
+    let dir = data_dir(common)?;
+    let shown = dir.display().to_string();
+    let recovery = Recovery::open(&dir)?;
+    let found = recovery.found().clone();
+    if !out.json {
+        out.text(&describe(&found, &shown))?;
+        out.flush()?;
+    }
+    if args.dry_run {
+        if out.json {
+            out.document(&report(&found, None))?;
+        } else {
+            out.line("dry run: nothing was changed")?;
+        }
+        return Ok(Exit::Done);
+    }
+    question::ask(&warning(&found, &shown), args.yes, std::io::stdin().lock())?;
+    let recovered = recovery.carry_out(args.advertise.clone())?;
+    if out.json {
+        out.document(&report(&found, Some(&recovered)))?;
+    } else {
+        out.text(&next(&recovered, &shown))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn others(found: &Found) -> Vec<String> {
+    let others = found.members.iter().filter(|(member, _)| member.node_id != found.node_id);
+    others
+        .map(|(member, name)| {
+            let name = if name.is_empty() { member.node_id.to_string() } else { clean(name) };
+            format!("{name} at {}", clean(&member.addr))
+        })
+        .collect()
+}
+
+fn describe(found: &Found, dir: &str) -> String {
+    let mut text = format!("{dir} holds manager {} of swarm {}\n", found.node_id, found.cluster_id);
+    text.push_str(&format!(
+        "  log       up to index {}, term {}; revision {}\n",
+        found.last.index, found.last.term, found.revision
+    ));
+    if found.uncommitted > 0 {
+        text.push_str(&format!(
+            "            {} of these entries were not known to be committed; they are kept, because they may have been \
+             acknowledged\n",
+            found.uncommitted
+        ));
+    }
+    if found.unfinished {
+        text.push_str("            an unfinished last write, of which nothing was acknowledged, is left out\n");
+    }
+    let objects: Vec<String> = found.objects.iter().map(|(kind, count)| format!("{count} {}", kind.name())).collect();
+    text.push_str(&format!("  objects   {}\n", objects.join(", ")));
+    let others = others(found);
+    let dropped = if others.is_empty() { "nobody".to_owned() } else { others.join(", ") };
+    text.push_str(&format!("  dropped   {dropped}\n"));
+    text
+}
+
+fn warning(found: &Found, dir: &str) -> String {
+    let others = others(found);
+    let rest = if others.is_empty() {
+        "It was the only one already; this still begins a new history.".to_owned()
+    } else {
+        format!(
+            "Do this only when {} are gone for good: what they acknowledged and this one never received is lost, and if \
+             they still run, there will be two swarms. Can they be started again? Then start them instead.",
+            others.join(" and ")
+        )
+    };
+    format!("This makes the manager in {dir} a swarm of its own, with a new history. {rest}")
+}
+
+fn next(recovered: &Recovered, dir: &str) -> String {
+    format!(
+        "This manager is a swarm of its own now: lineage {}, revision {}.\n\
+         The old log is kept in {}; remove it when all is well.\n\
+         Next:\n\
+         1. start this manager with the command line it always had (`skep run --data-dir {dir}`)\n\
+         2. on each other machine, before its manager is started again: move its data directory away\n\
+         3. there, join anew: `skep run --join {} --token-file FILE`, with the token that `skep token show --role manager` \
+         prints here; the tokens are the ones from before\n",
+        recovered.lineage,
+        recovered.revision,
+        recovered.aside.display(),
+        clean(&recovered.addr),
+    )
+}
+
+fn report(found: &Found, recovered: Option<&Recovered>) -> Value {
+    let members: Vec<Value> = found
+        .members
+        .iter()
+        .map(|(member, name)| {
+            json!({
+                "node_id": member.node_id,
+                "raft_id": member.raft_id,
+                "name": name,
+                "addr": member.addr,
+                "dropped": member.node_id != found.node_id,
+            })
+        })
+        .collect();
+    let objects: serde_json::Map<String, Value> =
+        found.objects.iter().map(|(kind, count)| (kind.name().to_owned(), json!(count))).collect();
+    let new = recovered.map(|recovered| {
+        json!({
+            "lineage": recovered.lineage,
+            "raft_id": recovered.raft_id,
+            "addr": recovered.addr,
+            "revision": recovered.revision,
+            "old_log": recovered.aside.display().to_string(),
+        })
+    });
+    json!({
+        "node_id": found.node_id,
+        "cluster_id": found.cluster_id,
+        "lineage": found.lineage,
+        "last_index": found.last.index,
+        "last_term": found.last.term,
+        "uncommitted": found.uncommitted,
+        "unfinished_write": found.unfinished,
+        "revision": found.revision,
+        "members": members,
+        "objects": objects,
+        "recovered": new,
+    })
+}

@@ -1,0 +1,348 @@
+//! `skep recover`: a swarm of one manager from the directory of one that lost its majority.
+//!
+//! Offline: the directory's lock is held, and nobody is asked. All of the log is taken, also what lies behind the last
+//! entry known to be committed, because the members that are gone may have acknowledged it: an entry too many is one that
+//! a caller was not told of, an entry too few is one that a caller relied on.
+//!
+//! The old log is read without changing it and stays beside the new one. Until [`rebuild::replace_log`] has decided, the
+//! directory is what it was.
+//!
+//! Managers of the former history are kept out by its lineage: none of their messages is looked at. One that has no
+//! majority of its own stops when it meets this one; a majority that is alive after all goes on, because a recovery on the
+//! wrong side of a cut must not end a healthy swarm. Join tokens, the root certificate and the swarm's id stay.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::dir::{DataDir, NodeFile, Phase};
+use super::found::Keys;
+use super::rebuild::{self, Heir, NEXT_LOG};
+use super::{StartError, StartFailure, start};
+use crate::raft::recover::{self, Snapshots};
+use crate::store::State;
+use crate::sys::entropy::{Entropy, OsEntropy};
+use crate::sys::files::RealDisk;
+use crate::sys::time::wall_ms;
+use crate::types::{ClusterId, Index, Kind, Lineage, Member, NodeId, Object, Position, RaftId, Revision, Timestamp};
+use crate::wal;
+
+/// A directory that can be recovered, locked and read. Nothing of it has been changed.
+#[derive(Debug)]
+pub struct Recovery {
+    dir: DataDir,
+    file: NodeFile,
+    keys: Keys,
+    state: State,
+    voted: crate::types::Term,
+    found: Found,
+}
+
+/// What the directory holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The manager.
+    pub node_id: NodeId,
+    /// The swarm.
+    pub cluster_id: ClusterId,
+    /// Its history.
+    pub lineage: Lineage,
+    /// The last entry of the log.
+    pub last: Position,
+    /// Entries after the last one that this manager knew to be committed; they are taken too.
+    pub uncommitted: u64,
+    /// An unfinished last write, of which nothing was acknowledged, is left out.
+    pub unfinished: bool,
+    /// The revision of the state with all of the log applied.
+    pub revision: Revision,
+    /// The members, with their names; this one among them, if it was one.
+    pub members: Vec<(Member, String)>,
+    /// How many objects there are of each kind that has any.
+    pub objects: Vec<(Kind, u64)>,
+    /// Where this manager listened.
+    pub addr: String,
+}
+
+/// The new swarm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Its history.
+    pub lineage: Lineage,
+    /// The history before.
+    pub parent: Lineage,
+    /// The manager's new place.
+    pub raft_id: RaftId,
+    /// Where it says it listens.
+    pub addr: String,
+    /// The revision that the new history begins with.
+    pub revision: Revision,
+    /// Where the old log is now.
+    pub aside: PathBuf,
+}
+
+impl Recovery {
+    /// Locks the directory, finishes a recovery that was interrupted after it had been decided, and reads everything.
+    pub fn open(path: &Path) -> Result<Self, StartError> {
+        let what = || format!("cannot recover {}", path.display());
+        let nothing =
+            |why: &str| StartError::refused(what(), why, "name the data directory of a manager with --data-dir");
+        // A directory that is missing is not made.
+        if !path.is_dir() {
+            return Err(nothing("there is no such directory"));
+        }
+        let dir = DataDir::open(path)?;
+        let Some(file) = dir.read()? else { return Err(nothing("no manager has kept anything there")) };
+        if file.phase != Phase::Member {
+            let hint = match file.phase {
+                Phase::Restoring => "finish the restore that was begun there: `skep backup restore FILE`",
+                _ => "start it with `skep run`, or remove the directory",
+            };
+            return Err(StartError::refused(what(), "its manager never became a member of a swarm", hint));
+        }
+        let attempted = |error| StartError { what: what(), ..error };
+        let keys = start::member_keys(&dir, &file).map_err(attempted)?;
+        let lineage = start::lineage(&dir, &file).map_err(attempted)?;
+        let disk = Arc::new(RealDisk);
+        let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
+        let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), &keys.data_key, &options)
+            .map_err(|error| start::log_error(&dir, &error))?;
+        let snapshots = Snapshots { disk, dir: dir.raft(), key: keys.data_key.clone(), lineage };
+        let mut all = recovered.clone();
+        all.hard_state.commit = recovered.last.index;
+        let recovery =
+            recover::recover(&reader, &all, &snapshots, 0).map_err(|error| start::recover_error(&dir, &error))?;
+        let state = recovery.applier.store().snapshot();
+        let certificate = *keys.identity.identity();
+        if state.cluster().is_none() {
+            let hint = "move the whole directory aside and join again with --join and a token";
+            let why = "the swarm's data has not reached this manager yet: there is nothing to recover";
+            return Err(StartError::refused(what(), why, hint));
+        }
+        let named = |member: &Member| (member.clone(), name(&state, member.node_id));
+        let own = state.member_of(certificate.node_id);
+        let found = Found {
+            node_id: certificate.node_id,
+            cluster_id: certificate.cluster_id,
+            lineage,
+            last: recovered.last,
+            uncommitted: recovered.last.index.0.saturating_sub(recovered.hard_state.commit.max(first(&recovered)).0),
+            unfinished: recovered.cut.is_some(),
+            revision: state.revision(),
+            members: state.members().values().map(named).collect(),
+            objects: objects(&state),
+            addr: own.map(|member| member.addr.clone()).unwrap_or_default(),
+        };
+        Ok(Self { dir, file, keys, state, voted: recovered.hard_state.term, found })
+    }
+
+    /// What the directory holds.
+    pub const fn found(&self) -> &Found {
+        &self.found
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_state(self) -> State {
+        self.state
+    }
+
+    /// Makes the new swarm. `advertise` is where its manager listens from now on; without it, where it did before.
+    pub fn carry_out(self, advertise: Option<String>) -> Result<Recovered, StartError> {
+        let what = format!("cannot recover {}", self.dir.path().display());
+        let failed = |why: &dyn std::fmt::Display| {
+            let hint = "nothing was lost: make room or mend the disk, and give the same command again";
+            StartError::new(StartFailure::Internal, &what, why, hint)
+        };
+        let Self { dir, file, keys, state, voted, found } = self;
+        let mut entropy = OsEntropy;
+        let (lineage, now_ms) = (Lineage(entropy.next_u128()), wall_ms());
+        let addr = advertise.unwrap_or(found.addr);
+        let heir = Heir { node_id: found.node_id, addr: addr.clone(), node: None, voted };
+        let (state, raft_id) = rebuild::succeed(state, lineage, heir, now_ms, &mut entropy);
+        let revision = state.revision();
+        let segment_bytes = start::segment_bytes(file.profile);
+        let next = dir.path().join(NEXT_LOG);
+        let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
+        rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, segment_bytes, random)
+            .map_err(|error| failed(&error))?;
+        // Nothing else is taken over: whatever kept the former member from starting is about its log.
+        let file = NodeFile {
+            node_id: Some(found.node_id),
+            cluster_id: Some(found.cluster_id),
+            raft_id: Some(raft_id),
+            lineage: Some(lineage),
+            parent_lineage: Some(found.lineage),
+            boot: file.boot,
+            ..NodeFile::new(Phase::Member, file.profile)
+        };
+        let aside = aside(now_ms);
+        rebuild::replace_log(&RealDisk, dir.path(), &file, &aside).map_err(|error| failed(&error))?;
+        Ok(Recovered { lineage, parent: found.lineage, raft_id, addr, revision, aside: dir.path().join(aside) })
+    }
+}
+
+/// Everything up to a snapshot is committed, whatever the hard state says.
+fn first(recovered: &wal::Recovered) -> Index {
+    recovered.snapshot.as_ref().map_or(Index(0), |snapshot| snapshot.position.index)
+}
+
+/// What the old log is called from then on, such as `raft.before-recover-20260131T235959123Z`.
+fn aside(now_ms: u64) -> String {
+    let time = Timestamp(now_ms).to_string();
+    format!("raft.before-recover-{}", time.replace(['-', ':', '.'], ""))
+}
+
+/// A node's name for people.
+fn name(state: &State, node_id: NodeId) -> String {
+    match state.get(Kind::Node, node_id.into()).map(|stored| &stored.object) {
+        Some(Object::Node(node)) => node.description.hostname.clone(),
+        _ => String::new(),
+    }
+}
+
+fn objects(state: &State) -> Vec<(Kind, u64)> {
+    Kind::ALL.into_iter().map(|kind| (kind, state.count(kind) as u64)).filter(|(_, count)| *count > 0).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use ::raft::eraftpb::Entry;
+
+    use super::*;
+    use crate::node::{Config, Node};
+    use crate::types::log::Command;
+    use crate::types::object;
+    use crate::types::{Change, ChangeId, ObjectId, Operation};
+    use crate::wal::{HardState, Persist, Wal};
+
+    /// The directory of a manager that has stopped.
+    fn stopped() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(Config::local(dir.path())).unwrap();
+        let mut client = node.client().unwrap();
+        let write = crate::types::api::Write::CreateConfig {
+            name: "motd".to_owned(),
+            labels: Default::default(),
+            data: b"x".to_vec(),
+        };
+        client.write(write, Duration::from_secs(30)).unwrap();
+        node.stop(Duration::from_secs(5));
+        dir
+    }
+
+    fn config(id: u128) -> Entry {
+        let mut config = object::Config { id: ObjectId(id), ..object::Config::default() };
+        config.spec.annotations.name = format!("c{id}");
+        let operations = vec![Operation::Create(config.into())];
+        let change = Change { id: ChangeId(id), after: Revision(0), time: Timestamp(5), term: None, operations };
+        Entry { data: crate::apply::encode(&Command::Change(change)).into(), ..Entry::default() }
+    }
+
+    /// Appends entries that the manager never learns to be committed, in a later term in which it has voted.
+    fn append_uncommitted(dir: &Path, count: u64) {
+        let opened = DataDir::open(dir).unwrap();
+        let file = opened.read().unwrap().unwrap();
+        let (_, key) = opened.read_key().unwrap().unwrap();
+        let options = wal::Options { segment_bytes: wal::SEGMENT_BYTES, lineage: file.lineage.unwrap() };
+        let (mut wal, recovered) = Wal::open(Arc::new(RealDisk), &opened.raft(), &key, options).unwrap();
+        let Position { term, index } = recovered.last;
+        let entries = (1..=count).map(|at| Entry { term: term.0, index: index.0 + at, ..config(u128::from(at)) });
+        let hard_state = HardState { term: term.next(), vote: RaftId(1), commit: recovered.hard_state.commit };
+        wal.write(&[Persist {
+            number: 1,
+            entries: entries.collect(),
+            hard_state: Some(hard_state),
+            snapshot: None,
+            must_sync: true,
+        }])
+        .unwrap();
+        wal.close().unwrap();
+    }
+
+    #[test]
+    fn entries_that_were_not_known_to_be_committed_are_kept_and_counted() {
+        let dir = stopped();
+        let known = Recovery::open(dir.path()).unwrap().found().uncommitted;
+        append_uncommitted(dir.path(), 3);
+        let recovery = Recovery::open(dir.path()).unwrap();
+        let found = recovery.found().clone();
+        assert_eq!(found.uncommitted, known + 3);
+        let configs = found.objects.iter().find(|(kind, _)| *kind == Kind::Config).unwrap().1;
+        assert_eq!(configs, 4);
+        let recovered = recovery.carry_out(None).unwrap();
+        assert_eq!((recovered.parent, recovered.raft_id), (found.lineage, RaftId(2)));
+        let node = Node::start(Config::local(dir.path())).unwrap();
+        assert_eq!(node.raft_id(), RaftId(2));
+        let configs = node.client().unwrap().list(
+            Kind::Config,
+            &crate::types::api::Filter::default(),
+            false,
+            Duration::from_secs(30),
+        );
+        assert_eq!(configs.unwrap().len(), 4);
+        node.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_look_at_a_directory_leaves_every_byte_of_its_log_as_it_was() {
+        let dir = stopped();
+        let read = || -> Vec<(String, Vec<u8>)> {
+            let mut files: Vec<_> = std::fs::read_dir(dir.path().join("raft"))
+                .unwrap()
+                .flatten()
+                .map(|entry| {
+                    (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).unwrap_or_default())
+                })
+                .collect();
+            files.sort();
+            files
+        };
+        let before = read();
+        Recovery::open(dir.path()).unwrap();
+        assert!(before == read());
+    }
+
+    #[test]
+    fn a_recovery_that_was_decided_and_interrupted_is_finished_by_the_next_start() {
+        let dir = stopped();
+        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path()).unwrap();
+        let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term };
+        let (state, raft_id) = rebuild::succeed(state, Lineage(2), heir, 9, &mut OsEntropy);
+        let next = opened.path().join(NEXT_LOG);
+        let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
+        rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, wal::SEGMENT_BYTES, random).unwrap();
+        let file = NodeFile { raft_id: Some(raft_id), lineage: Some(Lineage(2)), ..file };
+        let decided = NodeFile { replaced_log: Some("raft.before-recover-x".to_owned()), ..file };
+        opened.write(&decided).unwrap();
+        drop(opened);
+        let node = Node::start(Config::local(dir.path())).unwrap();
+        assert_eq!(node.raft_id(), raft_id);
+        assert!(dir.path().join("raft.before-recover-x").is_dir() && !next.exists());
+        node.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_is_no_member_is_not_recovered() {
+        let refusal = |path: &Path| {
+            let error = Recovery::open(path).unwrap_err();
+            assert_eq!(error.failure, StartFailure::Refused);
+            error.why
+        };
+        let dir = stopped();
+        let opened = DataDir::open(dir.path()).unwrap();
+        assert!(refusal(dir.path()).contains("another skep process"));
+        let file = opened.read().unwrap().unwrap();
+        drop(opened);
+        for phase in [Phase::Joining, Phase::Founding, Phase::Restoring] {
+            DataDir::open(dir.path()).unwrap().write(&NodeFile { phase, ..file.clone() }).unwrap();
+            assert!(refusal(dir.path()).contains("never became a member"), "{phase:?}");
+        }
+        // One that left.
+        let opened = DataDir::open(dir.path()).unwrap();
+        opened.write(&file).unwrap();
+        opened.retire(7).unwrap();
+        drop(opened);
+        assert!(refusal(dir.path()).contains("left the swarm or was removed"));
+    }
+}

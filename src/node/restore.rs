@@ -1,0 +1,190 @@
+//! `skep backup restore`: a swarm of one manager in an empty directory, from the state in a backup.
+//!
+//! The manager is a new one, with a certificate that the restored root signs: the machine that the backup was made on may
+//! still run, and one identity must not be at work twice. For the same reason all former members are dropped, and the
+//! history is a new one.
+//!
+//! `node.json` says `restoring` before anything else is written and `member` when all is there: a restore that was cut off
+//! is begun again, and `skep run` does not take its remains for a manager.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::dir::{DataDir, NodeFile, Phase};
+use super::rebuild::{self, Heir};
+use super::{StartError, StartFailure, dir, start};
+use crate::ca;
+use crate::pki::seal::DataKey;
+use crate::store::State;
+use crate::sys::entropy::{Entropy, OsEntropy};
+use crate::sys::files::RealDisk;
+use crate::sys::time::wall_ms;
+use crate::types::object::NodeState;
+use crate::types::{ClusterId, Lineage, NodeId, RaftId, Revision, Status, Term};
+
+/// The new swarm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The new manager.
+    pub node_id: NodeId,
+    /// Its place.
+    pub raft_id: RaftId,
+    /// The swarm, as before.
+    pub cluster_id: ClusterId,
+    /// The new history.
+    pub lineage: Lineage,
+    /// The revision that it begins with.
+    pub revision: Revision,
+    /// Where the manager says it listens.
+    pub addr: String,
+}
+
+fn what(path: &Path) -> String {
+    format!("cannot restore to {}", path.display())
+}
+
+/// Whether `path` may take a swarm, and whether `state` is one that can be begun again. Touches nothing.
+pub fn check(path: &Path, state: &State) -> Result<(), StartError> {
+    newcomer(path, state, None)?;
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(StartError::new(StartFailure::Internal, what(path), error, "choose another with --data-dir"));
+        }
+    };
+    let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    if dir::phase(path) == Some(Phase::Restoring) {
+        return Ok(());
+    }
+    match names.iter().find(|name| !dir::is_harmless(name)) {
+        Some(name) => Err(taken(path, &format!("it is not empty: it holds {name}"))),
+        None => Ok(()),
+    }
+}
+
+fn taken(path: &Path, why: &str) -> StartError {
+    StartError::refused(what(path), why, "choose an empty directory with --data-dir, or move this one away")
+}
+
+/// Makes the swarm. `name` is the new manager's name, the machine's if there is none.
+pub fn restore(path: &Path, state: State, name: Option<String>, addr: &str) -> Result<Restored, StartError> {
+    check(path, &state)?;
+    let internal = |why: &dyn std::fmt::Display| {
+        let hint = "make room or mend the disk, and give the same command again";
+        StartError::new(StartFailure::Internal, what(path), why, hint)
+    };
+    let dir = DataDir::open(path)?;
+    match dir.read()?.map(|file| file.phase) {
+        None => {}
+        Some(Phase::Restoring) => dir.wipe_unfinished()?,
+        Some(_) => return Err(taken(path, "it holds a manager already")),
+    }
+    let cluster = state.cluster().ok_or_else(|| internal(&"the backup holds no swarm"))?;
+    let (cluster_id, profile) = (cluster.id, cluster.spec.raft.profile);
+    let root_pem = cluster.root_ca.certificate.clone();
+    let mut file = NodeFile::new(Phase::Restoring, profile);
+    dir.write(&file)?;
+
+    let mut entropy = OsEntropy;
+    let (mut node, identity) = newcomer(path, &state, name)?;
+    let node_id = node.id;
+    node.status.state = NodeState::Ready;
+    addr.clone_into(&mut node.status.addr);
+    let data_key = DataKey::generate(&mut entropy);
+    dir.write_identity(&identity, &root_pem, &data_key)?;
+    let lineage = Lineage(entropy.next_u128());
+    let heir = Heir { node_id, addr: addr.to_owned(), node: Some(node), voted: Term(0) };
+    let (state, raft_id) = rebuild::succeed(state, lineage, heir, wall_ms(), &mut entropy);
+    let revision = state.revision();
+    let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
+    let bytes = start::segment_bytes(profile);
+    rebuild::write_log(Arc::new(RealDisk), &dir.raft(), &data_key, state, bytes, random)
+        .map_err(|error| internal(&error))?;
+    file.phase = Phase::Member;
+    file.node_id = Some(node_id);
+    file.cluster_id = Some(cluster_id);
+    file.raft_id = Some(raft_id);
+    file.parent_lineage = file.lineage.replace(lineage);
+    dir.write(&file)?;
+    Ok(Restored { node_id, raft_id, cluster_id, lineage, revision, addr: addr.to_owned() })
+}
+
+/// A manager that nobody was before, with a certificate of the restored root.
+fn newcomer(
+    path: &Path,
+    state: &State,
+    name: Option<String>,
+) -> Result<(crate::types::object::Node, crate::pki::NodeIdentity), StartError> {
+    let refused = |status: Status| {
+        let hint = "the backup cannot be begun again by itself: use one of another time";
+        StartError::refused(what(path), &status.message, hint)
+    };
+    let cluster = state.cluster().ok_or_else(|| {
+        StartError::refused(what(path), "the backup holds no swarm", "use a backup of a manager that was ready")
+    })?;
+    let node_id = NodeId(OsEntropy.next_u128());
+    ca::succeed(cluster, node_id, start::describe(name.as_deref()), wall_ms(), &mut OsEntropy).map_err(refused)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::node::{Config, Node};
+    use crate::types::object::Profile;
+
+    /// The state of a swarm with a root that can sign.
+    fn state() -> State {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(Config::local(dir.path())).unwrap();
+        node.stop(std::time::Duration::from_secs(5));
+        drop(node);
+        let recovery = crate::node::recover::Recovery::open(dir.path()).unwrap();
+        recovery.into_state()
+    }
+
+    #[test]
+    fn a_restore_that_was_cut_off_is_no_manager_and_is_begun_again() {
+        let state = state();
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("new");
+        // As a crash right before the end leaves it.
+        let restored = restore(&path, state.clone(), None, "a:1").unwrap();
+        let opened = DataDir::open(&path).unwrap();
+        let file = opened.read().unwrap().unwrap();
+        opened.write(&NodeFile::new(Phase::Restoring, Profile::Lan)).unwrap();
+        drop(opened);
+        let error = Node::start(Config::local(&path)).unwrap_err();
+        assert_eq!(error.failure, StartFailure::Refused);
+        assert!(error.why.contains("restore") && error.hint.contains("skep backup restore"), "{error:?}");
+        // And as one within the writing of the log does.
+        std::fs::remove_file(path.join("raft").join("spare")).ok();
+        std::fs::write(path.join("raft").join("wal-00000000000000000001"), b"half").unwrap();
+        let again = restore(&path, state.clone(), None, "a:1").unwrap();
+        assert_ne!(again.node_id, restored.node_id);
+        assert_ne!(Some(again.lineage), file.lineage);
+        let node = Node::start(Config::local(&path)).unwrap();
+        assert_eq!((node.node_id(), node.raft_id()), (again.node_id, again.raft_id));
+        node.stop(std::time::Duration::from_secs(5));
+        // Now it is one, and is not written over.
+        let error = restore(&path, state, None, "a:1").unwrap_err();
+        assert!(error.failure == StartFailure::Refused && error.why.contains("not empty"), "{error:?}");
+    }
+
+    #[test]
+    fn a_check_touches_nothing() {
+        let state = state();
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("new");
+        check(&path, &state).unwrap();
+        assert!(!path.exists());
+        std::fs::create_dir(&path).unwrap();
+        check(&path, &state).unwrap();
+        std::fs::create_dir(path.join("lost+found")).unwrap();
+        check(&path, &state).unwrap();
+        std::fs::write(path.join("holiday.jpg"), b"x").unwrap();
+        assert!(check(&path, &state).unwrap_err().why.contains("holiday.jpg"));
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,229 @@
+//! Makes a damaged log one that opens, by cutting off everything from the first damage on.
+//!
+//! What is cut off may have been acknowledged. So this is for whoever has no other copy: a manager whose log was repaired
+//! must never vote in the group it was a member of, and seeing to that is the caller's part, before [`carry_out`].
+//!
+//! What is cut off is kept in `lost+found/`. Only the end of a log can be cut: when what is left would not stand by
+//! itself, because the snapshot that it rests on is damaged or gone, there is nothing to repair.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Options;
+use super::error::{Doing, WalError};
+use super::format::{Record, SECTOR};
+use super::inspect::{Found, inspect};
+use super::newest::{NEWEST, Newest};
+use super::recover::{self, LOST};
+use super::segment::{self, Segment};
+use super::snapshot::{self, SnapshotReader};
+use crate::pki::seal::DataKey;
+use crate::sys::files::Disk;
+use crate::types::Index;
+
+/// What [`carry_out`] would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The file that is damaged first.
+    pub file: String,
+    /// Where.
+    pub offset: u64,
+    /// What is wrong there.
+    pub what: String,
+    /// What goes to `lost+found/`, in order.
+    pub cuts: Vec<CutOff>,
+    /// The last entry that stays.
+    pub last: Index,
+    /// The snapshot that what stays rests on; zero for none.
+    pub snapshot: Index,
+    /// The newest segment that stays.
+    sequence: u64,
+}
+
+/// A part of a file that is cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    /// The file.
+    pub file: String,
+    /// From here on; zero for all of it.
+    pub from: u64,
+    /// So many bytes.
+    pub bytes: u64,
+}
+
+/// Why a log cannot be repaired.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    /// A file could not be used, for a reason that is not damage.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// What would be left is not a log that opens.
+    #[error("{file} is damaged at byte {offset}: {what}; {why}, so that no part of the log stands by itself")]
+    Hopeless {
+        /// The file that is damaged first.
+        file: String,
+        /// Where.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+        /// Why cutting does not help.
+        why: String,
+    },
+}
+
+/// Finds out what a repair of the log in `dir` would cut off, and changes nothing; `None` when the log opens as it is.
+pub fn plan(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options) -> Result<Option<Plan>, RepairError> {
+    let sequences = segment::sequences(&disk.list(dir).doing("list", dir)?);
+    // Another key or another swarm is no damage: cutting would destroy a log that somebody can still read.
+    for sequence in &sequences {
+        match Segment::open(disk, dir, *sequence, key, options.lineage) {
+            Ok(_) | Err(WalError::Damaged { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut plan: Option<Plan> = None;
+    let (mut last, mut rests_on) = (Index(0), Index(0));
+    let mut is_first = true;
+    let mut is_torn = false;
+    // As of before the segment at hand, whose header does not count if that goes as a whole.
+    let mut before = (String::new(), last, rests_on);
+    for found in inspect(disk, dir, Some(key))? {
+        match found {
+            Found::Segment { file, header } => {
+                before = (file, last, rests_on);
+                if std::mem::take(&mut is_first) {
+                    last = header.last.index;
+                }
+                rests_on = rests_on.max(header.snapshot.index);
+            }
+            Found::Problem { harmless: true, .. } => is_torn = true,
+            Found::Batch { header, records, .. } if !std::mem::take(&mut is_torn) => {
+                if header.entries > 0 {
+                    last = Index(header.first.saturating_add(u64::from(header.entries)).saturating_sub(1));
+                }
+                for record in records.iter().flatten() {
+                    match record {
+                        Record::Installed(position) => (last, rests_on) = (position.index, position.index),
+                        Record::Created(position) => rests_on = rests_on.max(position.index),
+                        Record::Truncate(from) if header.entries == 0 => last = Index(from.0.saturating_sub(1)),
+                        _ => {}
+                    }
+                }
+            }
+            Found::Problem { file, offset, what, harmless: false } => {
+                let sequence = segment::sequences(std::slice::from_ref(&file)).pop();
+                if file != NEWEST && sequence.is_none() {
+                    // A snapshot: whether what stays rests on it is looked at below.
+                    continue;
+                }
+                if offset < SECTOR && before.0 == file {
+                    (last, rests_on) = (before.1, before.2);
+                }
+                plan = Some(Plan { file, offset, what, cuts: Vec::new(), last, snapshot: rests_on, sequence: 0 });
+                // That the last segment is missing, and damage to the file that says so, is told before anything else.
+                if sequence.is_some_and(|sequence| sequences.last().is_some_and(|newest| sequence <= *newest)) {
+                    break;
+                }
+            }
+            Found::Batch { .. } | Found::End { .. } | Found::Snapshot { .. } => {}
+        }
+    }
+    let Some(mut plan) = plan else { return check_snapshot(disk, dir, key, options, rests_on, None).map(|()| None) };
+    (plan.last, plan.snapshot) = (last, rests_on);
+    cut_from(disk, dir, &sequences, &mut plan)?;
+    check_snapshot(disk, dir, key, options, rests_on, Some(&plan))?;
+    Ok(Some(plan))
+}
+
+/// Lists what is to be cut off from the damage on.
+fn cut_from(disk: &dyn Disk, dir: &Path, sequences: &[u64], plan: &mut Plan) -> Result<(), RepairError> {
+    let damaged = segment::sequences(std::slice::from_ref(&plan.file)).pop().unwrap_or(u64::MAX);
+    for sequence in sequences.iter().copied().filter(|sequence| *sequence >= damaged) {
+        let file = segment::name(sequence);
+        let path = dir.join(&file);
+        let len = disk.open(&path).and_then(|file| file.len()).doing("read the length of", &path)?;
+        let from = if sequence == damaged && plan.offset >= SECTOR && len > plan.offset { plan.offset } else { 0 };
+        plan.cuts.push(CutOff { file, from, bytes: len - from });
+    }
+    let whole = plan.cuts.iter().filter(|cut| cut.from == 0).count();
+    let stays = sequences.iter().filter(|sequence| **sequence < damaged).count() + plan.cuts.len() - whole;
+    match sequences.get(stays.wrapping_sub(1)).filter(|_| stays > 0) {
+        Some(sequence) => plan.sequence = *sequence,
+        None => return Err(plan.hopeless("nothing of the log stands before that")),
+    }
+    Ok(())
+}
+
+/// Whether the snapshot that a log rests on is whole.
+fn check_snapshot(
+    disk: &dyn Disk,
+    dir: &Path,
+    key: &DataKey,
+    options: Options,
+    index: Index,
+    plan: Option<&Plan>,
+) -> Result<(), RepairError> {
+    if index == Index(0) {
+        return Ok(());
+    }
+    let read = || -> Result<(), WalError> {
+        let mut reader = SnapshotReader::open(disk, dir, key, options.lineage, index)?;
+        while reader.next_chunk()?.is_some() {}
+        Ok(())
+    };
+    read().map_err(|error| {
+        let file = snapshot::name(index);
+        match plan {
+            Some(plan) => plan.hopeless(&format!("what comes before that needs {file}: {error}")),
+            None => match error {
+                WalError::Damaged { file, offset, what } => {
+                    RepairError::Hopeless { file, offset, what, why: "the log rests on that snapshot".to_owned() }
+                }
+                error => RepairError::Hopeless {
+                    file,
+                    offset: 0,
+                    what: error.to_string(),
+                    why: "the log rests on that snapshot".to_owned(),
+                },
+            },
+        }
+    })
+}
+
+impl Plan {
+    fn hopeless(&self, why: &str) -> RepairError {
+        let Self { file, offset, what, .. } = self.clone();
+        RepairError::Hopeless { file, offset, what, why: why.to_owned() }
+    }
+}
+
+/// Does it. A crash in the middle leaves a log that is still refused, and a plan for the rest.
+pub fn carry_out(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options, plan: &Plan) -> Result<(), WalError> {
+    let lost = dir.join(LOST);
+    disk.create_dir(&lost).doing("create", &lost)?;
+    disk.sync_dir(dir).doing("sync", dir)?;
+    // The newest first: what is left is a log with damage at its end at every moment.
+    for cut in plan.cuts.iter().rev() {
+        let path = dir.join(&cut.file);
+        if cut.from == 0 {
+            let names = disk.list(&lost).doing("list", &lost)?;
+            let free = (1..).map(|number| format!("{}-whole-{number}", cut.file)).find(|name| !names.contains(name));
+            let kept = lost.join(free.expect("there are more numbers than files"));
+            disk.rename(&path, &kept).doing("rename a file to", &kept)?;
+        } else {
+            let sequence = segment::sequences(std::slice::from_ref(&cut.file)).pop().unwrap_or_default();
+            let segment = Arc::new(Segment::open(disk, dir, sequence, key, options.lineage)?);
+            recover::cut(disk, dir, &segment, cut.from)?;
+        }
+        disk.sync_dir(&lost).doing("sync", &lost)?;
+        disk.sync_dir(dir).doing("sync", dir)?;
+    }
+    // A damaged one is replaced as a whole.
+    match disk.remove(&dir.join(NEWEST)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).doing("remove", &dir.join(NEWEST));
+        }
+        _ => {}
+    }
+    Newest::create(disk, dir, plan.sequence).map(|_| ())
+}

@@ -1,0 +1,150 @@
+use super::damage::batches;
+use super::*;
+use crate::sys::files::Disk as _;
+use crate::wal::newest::NEWEST;
+use crate::wal::repair::{Plan, RepairError, carry_out, plan};
+use crate::wal::segment;
+
+const OPTIONS: Options = Options { segment_bytes: 4096, lineage: LINEAGE };
+
+fn path(sequence: u64) -> PathBuf {
+    dir().join(segment::name(sequence))
+}
+
+/// Entries 1 to 14 of term 2 in several segments, one to a batch; a snapshot of entry 2 was recorded after entry 4.
+fn written() -> TestDisk {
+    let mut pair = Pair::new(4096);
+    for index in 1..15 {
+        pair.append(2, index..index + 1, 700);
+        if index == 4 {
+            let created = Some(SnapshotMark::Created(position(2, 2)));
+            pair.write(vec![Persist { snapshot: created, ..persist(vec![], Some(hard_state(2, 1, 4))) }]);
+        }
+    }
+    assert_eq!(pair.segments().len(), 5);
+    pair.disk
+}
+
+/// Damages a log, repairs it, and opens it: the last entry that is left. Until then nothing but the repair changes it, and a
+/// repair that the power cuts short can be done again.
+#[track_caller]
+fn check(change: impl FnOnce(&TestDisk)) -> Result<(Plan, u64), RepairError> {
+    let disk = written();
+    change(&disk);
+    let before: Vec<_> = disk.paths().into_iter().map(|path| disk.bytes(&path)).collect();
+    let planned = plan(&disk, dir(), &key(), OPTIONS)?.expect("the log is damaged");
+    let after: Vec<_> = disk.paths().into_iter().map(|path| disk.bytes(&path)).collect();
+    assert!(before == after, "planning changes nothing");
+    assert!(open(&disk.duplicate(), 4096, 3).is_err());
+
+    let whole = disk.duplicate();
+    carry_out(&whole, dir(), &key(), OPTIONS, &planned).unwrap();
+    assert_eq!(plan(&whole, dir(), &key(), OPTIONS).unwrap(), None);
+    for budget in 0..whole.operations() {
+        let mut random = SeededEntropy::new(budget);
+        let broken = disk.duplicate();
+        broken.set_budget(budget);
+        carry_out(&broken, dir(), &key(), OPTIONS, &planned).unwrap_err();
+        let broken = broken.crash_at_random(&mut random);
+        if let Some(rest) = plan(&broken, dir(), &key(), OPTIONS).unwrap() {
+            carry_out(&broken, dir(), &key(), OPTIONS, &rest).unwrap();
+        }
+        assert_eq!(last(&broken), last(&whole), "after {budget} operations");
+    }
+    // Everything that was cut off is still somewhere.
+    let kept: u64 = whole.paths().iter().filter(|path| path.starts_with(dir().join("lost+found"))).count() as u64;
+    assert_eq!(kept, planned.cuts.len() as u64);
+    let last = last(&whole);
+    assert_eq!(planned.last.0, last);
+    Ok((planned, last))
+}
+
+/// Opens a log and writes to it; its last entry before that.
+fn last(disk: &TestDisk) -> u64 {
+    let (mut wal, recovered) = open(&disk.duplicate(), 4096, 3).unwrap();
+    let last = recovered.last.index.0;
+    let read = wal.reader().read(recovered.first, Index(last + 1), u64::MAX).unwrap();
+    assert!(read.iter().all(|found| found.data == entry(2, found.index, 700).data));
+    wal.write(&[persist(entries(3, last + 1..last + 4, 900), None)]).unwrap();
+    last
+}
+
+#[test]
+fn a_whole_log_is_left_alone() {
+    let disk = written();
+    assert_eq!(plan(&disk, dir(), &key(), OPTIONS).unwrap(), None);
+    // An unfinished write at its end is no damage.
+    disk.change(&path(5), |bytes| bytes[4000] = 7);
+    assert_eq!(plan(&disk, dir(), &key(), OPTIONS).unwrap(), None);
+}
+
+#[test]
+fn everything_from_the_first_damage_on_is_cut_off_and_kept() {
+    for (sequence, batch) in [(2, 1), (3, 0), (3, 1), (5, 0)] {
+        let disk = written();
+        let (start, _) = batches(&disk, &path(sequence))[batch];
+        let expected = disk.bytes(&path(sequence))[start..].to_vec();
+        let (planned, last) = check(|disk| disk.change(&path(sequence), |bytes| bytes[start + 20] ^= 1)).unwrap();
+        assert_eq!((planned.file.clone(), planned.offset), (segment::name(sequence), start as u64));
+        assert_eq!(planned.cuts[0].bytes, expected.len() as u64);
+        assert_eq!(last, batches_before(&disk, sequence, batch));
+    }
+    let (_, last) = check(|disk| disk.change(&path(3), |bytes| bytes[100] ^= 1)).unwrap();
+    assert_eq!(last, batches_before(&written(), 3, 0));
+}
+
+/// The last entry before a batch of a segment.
+fn batches_before(disk: &TestDisk, sequence: u64, batch: usize) -> u64 {
+    let earlier = (1..sequence).flat_map(|earlier| {
+        let bytes = disk.bytes(&path(earlier));
+        batches(disk, &path(earlier)).into_iter().map(move |(start, _)| bytes[start..].to_vec())
+    });
+    let bytes = disk.bytes(&path(sequence));
+    let own = batches(disk, &path(sequence)).into_iter().take(batch).map(|(start, _)| bytes[start..].to_vec());
+    let headers = earlier.chain(own).map(|bytes| crate::wal::BatchHeader::decode(&bytes).unwrap().0);
+    headers.filter(|header| header.entries > 0).map(|header| header.first).max().unwrap_or(0)
+}
+
+#[test]
+fn the_loss_of_segments_is_accepted() {
+    let (planned, last) = check(|disk| disk.remove(&path(3)).unwrap()).unwrap();
+    assert_eq!((planned.cuts.len(), last), (2, batches_before(&written(), 3, 0)));
+    let (planned, last) = check(|disk| disk.remove(&path(5)).unwrap()).unwrap();
+    assert_eq!((planned.cuts.len(), last), (0, batches_before(&written(), 5, 0)));
+    let (planned, last) = check(|disk| disk.change(&dir().join(NEWEST), |bytes| bytes[20] ^= 1)).unwrap();
+    assert_eq!((planned.cuts.len(), last), (0, 14));
+    let (planned, _) = check(|disk| disk.change(&path(4), |bytes| bytes.truncate(2000))).unwrap();
+    assert_eq!((planned.cuts.len(), planned.cuts[0].from), (2, 0));
+}
+
+#[test]
+fn a_log_of_which_nothing_would_stand_by_itself_is_refused() {
+    let hopeless = |change: &dyn Fn(&TestDisk)| {
+        let disk = written();
+        change(&disk);
+        match plan(&disk, dir(), &key(), OPTIONS) {
+            Err(error @ RepairError::Hopeless { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = hopeless(&|disk| disk.change(&path(1), |bytes| bytes[3] ^= 1));
+    assert!(first.contains("nothing of the log stands before that"), "{first}");
+    let snapshot = dir().join(crate::wal::snapshot::name(Index(2)));
+    let gone = hopeless(&|disk| disk.remove(&snapshot).unwrap());
+    assert!(gone.contains("the log rests on that snapshot"), "{gone}");
+    let both = hopeless(&|disk| {
+        disk.remove(&snapshot).unwrap();
+        disk.change(&path(4), |bytes| bytes[600] ^= 1);
+    });
+    assert!(both.contains("what comes before that needs snap-000000000002"), "{both}");
+}
+
+#[test]
+fn a_log_of_another_key_or_swarm_is_not_cut() {
+    let disk = written();
+    let attempt = |key: DataKey, options| plan(&disk, dir(), &key, options).unwrap_err();
+    let error = attempt(DataKey::from_bytes([1; 32]), OPTIONS);
+    assert!(matches!(error, RepairError::Wal(WalError::WrongKey { .. })), "{error}");
+    let error = attempt(key(), Options { lineage: Lineage(1), ..OPTIONS });
+    assert!(matches!(error, RepairError::Wal(WalError::ForeignLineage { .. })), "{error}");
+}
