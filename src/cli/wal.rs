@@ -130,7 +130,7 @@ pub(super) fn failed(dir: &Path, error: &WalError) -> Failure {
 }
 
 /// A flat row; `type` is `segment`, `batch`, `end`, `snapshot` or `problem`.
-fn row(found: &Found) -> Value {
+pub(super) fn row(found: &Found) -> Value {
     match found {
         Found::Segment { file, header } => json!({
             "type": "segment",

@@ -6,8 +6,8 @@
 //! Here: the machine's parts, its two entrances and small helpers. Each file beside this one holds one concern.
 
 mod applying;
-mod fence;
 mod disk;
+mod fence;
 mod inbound;
 mod leadership;
 mod links;

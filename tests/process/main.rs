@@ -11,6 +11,7 @@ mod bounds;
 mod client;
 mod crash;
 mod damage;
+mod doctor;
 mod flood;
 mod input;
 mod joining;

@@ -32,7 +32,9 @@ fn a_leader_that_the_majority_contradicts_hands_over_before_it_stops() {
         let (mut world, bad, leads) = settled(seed);
         let before = world.term(bad);
         world.corrupt(bad);
-        world.run_until("it is fenced", ms(20_000), |world| matches!(world.stopped(bad), Some(Cause::Stop(Stop::Fenced(_)))));
+        world.run_until("it is fenced", ms(20_000), |world| {
+            matches!(world.stopped(bad), Some(Cause::Stop(Stop::Fenced(_))))
+        });
         if leads {
             handed_over(&world, bad, before);
         }

@@ -63,8 +63,8 @@
 
 mod disk;
 mod explore;
-mod hashes;
 mod failure;
+mod hashes;
 mod history;
 mod linear;
 mod node;

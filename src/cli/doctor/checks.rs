@@ -2,7 +2,7 @@
 
 use super::facts::{DirFacts, Facts, Told};
 use crate::types::MemberRole;
-use crate::types::api::{MemberReport, StatusReport};
+use crate::types::api::{DiskLevel, MemberReport, StatusReport};
 
 /// How bad something is, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -195,7 +195,8 @@ fn role(status: &StatusReport) -> String {
 fn voters(facts: &Facts) -> Vec<Found> {
     let Some(status) = status(facts) else { return Vec::new() };
     let (voters, tolerates) = (status.voters, status.tolerates);
-    let add = "add one: `skep token show --role manager` here, then `skep run --join HOST:PORT --token-file FILE` there";
+    let add =
+        "add one: `skep token show --role manager` here, then `skep run --join HOST:PORT --token-file FILE` there";
     match voters {
         0 => Vec::new(),
         1 => warn("one manager: losing its disk loses the swarm", add),
@@ -240,7 +241,8 @@ fn members(facts: &Facts) -> Vec<Found> {
     let mut found = Vec::new();
     for member in told.members.iter().filter(|member| !member.reachable) {
         let kind = if member.role == MemberRole::Voter { "voter" } else { "learner" };
-        let hint = "start it, or look at the network; one that is gone for good leaves with `skep leave` on its machine";
+        let hint =
+            "start it, or look at the network; one that is gone for good leaves with `skep leave` on its machine";
         found.extend(warn(format!("no connection with {kind} {} at {}", member.name, member.addr), hint));
     }
     for member in told.members.iter().filter(|member| member.reachable && member.role == MemberRole::Learner) {
@@ -300,7 +302,10 @@ fn elections(facts: &Facts) -> Vec<Found> {
     let count = lately(told, "election").count();
     let said = format!("{count} elections begun here in the last hour");
     match count > ELECTIONS {
-        true => warn(said, "look at disk-sync and clock here and on the leader, and at the network; `skep debug bundle FILE` has them all"),
+        true => warn(
+            said,
+            "look at disk-sync and clock here and on the leader, and at the network; `skep debug bundle FILE` has them all",
+        ),
         false => ok(said),
     }
 }
@@ -325,7 +330,10 @@ fn certificate(facts: &Facts) -> Vec<Found> {
     };
     if identity.is_expired(facts.now_ms) {
         let since = age(facts.now_ms - identity.not_after_ms);
-        return fail(format!("the node's certificate expired {since} ago"), format!("check `date -u`; if it is right, {again}"));
+        return fail(
+            format!("the node's certificate expired {since} ago"),
+            format!("check `date -u`; if it is right, {again}"),
+        );
     }
     if facts.now_ms < identity.not_before_ms {
         return fail("the node's certificate is not valid yet", "set this machine's clock: `timedatectl status`");
@@ -339,6 +347,10 @@ fn disk_space(facts: &Facts) -> Vec<Found> {
     let Some((free, total, inodes)) = facts.dir.disk else { return Vec::new() };
     let said = format!("{} of {} are free", size(free), size(total));
     let hint = "free space there, or move the directory to a larger disk while the manager is stopped";
+    let level = told(facts).map_or(DiskLevel::Ok, |told| told.diagnosis.raft.disk.level);
+    if level != DiskLevel::Ok {
+        return fail(format!("{said}: too little, so that changes are refused until there is more"), hint);
+    }
     if free < SPACE_FAILURE || inodes == 0 {
         return fail(said, hint);
     }
@@ -369,7 +381,8 @@ fn disk_stall(facts: &Facts) -> Vec<Found> {
     if stalled < STALL_MS {
         return Vec::new();
     }
-    let hint = "the disk hangs: `dmesg | tail` says why; hand over with `skep raft transfer` if this manager still leads";
+    let hint =
+        "the disk hangs: `dmesg | tail` says why; hand over with `skep raft transfer` if this manager still leads";
     fail(format!("a write to the log has been waiting for the disk for {}", age(stalled)), hint)
 }
 
@@ -447,9 +460,10 @@ fn directory(facts: &Facts) -> Vec<Found> {
             format!("{path}/node.json: {why}"),
             "put it back from a backup, or move the whole directory aside and join again",
         ),
-        Some(Ok(phase)) if phase == "member" && !has_key => {
-            damage(format!("{path}/pki/node.key is missing"), "put it back from a backup, or move the directory aside and join again")
-        }
+        Some(Ok(phase)) if phase == "member" && !has_key => damage(
+            format!("{path}/pki/node.key is missing"),
+            "put it back from a backup, or move the directory aside and join again",
+        ),
         Some(Ok(phase)) => ok(format!("{path}, phase {phase}")),
     }
 }
@@ -512,4 +526,5 @@ fn size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

@@ -157,8 +157,8 @@ fn look_at(path: &Path, running: bool) -> DirFacts {
     facts.node = read(&path.join("node.json")).map(|read| read.and_then(|text| phase(&text)));
     facts.locked_by = locked_by(&path.join("LOCK"));
     let certificate = read(&path.join("pki/node.crt"));
-    facts.certificate = certificate
-        .map(|read| read.and_then(|text| pki::identity_of_pem(&text).map_err(|error| error.to_string())));
+    facts.certificate =
+        certificate.map(|read| read.and_then(|text| pki::identity_of_pem(&text).map_err(|error| error.to_string())));
     facts.has_key = path.join("pki/node.key").exists();
     let raft = path.join("raft");
     let mut names = names(&raft);
@@ -243,7 +243,8 @@ fn process(pid: u32) -> Option<ProcessFacts> {
 /// The token file that the process was told of, or the one that the service unit's comments name.
 fn token(pid: Option<u32>) -> Option<(PathBuf, u32)> {
     let line = pid.and_then(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok()).unwrap_or_default();
-    let words: Vec<String> = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let words: Vec<String> =
+        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
     let named = words.iter().enumerate().find_map(|(place, word)| match word.strip_prefix("--token-file") {
         Some("") => words.get(place + 1).cloned(),
         Some(rest) => rest.strip_prefix('=').map(str::to_owned),
