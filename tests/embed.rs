@@ -148,7 +148,7 @@ mod spoilt {
         let operations = vec![Operation::Create(odd.into())];
         let change = Change { id: ChangeId(77), after: Revision(0), time: Timestamp(1), term: None, operations };
         // It answers wrongly until the mark that follows the last change by ten seconds is compared.
-        third.diverge(&change);
+        third.diverge(change);
         let Stopped::Fenced(why) = third.wait() else { panic!("a majority contradicts it") };
         assert!(why.contains("this replica is wrong"), "{why}");
         others_go_on([&first, &second]);

@@ -94,16 +94,16 @@ impl Applier {
             super::decode(payload).map_err(|source| ApplyError::Undecodable { index: position.index, source })?;
         Ok(self.store.write(|state| {
             state.advance(position);
-            match &command {
+            match command {
                 Command::Change(change) => {
                     let (outcome, events) = state.apply_change(change, position.term);
                     (Effect::Outcome(outcome), events)
                 }
                 Command::SetAddress { raft_id, node_id, addr } => {
-                    state.set_address(*raft_id, *node_id, addr);
+                    state.set_address(raft_id, node_id, &addr);
                     (Effect::Address, None)
                 }
-                Command::Mark { floors } => (Effect::Mark(state.mark(floors)), None),
+                Command::Mark { floors } => (Effect::Mark(state.mark(&floors)), None),
             }
         }))
     }

@@ -57,7 +57,7 @@ fn state(bytes: usize) -> State {
         term: None,
         operations: vec![Operation::Create(Object::Cluster(Box::new(cluster()))), Operation::Create(config.into())],
     };
-    assert!(matches!(state.apply_change(&change, Term(1)).0, Outcome::Committed(_)));
+    assert!(matches!(state.apply_change(change, Term(1)).0, Outcome::Committed(_)));
     state
 }
 

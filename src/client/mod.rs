@@ -30,7 +30,7 @@ use serde::Serialize;
 use crate::codec::frame::{END, FrameKind};
 use crate::codec::{envelope, request};
 use crate::sys::entropy::{Entropy as _, OsEntropy};
-use crate::sys::time::{Instant, monotonic};
+use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, Filter, Hello, Query, QueryKind, WatchRequest, Write, WriteRequest};
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{ChangeId, Code, Kind, NodeId, Object, ObjectId, Revision, Status};
@@ -169,7 +169,7 @@ impl Client {
             self.connection = Some(connection);
             self.greeted(hello);
         }
-        WriteId { change: ChangeId(OsEntropy.next_u128()), after: self.revision }
+        WriteId { change: ChangeId::ordered(wall_ms(), OsEntropy.next_u128()), after: self.revision }
     }
 
     /// A write under an id of its own.

@@ -71,7 +71,7 @@ pub fn found(
             Operation::Create(Object::Node(Box::new(node))),
         ],
     };
-    let (outcome, _) = state.apply_change(&change, Term(1));
+    let (outcome, _) = state.apply_change(change, Term(1));
     assert!(matches!(outcome, Outcome::Committed(_)), "nothing stands against the first objects: {outcome:?}");
 
     let options = wal::Options { segment_bytes, lineage };

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::StartError;
 use super::stop::Stopped;
 use crate::store::{ERA, State};
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, RealDisk};
 use crate::types::api::{Hello, PROTOCOL};
 use crate::types::{Caller, Code, Index, Lineage, NodeId, Revision, Status};
@@ -155,6 +156,9 @@ impl Greetings {
         {
             let message = format!("raft id {raft_id} belongs to node {}, not to {node}", member.node_id);
             return refused(Code::PermissionDenied, message, "");
+        }
+        if planted(Fault::RolledBackWelcome) {
+            return Verdict::Welcome;
         }
         let floor = state.floors().get(&raft_id).copied().unwrap_or_default();
         if hello.last.index < floor {

@@ -347,7 +347,7 @@ impl Node {
     /// Makes a config in this replica only, so that its state hash differs from the others'. For tests.
     #[cfg(debug_assertions)]
     #[doc(hidden)]
-    pub fn diverge(&self, change: &Change) {
+    pub fn diverge(&self, change: Change) {
         self.store.write(|state| {
             let term = state.applied().term;
             state.apply_change(change, term)

@@ -61,7 +61,7 @@ pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy:
     };
     if !change.operations.is_empty() {
         let term = state.applied().term;
-        let (outcome, _) = state.apply_change(&change, term);
+        let (outcome, _) = state.apply_change(change, term);
         assert!(matches!(outcome, Outcome::Committed(_)), "each object was just read: {outcome:?}");
     }
     (state, raft_id)
@@ -204,7 +204,7 @@ mod tests {
             term: None,
             operations: vec![Operation::Create(config.into()), node(HERE), node(NodeId(12))],
         };
-        assert!(matches!(state.apply_change(&change, Term(1)).0, Outcome::Committed(_)));
+        assert!(matches!(state.apply_change(change, Term(1)).0, Outcome::Committed(_)));
         state.advance(Position { term: Term(1), index: Index(2) });
         let join = MemberChange::AddLearner { raft_id: RaftId(2), node_id: NodeId(12), addr: "b:1".to_owned() };
         assert!(state.apply_member_change(&join));

@@ -104,7 +104,7 @@ impl Recovery {
         let disk = Arc::new(RealDisk);
         let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
         let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), &keys.data_key, &options)
-            .map_err(|error| start::log_error(&dir, &error))?;
+            .map_err(|error| mendable(start::log_error(&dir, &error)))?;
         let snapshots = Snapshots { disk, dir: dir.raft(), key: keys.data_key.clone(), lineage };
         let mut all = recovered.clone();
         all.hard_state.commit = recovered.last.index;
@@ -177,6 +177,16 @@ impl Recovery {
         rebuild::replace_log(&RealDisk, dir.path(), &file, &aside).map_err(|error| failed(&error))?;
         Ok(Recovered { lineage, parent: found.lineage, raft_id, addr, revision, aside: dir.path().join(aside) })
     }
+}
+
+/// Damage is no reason to give up here: a log that is cut at it is what is left of the swarm.
+fn mendable(error: StartError) -> StartError {
+    if error.failure != StartFailure::Damaged {
+        return error;
+    }
+    let hint = "look with `skep wal inspect DIR`; if no backup and no other manager has more, cut the log there with \
+                `skep wal repair DIR`, and give this command again";
+    StartError { hint: hint.to_owned(), ..error }
 }
 
 /// Everything up to a snapshot is committed, whatever the hard state says.
@@ -319,6 +329,20 @@ mod tests {
         let node = Node::start(Config::local(dir.path())).unwrap();
         assert_eq!(node.raft_id(), raft_id);
         assert!(dir.path().join("raft.before-recover-x").is_dir() && !next.exists());
+        node.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_repaired_log_is_good_enough_for_a_swarm_of_its_own_and_for_nothing_else() {
+        let dir = stopped();
+        let opened = DataDir::open(dir.path()).unwrap();
+        let file = opened.read().unwrap().unwrap();
+        opened.write(&NodeFile { repaired: Some("wal-1 was damaged".to_owned()), ..file }).unwrap();
+        drop(opened);
+        let error = Node::start(Config::local(dir.path())).unwrap_err();
+        assert!(error.failure == StartFailure::Refused && error.hint.contains("recover --data-dir "), "{error:?}");
+        Recovery::open(dir.path()).unwrap().carry_out(None).unwrap();
+        let node = Node::start(Config::local(dir.path())).unwrap();
         node.stop(Duration::from_secs(5));
     }
 

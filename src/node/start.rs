@@ -48,8 +48,11 @@ pub fn start(config: Config) -> Result<Node, StartError> {
             "its log was repaired ({cut}): what was cut off may have been acknowledged, and a member that forgot that must \
              not vote"
         );
-        let hint = "with a majority of the other managers alive: move the directory aside, join anew with \
-                    `skep run --join`, and remove the old member; without one: make it a swarm of its own with skep recover";
+        let hint = format!(
+            "with a majority of the other managers alive: move the directory aside, join anew with `skep run --join`, and \
+             remove the old member; without one: make it a swarm of its own with `skep recover --data-dir {}`",
+            dir.path().display()
+        );
         return Err(StartError::refused(what, why, hint));
     }
     if known.is_none() {
@@ -81,7 +84,8 @@ pub fn start(config: Config) -> Result<Node, StartError> {
         }
         Phase::Restoring => {
             let what = format!("cannot start from {}", dir.path().display());
-            let hint = "give the command again: `skep backup restore FILE`";
+            let hint =
+                format!("give the command again: `skep backup restore FILE --data-dir {}`", dir.path().display());
             return Err(StartError::refused(what, "a restore of a backup to it was not finished", hint));
         }
         Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress)?,

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use crate::codec::digest128;
+use crate::sys::faults::{Fault, planted};
 use crate::sys::time::Instant;
 
 /// A lost duel is tried again so often.
@@ -66,6 +67,9 @@ pub fn turn(rtt_us: u64, sync_us: u64) -> Duration {
 
 /// An election timeout in ticks, from `ticks` up to twice as many (exclusive), the same for the same arguments.
 pub fn election_timeout(seed: u64, id: u64, term: u64, role: u8, ticks: usize) -> usize {
+    if planted(Fault::SameElectionTimeouts) {
+        return ticks;
+    }
     ticks + (spread(seed, id, term, role) % ticks as u64) as usize
 }
 

@@ -37,6 +37,7 @@ use super::{
     Timing, Token,
 };
 use crate::codec::envelope;
+use crate::sys::faults::{Fault, planted};
 use crate::sys::time::Instant;
 use crate::types::api::{Answer, DiskLevel, DiskSpace, FEATURE_LEVEL, JoinAnswer, Progress, RaftState};
 use crate::types::log::{Command, Configuration, StateHash};
@@ -249,9 +250,13 @@ impl Machine {
             applied: options.applied.0,
             max_size_per_msg: message_bytes,
             max_inflight_msgs: (inflight_bytes / message_bytes) as usize,
-            check_quorum: true,
-            pre_vote: true,
-            read_only_option: ReadOnlyOption::Safe,
+            check_quorum: !planted(Fault::NoCheckQuorum),
+            pre_vote: !planted(Fault::NoPreVote),
+            read_only_option: if planted(Fault::LeaderReadsAlone) {
+                ReadOnlyOption::LeaseBased
+            } else {
+                ReadOnlyOption::Safe
+            },
             batch_append: true,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 4 << 20,
@@ -330,6 +335,9 @@ impl Machine {
             Event::Tick => self.on_tick(now),
             Event::Peer { from, message } => self.on_peer(now, from, message),
             Event::Propose { token, command } => self.on_propose(token, command),
+            Event::Read { token } if planted(Fault::StaleRead) => {
+                self.effects.replies.push(Reply::ReadReady(vec![token]));
+            }
             Event::Read { token } if self.fencing.is_some() => {
                 self.effects.replies.push(Reply::ReadFailed(vec![token]));
             }
@@ -401,7 +409,8 @@ impl Machine {
         self.note_leadership(now);
         self.note_role();
         self.watch_fence(now);
-        let ready = self.reads.ready(self.applied);
+        let applied = if planted(Fault::ReadBeforeApplied) { Index(u64::MAX) } else { self.applied };
+        let ready = self.reads.ready(applied);
         if !ready.is_empty() {
             self.effects.replies.push(Reply::ReadReady(ready));
         }

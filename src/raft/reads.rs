@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::sys::faults::{Fault, planted};
 use crate::sys::time::Instant;
 use crate::types::Index;
 
@@ -70,6 +71,11 @@ impl Reads {
                 round.sent = now;
                 contexts.push(context(self.nonce, self.counter));
             }
+        }
+        if planted(Fault::LateReadInRound)
+            && let Some(round) = self.rounds.back_mut()
+        {
+            round.tokens.extend(self.waiting.drain(..).map(|(_, token)| token));
         }
         if !self.waiting.is_empty() && self.rounds.len() < MAX_ROUNDS {
             self.counter += 1;

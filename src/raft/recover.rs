@@ -19,6 +19,7 @@ use crate::apply::{Applier, ApplyError};
 use crate::pki::seal::DataKey;
 use crate::store::{SnapshotDecoder, SnapshotEncoder, SnapshotError, State, Store};
 use crate::sys::entropy::Entropy;
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::Disk;
 use crate::types::{Index, Lineage, Position, RaftId};
 use crate::wal::{
@@ -165,7 +166,7 @@ pub fn recover(
         Some(meta) => (snapshots.load(meta.position.index)?, SnapshotMark::from(meta.clone())),
         None => (State::new(snapshots.lineage), SnapshotMark::default()),
     };
-    let applied = recovered.hard_state.commit.max(state.applied().index);
+    let mut applied = recovered.hard_state.commit.max(state.applied().index);
     let mut next = state.applied().index.next();
     let mut applier = Applier::new(Arc::new(Store::new(state, ring_bytes)));
     while next <= applied {
@@ -173,6 +174,9 @@ pub fn recover(
             applier.apply(&entry)?;
             next = Index(entry.index).next();
         }
+    }
+    if planted(Fault::AppliedTwice) && applied > mark.position.index {
+        (applied, next) = (Index(applied.0 - 1), applied);
     }
     let end = recovered.last.index.next();
     let mut tail = Vec::new();

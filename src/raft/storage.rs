@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
+use crate::sys::faults::{Fault, planted};
 use crate::types::log::Configuration;
 use crate::types::{Index, Position, Term};
 
@@ -332,7 +333,8 @@ impl Storage for LogView {
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let mark = &self.snapshot;
         let configuration = &mark.configuration;
-        let contains = configuration.voters.iter().chain(&configuration.learners).any(|id| id.0 == to);
+        let contains = configuration.voters.iter().chain(&configuration.learners).any(|id| id.0 == to)
+            || planted(Fault::SnapshotWithoutReceiver);
         // A receiver ignores a snapshot that does not name it: one taken before it was added is of no use to it.
         if mark.position.index.0 < request_index.max(1) || !contains || mark.position.index < self.base.index {
             self.asked.borrow_mut().snapshot_wanted = Some((request_index, to));

@@ -6,6 +6,8 @@
 use raft::eraftpb::{ConfState, EntryType, Message, MessageType};
 use raft::{RaftLog, Storage};
 
+use crate::sys::faults::{Fault, planted};
+
 /// Why a message was not stepped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -96,6 +98,7 @@ pub fn check(message: &Message, own: u64, log: &impl Log) -> Result<(), Invalid>
     }
     match message.msg_type {
         MessageType::MsgAppend => check_append(message, log),
+        MessageType::MsgHeartbeat if planted(Fault::LostLogUnnoticed) => Ok(()),
         MessageType::MsgReadIndexResp => check_read(message),
         MessageType::MsgHeartbeat if message.commit > last => Err(Invalid::LogLost),
         MessageType::MsgAppendResponse if message.index > last => Err(Invalid::AcknowledgesTooMuch),

@@ -59,7 +59,7 @@ mod tests {
         }
         state.advance(Position { term: Term(2), index: Index(4) });
         state.mark(&[(RaftId(1), Index(3)), (RaftId(2), Index(3))]);
-        assert_eq!(state.apply_change(&create(7, 0), Term(2)).0, Outcome::Committed(Revision(1)));
+        assert_eq!(state.apply_change(create(7, 0), Term(2)).0, Outcome::Committed(Revision(1)));
         state
     }
 
@@ -96,9 +96,9 @@ mod tests {
     #[test]
     fn a_change_that_was_answered_before_is_not_carried_out_again_and_new_ones_are() {
         let mut state = before().begin_anew(Lineage(2), NodeId(12), "b:9", Term(6));
-        assert_eq!(state.apply_change(&create(7, 0), Term(7)).0, Outcome::Committed(Revision(1)));
+        assert_eq!(state.apply_change(create(7, 0), Term(7)).0, Outcome::Committed(Revision(1)));
         // Made after a revision that only the lost members had: it cannot have been carried out here.
-        assert_eq!(state.apply_change(&create(8, 5), Term(7)).0, Outcome::Committed(Revision(ERA + 2)));
+        assert_eq!(state.apply_change(create(8, 5), Term(7)).0, Outcome::Committed(Revision(ERA + 2)));
     }
 
     #[test]

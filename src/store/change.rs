@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use super::state::{State, Stored};
 use super::watch::{Event, EventBatch};
+use crate::sys::faults::{Fault, planted};
+use crate::sys::time;
 use crate::types::api::Action;
 use crate::types::change::InvalidChange;
 use crate::types::limits::MAX_LABEL_BYTES;
@@ -11,17 +13,21 @@ use crate::types::object::Meta;
 use crate::types::{Change, Expect, Kind, Object, ObjectId, Operation, Refusal, Revision, Timestamp};
 
 /// Carries out `change` under the next revision, or leaves `state` as it was.
-pub(super) fn execute(state: &mut State, change: &Change) -> Result<EventBatch, Refusal> {
+pub(super) fn execute(state: &mut State, change: Change) -> Result<EventBatch, Refusal> {
     if change.operations.is_empty() {
         return Err(Refusal::Invalid(InvalidChange::Empty));
     }
     let revision = state.revision.next();
-    let mut events = Vec::new();
-    for operation in &change.operations {
-        match step(state, operation, revision, change.time) {
+    let made = if planted(Fault::ClockInApply) { Timestamp(time::monotonic().as_nanos()) } else { change.time };
+    // Nearly every change has one operation, and what is kept of it lives as long as the watch ring: no slack.
+    let mut events = Vec::with_capacity(change.operations.len());
+    for operation in change.operations {
+        match step(state, operation, revision, made) {
             Ok(event) => events.extend(event),
             Err(refusal) => {
-                undo(state, events);
+                if !planted(Fault::RefusedChangeHalfDone) {
+                    undo(state, events);
+                }
                 return Err(refusal);
             }
         }
@@ -33,7 +39,7 @@ pub(super) fn execute(state: &mut State, change: &Change) -> Result<EventBatch, 
 /// One operation. Checks everything before it changes anything.
 fn step(
     state: &mut State,
-    operation: &Operation,
+    operation: Operation,
     revision: Revision,
     time: Timestamp,
 ) -> Result<Option<Event>, Refusal> {
@@ -41,44 +47,44 @@ fn step(
         Operation::Create(object) => create(state, object, revision, time).map(Some),
         Operation::Update(object) => update(state, object, revision, time).map(Some),
         Operation::Remove { kind, id, version } => {
-            let found = state.get(*kind, *id).ok_or(Refusal::NotFound { kind: *kind, id: *id })?;
+            let found = state.get(kind, id).ok_or(Refusal::NotFound { kind, id })?;
             let found = found.object.meta().version;
             if version.is_some_and(|wanted| wanted != found) {
-                return Err(Refusal::OutOfSequence { kind: *kind, id: *id, found: Some(found) });
+                return Err(Refusal::OutOfSequence { kind, id, found: Some(found) });
             }
-            let old = state.replace(*kind, *id, None).expect("it was found above");
+            let old = state.replace(kind, id, None).expect("it was found above");
             Ok(Some(Event { action: Action::Remove, object: old, old: None }))
         }
-        Operation::Require { kind, id, expect } => require(state, *kind, *id, *expect).map(|()| None),
-        Operation::RequireNone { kind, any_of } => match state.find(*kind, any_of).first() {
-            Some(stored) => Err(Refusal::Referenced { kind: *kind, by: stored.object.id() }),
+        Operation::Require { kind, id, expect } => require(state, kind, id, expect).map(|()| None),
+        Operation::RequireNone { kind, any_of } => match state.find(kind, &any_of).first() {
+            Some(stored) => Err(Refusal::Referenced { kind, by: stored.object.id() }),
             None => Ok(None),
         },
     }
 }
 
-fn create(state: &mut State, object: &Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
+fn create(state: &mut State, object: Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
     let (kind, id) = (object.kind(), object.id());
-    check_shape(object)?;
+    check_shape(&object)?;
     if state.get(kind, id).is_some() {
         return Err(Refusal::Exists { kind, id });
     }
-    check_name(state, object)?;
+    check_name(state, &object)?;
     let meta = Meta { version: revision, created_at: time, updated_at: time };
     let stored = with_meta(object, meta);
     state.replace(kind, id, Some(stored.clone()));
     Ok(Event { action: Action::Create, object: stored, old: None })
 }
 
-fn update(state: &mut State, object: &Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
+fn update(state: &mut State, object: Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
     let (kind, id) = (object.kind(), object.id());
-    check_shape(object)?;
+    check_shape(&object)?;
     let old = state.get(kind, id).ok_or(Refusal::NotFound { kind, id })?;
     let found = *old.object.meta();
-    if found.version != object.meta().version {
+    if found.version != object.meta().version && !planted(Fault::VersionUnchecked) {
         return Err(Refusal::OutOfSequence { kind, id, found: Some(found.version) });
     }
-    check_name(state, object)?;
+    check_name(state, &object)?;
     let meta = Meta { version: revision, created_at: found.created_at, updated_at: time };
     let stored = with_meta(object, meta);
     let old = state.replace(kind, id, Some(stored.clone()));
@@ -88,6 +94,7 @@ fn update(state: &mut State, object: &Object, revision: Revision, time: Timestam
 fn require(state: &State, kind: Kind, id: ObjectId, expect: Expect) -> Result<(), Refusal> {
     let found = state.get(kind, id).map(|stored| stored.object.meta().version);
     match (expect, found) {
+        _ if planted(Fault::RequireUnchecked) => Ok(()),
         (Expect::Present, Some(_)) | (Expect::Absent, None) => Ok(()),
         (Expect::Version(wanted), Some(version)) if wanted == version => Ok(()),
         (Expect::Present, None) => Err(Refusal::NotFound { kind, id }),
@@ -112,13 +119,12 @@ fn check_name(state: &State, object: &Object) -> Result<(), Refusal> {
     let (kind, id) = (object.kind(), object.id());
     let Some(name) = object.name().filter(|_| kind.has_unique_names()) else { return Ok(()) };
     match state.by_name(kind, name).map(|holder| holder.object.id()) {
-        Some(holder) if holder != id => Err(Refusal::NameConflict { kind, holder }),
+        Some(holder) if holder != id && !planted(Fault::NameUnchecked) => Err(Refusal::NameConflict { kind, holder }),
         _ => Ok(()),
     }
 }
 
-fn with_meta(object: &Object, meta: Meta) -> Arc<Stored> {
-    let mut object = object.clone();
+fn with_meta(mut object: Object, meta: Meta) -> Arc<Stored> {
     *object.meta_mut() = meta;
     Arc::new(Stored::new(object))
 }

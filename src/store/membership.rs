@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::faults::{Fault, planted};
 use crate::types::log::Configuration;
 use crate::types::{Index, Member, MemberChange, MemberRole, NodeId, RaftId};
 
@@ -90,6 +91,9 @@ impl Membership {
                     self.removed.insert(*raft_id, member.node_id);
                 }
                 self.floors.remove(raft_id);
+                if planted(Fault::RaftIdReused) {
+                    self.next_raft_id = self.members.keys().next_back().map_or(RaftId(1), |last| last.next());
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{digest128, envelope};
+use crate::sys::faults::{Fault, planted};
 use crate::types::limits::{MAX_REMEMBERED_BYTES, MAX_REMEMBERED_CHANGES};
 use crate::types::{ChangeId, Outcome, Revision};
 
@@ -108,7 +109,8 @@ impl Ring {
         self.bytes += remembered.bytes();
         self.by_id.insert(record.id, remembered);
         self.order.push_back(record.id);
-        while self.order.len() as u64 > self.limits.records || self.bytes > self.limits.bytes {
+        let most = if planted(Fault::ChangeForgottenEarly) { 8 } else { self.limits.records };
+        while self.order.len() as u64 > most || self.bytes > self.limits.bytes {
             self.pop();
         }
     }
@@ -121,7 +123,7 @@ impl Ring {
         self.hash = self.hash.wrapping_sub(digest(self.forgotten, &record));
         self.forgotten += 1;
         // Records are made at revisions that never fall, so they leave in that order too.
-        if self.horizons.newest != Some(record.at) {
+        if self.horizons.newest != Some(record.at) && !planted(Fault::ChangeForgottenEarly) {
             self.horizons = Horizons { newest: Some(record.at), before: self.horizons.newest };
         }
     }

@@ -210,7 +210,7 @@ mod tests {
         config.spec.data = vec![7; 100];
         let operations = vec![Operation::Create(config.into())];
         let change = Change { id: ChangeId(n), after: Revision(0), time: Timestamp(5), term: None, operations };
-        state.apply_change(&change, Term(1));
+        state.apply_change(change, Term(1));
     }
 
     /// Passes over what `spoil` has done to a state of 20 configs, with a small and a large budget.

@@ -17,6 +17,7 @@ use super::membership::Membership;
 use super::ring::{self, Horizons, Limits, Record, Ring};
 use super::state::{State, Stored};
 use crate::codec::{DecodeError, digest128, envelope};
+use crate::sys::faults::{Fault, planted};
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{Kind, Lineage, Object, ObjectId, Position, Revision};
 
@@ -258,7 +259,7 @@ impl SnapshotDecoder {
 
     /// The state, once everything was pushed and what came is what was sent.
     pub fn finish(self) -> Result<State, SnapshotError> {
-        let (Some(state), Some(end)) = (self.state, self.end) else { return Err(SnapshotError::Truncated) };
+        let (Some(mut state), Some(end)) = (self.state, self.end) else { return Err(SnapshotError::Truncated) };
         if !self.pending.is_empty() {
             return Err(SnapshotError::Malformed("bytes follow its end"));
         }
@@ -269,6 +270,9 @@ impl SnapshotDecoder {
         let found = state.hash();
         if found != end.hash {
             return Err(SnapshotError::Hash { expected: end.hash, found });
+        }
+        if planted(Fault::SnapshotForgetsChanges) {
+            state.ring = Ring::new(Limits::PRODUCT);
         }
         Ok(state)
     }

@@ -8,6 +8,7 @@ use super::ring::{Limits, Record, Ring};
 use super::table::Table;
 use super::watch::EventBatch;
 use crate::codec::{digest128, envelope};
+use crate::sys::faults::{Fault, planted};
 use crate::types::log::{Configuration, StateHash};
 use crate::types::object::Cluster;
 use crate::types::{
@@ -260,20 +261,28 @@ impl State {
 
     /// Judges a change against this state and carries it out if it passes, all of it or nothing. `term` is its entry's.
     ///
-    /// A repeated id gets its first answer. Only a committed change has a revision and events.
-    pub fn apply_change(&mut self, change: &Change, term: Term) -> (Outcome, Option<EventBatch>) {
-        if let Some(outcome) = self.ring.get(change.id) {
+    /// A repeated id gets its first answer. Only a committed change has a revision and events. By value, because the
+    /// objects of a committed change move into their tables.
+    pub fn apply_change(&mut self, change: Change, term: Term) -> (Outcome, Option<EventBatch>) {
+        let first = self.ring.get(change.id).filter(|_| !planted(Fault::RepeatedChangeApplied));
+        if let Some(outcome) = first {
             return (outcome, None);
         }
         if !self.ring.covers(change.after, self.revision) {
             return (Outcome::Forgotten, None);
         }
-        let at = self.revision;
+        let (id, at) = (change.id, self.revision);
         let (outcome, batch) = match self.try_change(change, term) {
             Ok(batch) => (Outcome::Committed(self.revision), Some(batch)),
             Err(refusal) => (Outcome::Refused(refusal), None),
         };
-        self.ring.push(&Record { id: change.id, at, outcome: outcome.clone() });
+        if planted(Fault::RefusalTakesRevision) && batch.is_none() {
+            self.revision = self.revision.next();
+        }
+        if planted(Fault::RepeatedChangeApplied) && self.ring.get(id).is_some() {
+            return (outcome, batch);
+        }
+        self.ring.push(&Record { id, at, outcome: outcome.clone() });
         (outcome, batch)
     }
 
@@ -319,8 +328,8 @@ impl State {
         StateHash { index: self.applied.index, revision: self.revision, sum: self.hash() }
     }
 
-    fn try_change(&mut self, change: &Change, term: Term) -> Result<EventBatch, Refusal> {
-        if change.term.is_some_and(|made_in| made_in != term) {
+    fn try_change(&mut self, change: Change, term: Term) -> Result<EventBatch, Refusal> {
+        if change.term.is_some_and(|made_in| made_in != term) && !planted(Fault::TermUnchecked) {
             return Err(Refusal::TermChanged);
         }
         super::change::execute(self, change)

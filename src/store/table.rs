@@ -6,8 +6,9 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::Stored;
+use crate::sys::faults::{Fault, planted};
 use crate::types::object::{MembershipState, TaskState};
-use crate::types::{Object, ObjectId, Role, Selector};
+use crate::types::{Object, ObjectId, Role, Selector, Timestamp};
 
 /// The objects of one kind. A clone shares everything until one side writes.
 #[derive(Clone, Default)]
@@ -15,8 +16,9 @@ pub(super) struct Table {
     objects: OrdMap<ObjectId, Arc<Stored>>,
     bytes: u64,
     names: OrdSet<NameKey>,
-    /// Lower-case kinds of resources, and the resources of each.
-    kinds: OrdMap<Arc<str>, OrdSet<ObjectId>>,
+    /// Lower-case kinds of resources, and the resources of each by age: a new one goes to the end, which is in the
+    /// processor's cache, where random ids would each touch another leaf.
+    kinds: OrdMap<Arc<str>, OrdSet<(Timestamp, ObjectId)>>,
     /// Custom indices: for each the values, and who has them.
     custom: OrdMap<Arc<str>, OrdSet<(Arc<str>, ObjectId)>>,
     relations: OrdSet<(Relation, ObjectId)>,
@@ -159,7 +161,9 @@ impl Table {
                 let matching = candidates.filter(|stored| selector.matches(&stored.object));
                 ids.extend(matching.map(|stored| stored.object.id()));
             }
-            Selector::Kind(kind) => ids.extend(self.kinds.get(&*lower(kind)).into_iter().flatten()),
+            Selector::Kind(kind) => {
+                ids.extend(self.kinds.get(&*lower(kind)).into_iter().flatten().map(|(_, id)| *id));
+            }
             Selector::Custom { index, value } => {
                 let from = self.custom_from(index, value);
                 ids.extend(from.take_while(|(found, _)| **found == **value).map(|(_, id)| *id));
@@ -196,7 +200,7 @@ impl Table {
     fn reindex(&mut self, id: ObjectId, old: Option<&Stored>, new: Option<&Stored>) {
         let (old, new) = (old.map(|stored| &stored.object), new.map(|stored| &stored.object));
         self.swap_name(id, old.and_then(Object::name), new.and_then(Object::name));
-        self.swap_kind(id, old.and_then(resource_kind), new.and_then(resource_kind));
+        self.swap_kind(old, new);
         self.swap_custom(id, old, new);
         let (before, after) = (relations(old), relations(new));
         for relation in before.iter().filter(|relation| !after.contains(relation)) {
@@ -223,7 +227,7 @@ impl Table {
     }
 
     fn swap_name(&mut self, id: ObjectId, old: Option<&str>, new: Option<&str>) {
-        if old == new {
+        if old == new || planted(Fault::NameIndexStale) && old.is_some() && new.is_some() {
             return;
         }
         if let Some(old) = old {
@@ -234,15 +238,20 @@ impl Table {
         }
     }
 
-    fn swap_kind(&mut self, id: ObjectId, old: Option<&str>, new: Option<&str>) {
-        if old == new {
+    fn swap_kind(&mut self, old: Option<&Object>, new: Option<&Object>) {
+        let place = |object: &Object| (object.meta().created_at, object.id());
+        let (old, new) = (old.and_then(resource_kind), new.and_then(resource_kind));
+        if old.map(|(kind, object)| (kind, place(object))) == new.map(|(kind, object)| (kind, place(object))) {
             return;
         }
-        if let Some(old) = old {
-            remove_from(&mut self.kinds, &lower(old), &id);
+        if let Some((kind, object)) = old {
+            remove_from(&mut self.kinds, &lower(kind), &place(object));
         }
-        if let Some(new) = new {
-            self.kinds.entry(lower(new)).or_default().insert(id);
+        if let Some((kind, object)) = new {
+            match self.kinds.get_mut(kind) {
+                Some(set) => drop(set.insert(place(object))),
+                None => drop(self.kinds.entry(lower(kind)).or_default().insert(place(object))),
+            }
         }
     }
 }
@@ -266,9 +275,9 @@ fn lower(text: &str) -> Arc<str> {
     }
 }
 
-fn resource_kind(object: &Object) -> Option<&str> {
+fn resource_kind(object: &Object) -> Option<(&str, &Object)> {
     match object {
-        Object::Resource(resource) => Some(&resource.kind),
+        Object::Resource(resource) => Some((&resource.kind, object)),
         _ => None,
     }
 }

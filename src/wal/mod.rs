@@ -88,6 +88,7 @@ pub use self::snapshot::{
 };
 use crate::pki::seal::DataKey;
 use crate::sys::entropy::{Entropy, OsEntropy};
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::Disk;
 use crate::types::{Index, Lineage, Position};
 
@@ -306,7 +307,8 @@ impl Wal {
         if self.failed {
             return Err(WalError::Failed);
         }
-        let keep_from = keep_from.min(self.durable.snapshot.index.next());
+        let covered = self.durable.snapshot.index.next();
+        let keep_from = if planted(Fault::SnapshotUnrecorded) { keep_from } else { keep_from.min(covered) };
         let (before, kept) = {
             let mut catalog = self.reader.lock();
             let before = catalog.oldest();
@@ -360,6 +362,9 @@ impl Wal {
                 self.begin_anew(written)?;
                 format::put_record(&mut self.buffer, &Record::Installed(position));
                 self.effect.installed = Some(position);
+                if planted(Fault::SnapshotWithoutHardState) {
+                    self.state.hard_state = HardState::default();
+                }
                 (self.state.snapshot, self.state.last) = (position, position);
             }
             Some(SnapshotMark::Created(position)) if position.index > self.state.snapshot.index => {
@@ -386,6 +391,9 @@ impl Wal {
         *commit = (*commit).max(self.state.snapshot.index);
         for entry in &persist.entries {
             self.put(entry, written)?;
+        }
+        if planted(Fault::VoteNotWritten) && persist.entries.is_empty() && persist.snapshot.is_none() {
+            return Ok(false);
         }
         let after = self.state.hard_state;
         let is_vote = (before.term, before.vote) != (after.term, after.vote);
@@ -423,7 +431,9 @@ impl Wal {
     fn flush(&mut self, written: &mut Written) -> Result<(), WalError> {
         let mut now = self.state;
         // Where a batch ends within a Ready, the Ready's commit index may be ahead of the entries written so far.
-        now.hard_state.commit = now.hard_state.commit.min(now.last.index);
+        if !planted(Fault::CommitBeyondEntries) {
+            now.hard_state.commit = now.hard_state.commit.min(now.last.index);
+        }
         format::put_record(&mut self.buffer, &Record::HardState(now.hard_state));
         let bytes = format::batch_bytes(self.buffer.len() - BATCH_HEADER);
         if bytes > self.segment.header.bytes - self.offset {
@@ -441,7 +451,9 @@ impl Wal {
         };
         self.previous = self.segment.seal(&mut header, &mut self.buffer);
         self.segment.file.write_at(self.offset, &self.buffer).doing("write", &self.segment.path)?;
-        self.segment.file.sync_data().doing("sync", &self.segment.path)?;
+        if !planted(Fault::WriteNotSynced) {
+            self.segment.file.sync_data().doing("sync", &self.segment.path)?;
+        }
         self.reader.lock().append(self.offset, bytes, self.effect);
         self.durable = now;
         self.next_number += 1;
@@ -517,7 +529,9 @@ impl Begin {
         file.write_at(0, &header.encode()).doing("write", &spare)?;
         file.sync_data().doing("sync", &spare)?;
         disk.rename(&spare, &path).doing("rename a file to", &path)?;
-        disk.sync_dir(dir).doing("sync", dir)?;
+        if !planted(Fault::SegmentNameNotSynced) {
+            disk.sync_dir(dir).doing("sync", dir)?;
+        }
         Ok(Arc::new(Segment::new(dir, header, file, key)?))
     }
 }

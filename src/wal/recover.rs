@@ -15,6 +15,7 @@ use super::format::{BATCH_HEADER, BatchHeader, HardState, Record, Records, SECTO
 use super::newest;
 use super::segment::{self, Segment};
 use crate::pki::seal::DataKey;
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, Disk};
 use crate::types::{Index, Position, Term};
 
@@ -111,6 +112,7 @@ impl State {
                     offset += bytes;
                 }
                 Step::End => break,
+                Step::Torn if planted(Fault::TornTailLeft) => break,
                 Step::Torn => {
                     let cut = cut(disk, dir, &segment, offset)?;
                     log::warn!(
@@ -145,6 +147,9 @@ impl State {
             return Ok(if is_torn { Step::Torn } else { Step::End });
         }
         let Some((header, crc)) = BatchHeader::decode(&sector) else {
+            if planted(Fault::DamageCutOff) {
+                return Ok(Step::Torn);
+            }
             return Err(segment.damaged(offset, "the header of a batch does not match its checksum"));
         };
         if (header.epoch, header.number, header.previous) != (segment.header.epoch, self.next_number, self.previous) {
@@ -154,7 +159,7 @@ impl State {
         if crc32fast::hash(&payload) != header.payload_crc {
             let (_, sectors) = payload.split_at(SECTOR_BYTES - BATCH_HEADER);
             let is_torn = sectors.chunks(SECTOR_BYTES).any(segment::is_zero);
-            if is_last && is_torn && segment.next_header(offset + SECTOR)?.is_none() {
+            if planted(Fault::DamageCutOff) || is_last && is_torn && segment.next_header(offset + SECTOR)?.is_none() {
                 return Ok(Step::Torn);
             }
             return Err(segment.damaged(offset, "the contents of a batch do not match their checksum"));
@@ -178,6 +183,7 @@ impl State {
                     self.terms = vec![position];
                     (last, snapshot) = (position, position);
                 }
+                Record::Truncate(_) if planted(Fault::TruncationForgotten) => {}
                 // What a snapshot covers is committed and stays.
                 Record::Truncate(from) if at == 0 && from > snapshot.index && from <= last.index => {
                     effect.truncated = Some(from);

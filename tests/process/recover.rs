@@ -220,9 +220,24 @@ fn a_recovery_can_be_repeated_and_a_damaged_log_is_not_recovered() {
     bytes[4096] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let said = recover(&dir, b"", &["--yes"]).refused_with_hint(5, &["damaged at byte"]);
-    assert!(said.contains("wal-"), "{said}");
+    assert!(said.contains("wal-") && said.contains("skep wal repair"), "{said}");
     skep(|command| {
         command.args(["run", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&dir);
     })
     .refused_with_hint(5, &["damaged at byte"]);
+
+    // Cut at the damage it does not start as the member it was, and can be recovered.
+    skep(|command| {
+        command.args(["wal", "repair", "--yes"]).arg(&dir);
+    })
+    .ok();
+    skep(|command| {
+        command.args(["run", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&dir);
+    })
+    .refused_with_hint(3, &["was repaired", "skep recover --data-dir"]);
+    recover(&dir, b"", &["--yes"]).ok();
+    swarm.managers[0].start();
+    swarm.votes(0);
+    let after = swarm.managers[0].everything();
+    assert!(before.iter().all(|object| after.contains(object)));
 }

@@ -203,6 +203,7 @@ impl Plan {
             reads: one_of(&[100, 300, 600]),
             stale: one_of(&[0, 100]),
             fresh: one_of(&[0, 50, 200]),
+            named: 60,
             lost_answers: one_of(&[0, 20, 200]),
             to_leader: one_of(&[0, 500, 900]),
             payload: one_of(&[8, 200, 1200]) as usize,
@@ -310,7 +311,7 @@ fn strike(world: &mut World, nemesis: Nemesis) -> bool {
             if !world.is_running(id) {
                 return false;
             }
-            if nemesis == Nemesis::Kill { world.kill(id) } else { world.lose_power(id) }
+            if nemesis == Nemesis::Kill { world.kill(id) } else { world.lose_power_while_writing(id) }
         }
         Nemesis::Blackout | Nemesis::RestartAll => {
             let running: Vec<NodeId> = world.ids().into_iter().filter(|id| world.is_running(*id)).collect();

@@ -31,6 +31,11 @@ pub enum Call {
     },
     /// A new object of its own, that nobody else touches.
     Fresh,
+    /// An object of its own (of a few) gets a name that others want as well, or goes.
+    Named {
+        slot: usize,
+        name: u64,
+    },
 }
 
 #[derive(Clone, Debug)]

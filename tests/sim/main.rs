@@ -68,6 +68,8 @@ mod hashes;
 mod history;
 mod linear;
 mod node;
+mod planted;
+mod promises;
 mod scenarios;
 mod serial;
 mod workload;

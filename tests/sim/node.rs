@@ -18,7 +18,7 @@ use skep::sys::files::Disk;
 use skep::sys::time::Instant;
 use skep::types::object::{Profile, RaftSettings};
 use skep::types::{Index, Lineage, NodeId, Outcome, Position, RaftId, Revision};
-use skep::wal::{self, LogReader, Persist, Wal};
+use skep::wal::{self, HardState, LogReader, Persist, Wal};
 
 use crate::disk::SimDisk;
 
@@ -112,6 +112,10 @@ pub struct Running {
     pub reader: LogReader,
     pub applier: Applier,
     pub snapshots: Snapshots,
+    /// The hard state that the log was last given, and has synced.
+    pub written: HardState,
+    /// When the newest report of a sync reaches the raft thread.
+    pub reported: Instant,
     pub wal_queue: VecDeque<WalJob>,
     /// Jobs in the write that is going on.
     pub writing: usize,
@@ -250,6 +254,8 @@ impl Node {
             machine,
             wal,
             reader,
+            written: recovery.hard_state,
+            reported: now,
             applier: recovery.applier,
             snapshots,
             wal_queue: VecDeque::new(),
@@ -312,6 +318,8 @@ impl Running {
                 WalJob::Compact(index) => keep_from = keep_from.max(Some(index)),
             }
         }
+        let newest = batch.iter().rev().find_map(|persist| persist.hard_state);
+        self.written = newest.unwrap_or(self.written);
         let written = if batch.is_empty() { None } else { Some(self.wal.write(&batch)?.number) };
         if let Some(index) = keep_from {
             self.wal.compact(index)?;
@@ -319,6 +327,11 @@ impl Running {
             wal::remove_snapshots_before(disk.as_ref(), dir, self.reader.snapshot().index)?;
         }
         Ok((written, released))
+    }
+
+    /// How many vote, by what is applied here.
+    pub fn voters(&self) -> usize {
+        self.applier.store().view(|state| state.configuration().voters.len())
     }
 
     /// Applies all that is queued.

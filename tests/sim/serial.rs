@@ -192,7 +192,7 @@ impl Serial {
 
     /// Carries the change out in the product's store as well, and looks whether its events tell what was written.
     fn show_events(&mut self, change: &Change, term: Term, written: &BTreeMap<Place, Option<Object>>) {
-        let (_, batch) = self.sound.apply_change(change, term);
+        let (_, batch) = self.sound.apply_change(change.clone(), term);
         let Some(batch) = batch else { fail("serial order", format!("the store refuses {change:?}")) };
         for event in &batch.events {
             let object = &event.object.object;
@@ -209,6 +209,13 @@ impl Serial {
         }
         let count = batch.events.len();
         ensure!("serial order", count == written.len(), "{count} events tell of {} objects", written.len());
+        let asked = change.operations.iter().filter_map(|operation| match operation {
+            Operation::Create(object) | Operation::Update(object) => Some((object.kind(), object.id())),
+            Operation::Remove { kind, id, .. } => Some((*kind, *id)),
+            Operation::Require { .. } | Operation::RequireNone { .. } => None,
+        });
+        let told = batch.events.iter().map(|event| (event.object.object.kind(), event.object.object.id()));
+        ensure!("serial order", told.eq(asked), "revision {} tells of its operations in another order", self.revision);
         self.happened.record(&batch);
     }
 
@@ -239,6 +246,9 @@ impl Serial {
                     let found = *old.meta();
                     if found.version != object.meta().version {
                         return Err(Refusal::OutOfSequence { kind, id, found: Some(found.version) });
+                    }
+                    if let Some(holder) = self.holder(&written, object) {
+                        return Err(Refusal::NameConflict { kind, holder });
                     }
                     let meta = Meta { version, created_at: found.created_at, updated_at: change.time };
                     written.insert((kind, id), Some(with(object, meta)));

@@ -21,6 +21,8 @@ pub struct Workload {
     pub stale: u64,
     /// Of a thousand calls, so many make an object of their own, which stays.
     pub fresh: u64,
+    /// Of a thousand calls, so many give an object a name that is in demand, half of them for the present term only.
+    pub named: u64,
     /// Of a thousand answers, so many get lost on their way: the client asks again, perhaps elsewhere.
     pub lost_answers: u64,
     /// Of a thousand attempts, so many go to whoever leads; the rest to anybody.
@@ -67,6 +69,7 @@ impl Default for Workload {
             reads: 300,
             stale: 50,
             fresh: 100,
+            named: 60,
             lost_answers: 20,
             to_leader: 750,
             payload: 64,
@@ -88,6 +91,9 @@ impl Workload {
         }
         if kind < self.stale + self.fresh {
             return (at, Call::Fresh);
+        }
+        if kind >= 1000 - self.named {
+            return (at, Call::Named { slot: entropy.below(2) as usize, name: entropy.below(5) });
         }
         let is_read = kind < self.stale + self.fresh + self.reads;
         let mut value = || {
@@ -142,6 +148,17 @@ impl Workload {
 
     /// The operations of a write.
     pub fn operations(&self, at: usize, call: &Call, known: &Known, fresh: ObjectId) -> Vec<Operation> {
+        if let Call::Named { slot, name } = call {
+            let (kind, id) = (Kind::Config, ObjectId(fresh.0 + *slot as u128));
+            return vec![match known.get(&(NAMES, *slot)) {
+                None => Operation::Create(self.named_object(id, *name, Meta::default())),
+                Some(Some((_, version))) => {
+                    Operation::Update(self.named_object(id, *name, Meta { version: *version, ..Meta::default() }))
+                }
+                // It is there, and under which version is not known.
+                Some(None) => Operation::Remove { kind, id, version: None },
+            }];
+        }
         let Call::Write { wants, writes } = call else {
             return vec![Operation::Create(self.fresh_object(fresh))];
         };
@@ -216,6 +233,14 @@ impl Workload {
         Object::Config(Config { id, meta: Meta::default(), spec })
     }
 
+    fn named_object(&self, id: ObjectId, name: u64, meta: Meta) -> Object {
+        // Names that differ in case alone are the same name.
+        let name = if id.0.is_multiple_of(2) { format!("name-{name}") } else { format!("NAME-{name}") };
+        let annotations = Annotations { name, ..Annotations::default() };
+        let spec = ConfigSpec { annotations, data: self.data(id.0 as u64), templating: None };
+        Object::Config(Config { id, meta, spec })
+    }
+
     fn data(&self, value: u64) -> Vec<u8> {
         let mut data = value.to_le_bytes().to_vec();
         data.resize(self.payload.max(8), value as u8);
@@ -239,6 +264,9 @@ impl Group {
         }
     }
 }
+
+/// The group under which a client notes what it knows of its named objects.
+pub const NAMES: usize = usize::MAX;
 
 pub fn cell_id(group: usize, cell: usize) -> ObjectId {
     ObjectId(((group as u128 + 1) << 32) | (cell as u128 + 1))

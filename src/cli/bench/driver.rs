@@ -255,7 +255,8 @@ impl<'a> Driver<'a> {
                     indices: BTreeMap::new(),
                     payload: vec![b'x'; self.plan.size],
                 };
-                let request = WriteRequest { change: ChangeId(OsEntropy.next_u128()), after: self.revision, write };
+                let change = ChangeId::ordered(wall_ms(), OsEntropy.next_u128());
+                let request = WriteRequest { change, after: self.revision, write };
                 request::encode(Call::Write, deadline_ms, None, &envelope::encode(&request))
             }
             Operation::Read => {

@@ -80,7 +80,7 @@ impl Swarm {
         self.control.store().write(|state| {
             let Position { term, index } = state.applied();
             state.advance(Position { term, index: index.next() });
-            state.apply_change(change, term)
+            state.apply_change(change.clone(), term)
         })
     }
 

@@ -9,7 +9,9 @@ impl Machine {
                 break;
             }
             let index = Index(entry.index);
-            if entry.entry_type == EntryType::EntryConfChange && index > self.durable.hard_state.commit {
+            let must_be_durable =
+                entry.entry_type == EntryType::EntryConfChange && !planted(Fault::MembershipBeforeCommitSynced);
+            if must_be_durable && index > self.durable.hard_state.commit {
                 // A crash between applying a membership change and writing its commit would bring back a
                 // configuration that no longer counts.
                 if index > self.commit_asked {

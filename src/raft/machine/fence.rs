@@ -122,7 +122,7 @@ impl Machine {
             return Some(Judgement::Agreement);
         };
         let count = others.len();
-        if count >= majority {
+        if count >= majority && !planted(Fault::DivergenceUnnoticed) {
             return Some(Judgement::Outvoted(format!(
                 "the state hash {place} is {:032x} here and {sum:032x} at {count} of {voters} voters: this replica is wrong",
                 own.sum

@@ -5,6 +5,7 @@ use super::*;
 impl Machine {
     pub(super) fn on_peer(&mut self, now: Instant, from: NodeId, message: Message) {
         let known = self.replicated.members.iter().find(|member| member.raft_id.0 == message.from);
+        let is_vote = matches!(message.msg_type, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         match known {
             Some(member) if member.node_id != from => {
                 log::warn!("dropping a raft message: node {from} claims to be member {}", message.from);
@@ -14,6 +15,7 @@ impl Machine {
             None if message.from < self.replicated.next_raft_id.0 && self.was_member(message.from) => {
                 return;
             }
+            None if is_vote && planted(Fault::StrangersNotHeard) => return,
             None if !STRANGERS_MAY.contains(&message.msg_type) => return,
             None => {
                 self.strangers.insert(message.from, from);
@@ -39,7 +41,7 @@ impl Machine {
             self.peers.entry(from).or_default().heard = Some(now);
         }
         match message.msg_type {
-            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if self.replicated.members.is_empty() => {
+            _ if is_vote && self.replicated.members.is_empty() && !planted(Fault::EmptyLogVotes) => {
                 // Only a voter is asked, and only a member that had its log becomes one.
                 log::warn!("not voting for node {from}: it takes this member for a voter, and there is no log here");
                 return;
@@ -49,7 +51,10 @@ impl Machine {
             MessageType::MsgTimeoutNow if self.is_installing() || self.is_sole_voter() => return,
             MessageType::MsgSnapshot => return self.on_snapshot_offer(now, from, message),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
-                if self.is_candidate() && self.is_unsynced() && self.early_votes.len() < 64 =>
+                if self.is_candidate()
+                    && self.is_unsynced()
+                    && self.early_votes.len() < 64
+                    && !planted(Fault::EarlyVotesTaken) =>
             {
                 // The request left when everything was synced, and the report of that is still on its way here.
                 self.early_votes.push(message);

@@ -22,7 +22,7 @@ impl Machine {
             self.leadership_ended(now);
         }
         let leader = if leader_id == 0 { None } else { self.node_of(leader_id) };
-        let serving = is_leader && self.applied >= self.term_began;
+        let serving = is_leader && (self.applied >= self.term_began || planted(Fault::ServesBeforeOwnTerm));
         let leadership = Leadership { leader, serving, term };
         self.settle_transfer(leader_id, term);
         if leadership != self.leadership {

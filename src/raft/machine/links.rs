@@ -39,7 +39,7 @@ impl Machine {
         // A transfer may come to nothing, and the swarm can commit nothing while this leader stays.
         let tried = self.handed_over_at.is_some_and(|at| now.since(at) < DISK_STALL);
         let free = self.node.raft.lead_transferee.is_none();
-        if stalled && !tried && free && self.transfer_to_healthy() {
+        if stalled && !tried && free && !planted(Fault::StalledLeaderStays) && self.transfer_to_healthy() {
             self.handed_over_at = Some(now);
             self.effects.happened.push(Happened::DiskStalled);
             log::warn!("the disk has not finished a write for {DISK_STALL:?}: handing leadership over");
@@ -75,7 +75,9 @@ impl Machine {
             if now.since(since) > SNAPSHOT_PATIENCE || !peer.up {
                 peer.snapshot = None;
                 // raft-rs never offers a snapshot again by itself.
-                self.node.report_snapshot(id, SnapshotStatus::Failure);
+                if !planted(Fault::SnapshotFailureUntold) {
+                    self.node.report_snapshot(id, SnapshotStatus::Failure);
+                }
             }
         }
     }
@@ -97,6 +99,7 @@ impl Machine {
         let Some(id) = self.raft_id_of(node) else { return };
         self.node.report_unreachable(id.0);
         let raft = &self.node.raft;
+        let refused = refused && !planted(Fault::LeaderDeathUnnoticed);
         if refused && raft.state == StateRole::Follower && raft.leader_id == id.0 && raft.promotable() {
             let term = raft.term;
             let rtt = self.peers.values().map(|peer| peer.rtt_us).max().unwrap_or(0);

@@ -210,6 +210,9 @@ impl Machine {
         conf_change.set_change_type(kind);
         conf_change.node_id = id.0;
         conf_change.context = envelope::encode(&change).into();
+        if planted(Fault::MembershipAtProposal) {
+            let _ = self.node.apply_conf_change(&conf_change);
+        }
         if self.node.propose_conf_change(Vec::new(), conf_change).is_err() {
             if let Some(token) = wanted.token {
                 self.effects.replies.push(Reply::Order(token, OrderResult::Again));

@@ -7,9 +7,7 @@ impl Machine {
         while self.node.has_ready() {
             let mut ready = self.node.ready();
             let number = ready.number();
-            for message in ready.take_messages() {
-                self.send(message);
-            }
+            let held = self.send_durable(ready.take_messages());
             for read in ready.take_read_states() {
                 self.reads.confirm(&read.request_ctx, Index(read.index));
             }
@@ -40,9 +38,13 @@ impl Machine {
                 self.committed_bytes += entry_bytes(&entry);
                 self.committed.push_back(entry);
             }
-            let releases = self.sort_persisted_messages(ready.take_persisted_messages());
+            let mut releases = held;
+            releases.extend(self.sort_persisted_messages(ready.take_persisted_messages()));
             let must_sync = ready.must_sync();
             self.node.advance_append_async(ready);
+            if planted(Fault::LeaderCountsUnsynced) && self.is_leader() {
+                self.node.on_persist_ready(number);
+            }
             if must_sync {
                 self.persist(now, Some(number), entries, persist_snapshot, releases);
                 if let Some(wal::SnapshotMark::Installed(position)) = persist_snapshot {
@@ -58,6 +60,22 @@ impl Machine {
         }
     }
 
+    /// Sends what a leader says at once, and gives back what has to wait for its term. raft-rs takes a leader's term for
+    /// durable, as the votes for it came after it was; a sole voter needs no votes but its own. A learner would hold
+    /// entries of a term that a crash makes its leader use again, for others.
+    fn send_durable(&mut self, messages: Vec<Message>) -> Vec<Outgoing> {
+        let mut held = Vec::new();
+        for message in messages {
+            let is_durable = message.term <= self.durable.hard_state.term.0;
+            if is_durable || planted(Fault::LeaderOfUnsyncedTerm) {
+                self.send(message);
+            } else {
+                held.extend(self.address(message));
+            }
+        }
+        held
+    }
+
     /// Answers that rest on nothing but a durable term need not wait for the disk.
     pub(super) fn sort_persisted_messages(&mut self, messages: Vec<Message>) -> Vec<Outgoing> {
         let mut held = Vec::new();
@@ -70,7 +88,11 @@ impl Machine {
                 message.msg_type,
                 MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex | MessageType::MsgReadIndexResp
             );
-            if hasty && message.term <= self.durable.hard_state.term.0 {
+            let durable = message.term <= self.durable.hard_state.term.0 || planted(Fault::HeartbeatOfUnsyncedTerm);
+            let too_early = planted(Fault::AppendAnsweredBeforeSync)
+                && message.msg_type == MessageType::MsgAppendResponse
+                || planted(Fault::VoteAnsweredBeforeSync) && message.msg_type == MessageType::MsgRequestVoteResponse;
+            if hasty && durable || too_early {
                 self.send(message);
             } else if let Some(outgoing) = self.address(message) {
                 held.push(outgoing);
@@ -104,7 +126,8 @@ impl Machine {
         self.unsynced_bytes += bytes;
         self.commit_asked = hard_state.commit;
         let number = self.persist_number;
-        let hard_state = Some(hard_state);
+        let is_installed = matches!(snapshot, Some(wal::SnapshotMark::Installed(_)));
+        let hard_state = Some(hard_state).filter(|_| !(is_installed && planted(Fault::SnapshotWithoutHardState)));
         self.in_flight.push_back(InFlight { number, ready, since: now, sync: true, bytes, last, hard_state });
         self.effects.persist.push((Persist { number, entries, hard_state, snapshot, must_sync: true }, releases));
     }

@@ -59,7 +59,8 @@ impl Machine {
         }
         self.log_bytes = self.bytes_after(position.index);
         self.node.mut_store().snapshot_created(mark);
-        self.persist(now, None, Vec::new(), Some(wal::SnapshotMark::Created(position)), Vec::new());
+        let record = Some(wal::SnapshotMark::Created(position)).filter(|_| !planted(Fault::SnapshotUnrecorded));
+        self.persist(now, None, Vec::new(), record, Vec::new());
         self.compact(position);
     }
 

@@ -140,7 +140,7 @@ mod tests {
             config.spec.annotations.name = format!("c{n}");
             let operations = vec![Operation::Create(config.into())];
             let change = Change { id: ChangeId(n), after: Revision(0), time: Timestamp(5), term: None, operations };
-            state.apply_change(&change, Term(1));
+            state.apply_change(change, Term(1));
         }
         let store = Arc::new(Store::new(state, 1 << 20));
         let metrics = Metrics::default();

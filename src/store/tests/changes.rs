@@ -225,7 +225,7 @@ fn the_ring_holds_131072_commits_in_its_4_mib() {
     for number in 0..131_073_u64 {
         let change =
             log.change(vec![Operation::Require { kind: Kind::Config, id: ObjectId(1), expect: Expect::Absent }]);
-        let (outcome, _) = log.state.apply_change(&change, Term(1));
+        let (outcome, _) = log.state.apply_change(change, Term(1));
         assert_eq!(outcome, Outcome::Committed(Revision(number + 1)));
     }
     assert_eq!(log.state.remembered(ChangeId(1)), None);

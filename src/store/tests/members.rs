@@ -71,7 +71,7 @@ fn a_raft_id_is_never_used_again_and_a_removed_node_returns_only_while_its_objec
 
     let node = Operation::Create(Node::new(NodeId(2), Role::Manager).into());
     let change = Change { id: ChangeId(1), after: Revision(0), time: Timestamp(0), term: None, operations: vec![node] };
-    assert_eq!(state.apply_change(&change, Term(1)).0, Outcome::Committed(Revision(1)));
+    assert_eq!(state.apply_change(change, Term(1)).0, Outcome::Committed(Revision(1)));
     assert!(state.apply_member_change(&add(3, 2)));
     assert!(!state.is_removed(NodeId(2)) && state.is_removed_raft_id(RaftId(2)));
 }

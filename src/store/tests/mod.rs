@@ -50,7 +50,7 @@ impl Log {
     pub fn apply(&mut self, change: &Change) -> (Outcome, Option<EventBatch>) {
         let index = self.state.applied().index.next();
         self.state.advance(Position { term: self.term, index });
-        let result = self.state.apply_change(change, self.term);
+        let result = self.state.apply_change(change.clone(), self.term);
         assert_eq!(self.state.hash(), self.state.recompute_hash(), "after {change:?}");
         result
     }

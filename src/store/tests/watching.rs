@@ -25,7 +25,7 @@ impl Rig {
         let change = Change { id, after, time, term: None, operations };
         let history = &mut self.history;
         self.store.write(|state| {
-            let (outcome, batch) = state.apply_change(&change, Term(1));
+            let (outcome, batch) = state.apply_change(change, Term(1));
             if let Some(batch) = &batch {
                 history.record(batch);
             }
@@ -219,7 +219,7 @@ fn an_installed_snapshot_ends_the_watches_that_it_jumps_over() {
         other.advance(Position { term: Term(1), index });
         let operations = vec![Operation::Create(config(id, &format!("c{id}")))];
         let change = Change { id: ChangeId(id), after: Revision(0), time: Timestamp(0), term: None, operations };
-        other.apply_change(&change, Term(1));
+        other.apply_change(change, Term(1));
     }
     let mut at_the_snapshot = rig.store.watch_from(Lineage(7), Revision(5)).unwrap();
     rig.store.install(other);
@@ -257,7 +257,7 @@ fn a_watch_begun_while_the_writer_writes_misses_nothing() {
                 let operations = vec![Operation::Create(config(id, &format!("c{id}")))];
                 let change =
                     Change { id: ChangeId(id), after: Revision(0), time: Timestamp(0), term: None, operations };
-                store.write(|state| state.apply_change(&change, Term(1)));
+                store.write(|state| state.apply_change(change, Term(1)));
             }
             writer_is_done.store(true, std::sync::atomic::Ordering::Release);
         });

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::state::Stored;
+use crate::sys::faults::{Fault, planted};
 use crate::types::api::Action;
 use crate::types::{Lineage, Revision};
 
@@ -37,7 +38,13 @@ pub struct EventBatch {
 
 impl EventBatch {
     /// The events of the change that made `revision`.
-    pub fn new(revision: Revision, events: Vec<Event>) -> Self {
+    pub fn new(revision: Revision, mut events: Vec<Event>) -> Self {
+        if planted(Fault::EventsOutOfOrder) {
+            events.reverse();
+        }
+        if planted(Fault::EventsMissing) {
+            events.truncate(1);
+        }
         let of_event = |event: &Event| {
             let old = event.old.as_ref().map_or(0, |old| u64::from(old.bytes));
             EVENT_OVERHEAD_BYTES + 2 * u64::from(event.object.bytes) + old

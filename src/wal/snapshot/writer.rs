@@ -9,6 +9,7 @@ use super::{
 };
 use crate::pki::seal::{DataKey, SALT_BYTES, SegmentKey, TAG_BYTES};
 use crate::sys::entropy::{Entropy, OsEntropy};
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{Disk, File};
 use crate::types::log::Configuration;
 use crate::types::{Lineage, Position};
@@ -126,7 +127,9 @@ impl SnapshotWriter {
         let path = self.dir.join(name(self.header.position.index));
         self.disk.rename(&temporary, &path).doing("rename a file to", &path)?;
         self.finished = true;
-        self.disk.sync_dir(&self.dir).doing("sync", &self.dir)?;
+        if !planted(Fault::SnapshotNameNotSynced) {
+            self.disk.sync_dir(&self.dir).doing("sync", &self.dir)?;
+        }
         let Header { position, configuration, .. } = self.header.clone();
         Ok(SnapshotMeta { position, configuration, bytes })
     }

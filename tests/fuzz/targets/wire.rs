@@ -125,7 +125,7 @@ fn decide(incoming: &Incoming) {
         match CONTROL.decide(incoming, 0, confirmed, 1_700_000_000_000) {
             Step::Propose(change) => {
                 let mut state = CONTROL.store().snapshot();
-                let (outcome, _) = state.apply_change(&change, Term(3));
+                let (outcome, _) = state.apply_change(change, Term(3));
                 assert_eq!(state.hash(), state.recompute_hash());
                 drop(CONTROL.ended(incoming, &outcome));
             }

@@ -5,12 +5,12 @@ use skep::raft::{Event, Reply, Token};
 use skep::store::State;
 use skep::sys::entropy::Entropy;
 use skep::types::log::Command;
-use skep::types::{Change, ChangeId, NodeId, Outcome, Revision, Timestamp};
+use skep::types::{Change, ChangeId, NodeId, ObjectId, Operation, Outcome, Refusal, Revision, Timestamp};
 
 use super::{Happening, Target, World};
 use crate::failure::{ensure, fail};
 use crate::history::{Call, Op, Result};
-use crate::workload::{Known, cell_id};
+use crate::workload::{Known, NAMES, cell_id};
 use crate::{Duration, Instant, ms};
 
 /// A caller with one call under way at most.
@@ -75,13 +75,17 @@ impl World {
     /// Begins a call.
     pub(super) fn call(&mut self, at: usize, group: usize, call: Call, node: NodeId) {
         let change = match &call {
-            Call::Write { .. } | Call::Fresh => {
+            Call::Write { .. } | Call::Fresh | Call::Named { .. } => {
                 let id = ChangeId(self.entropy.next_u128());
                 let client = &self.clients[at];
-                let operations = self.workload.operations(group, &call, &client.known, skep::types::ObjectId(id.0));
+                let is_named = matches!(call, Call::Named { .. });
+                let fresh = if is_named { cell_id(1000 + at, 0) } else { ObjectId(id.0) };
+                let operations = self.workload.operations(group, &call, &client.known, fresh);
+                let leads = self.nodes[&node].run.as_ref().map(|run| run.machine.leadership().term);
+                let term = leads.filter(|_| is_named && self.entropy.below(2) == 0);
                 let wall = self.now.as_nanos() / 1_000_000;
                 let time = Timestamp(wall.saturating_add_signed(self.nodes[&node].clock.wall_ms));
-                Some(Change { id, after: client.seen, time, term: None, operations })
+                Some(Change { id, after: self.clients[at].seen, time, term, operations })
             }
             Call::Read(_) | Call::Stale => None,
         };
@@ -221,6 +225,7 @@ impl World {
             Outcome::Refused(_) => self.forget(at, op),
             Outcome::Forgotten => fail("at most once", format!("the young change {change_id} was forgotten")),
         }
+        self.learn_name(at, &outcome);
         self.finish(at, Result::Outcome(outcome));
     }
 
@@ -231,6 +236,24 @@ impl World {
             for (cell, value) in writes {
                 self.clients[at].known.insert((op.group, *cell), value.map(|value| (value, revision)));
             }
+        }
+    }
+
+    /// What the answer says of the named object that the call was about.
+    fn learn_name(&mut self, at: usize, outcome: &Outcome) {
+        let client = &mut self.clients[at];
+        let doing = client.doing.as_ref().expect("a call is made");
+        let (Call::Named { slot, .. }, Some(change)) = (&self.history[doing.op].call, &doing.change) else { return };
+        match (outcome, change.operations.first()) {
+            (Outcome::Committed(_), Some(Operation::Remove { .. }))
+            | (Outcome::Refused(Refusal::NotFound { .. }), _) => drop(client.known.remove(&(NAMES, *slot))),
+            (Outcome::Committed(revision), _) => {
+                client.known.insert((NAMES, *slot), Some((0, *revision)));
+            }
+            (Outcome::Refused(Refusal::Exists { .. } | Refusal::OutOfSequence { .. }), _) => {
+                client.known.insert((NAMES, *slot), None);
+            }
+            _ => {}
         }
     }
 
@@ -253,7 +276,7 @@ impl World {
         let cells: Vec<usize> = match self.history[op].call {
             Call::Read(Some(cell)) => vec![cell],
             Call::Read(None) | Call::Stale => (0..self.workload.groups[group].cells).collect(),
-            Call::Write { .. } | Call::Fresh => fail("answers", "a write was answered as a read"),
+            Call::Write { .. } | Call::Fresh | Call::Named { .. } => fail("answers", "a write was answered as a read"),
         };
         let is_stale = matches!(self.history[op].call, Call::Stale);
         let (revision, seen) = self.view(id, |state| (state.revision(), self.workload.read(group, &cells, state)));

@@ -5,6 +5,7 @@ use skep::types::{Change, ChangeId, NodeId, Object, ObjectId, Operation, Revisio
 
 use super::World;
 use crate::disk::Rot;
+use crate::ms;
 use crate::node::{Cause, Start};
 
 impl World {
@@ -25,6 +26,14 @@ impl World {
         self.nodes.get_mut(&id).expect("the node exists").lose_power(&mut self.entropy);
     }
 
+    /// As [`World::lose_power`], at the next moment at which something is being written, if that is soon.
+    pub fn lose_power_while_writing(&mut self, id: NodeId) {
+        let end = self.now + ms(60);
+        let writes = |world: &Self| world.nodes[&id].run.as_ref().is_some_and(|run| run.writing > 0);
+        while self.is_running(id) && !writes(self) && self.turn(end) {}
+        self.lose_power(id);
+    }
+
     /// The data directory is lost while the process is down.
     pub fn wipe(&mut self, id: NodeId) {
         assert!(!self.is_running(id));
@@ -32,6 +41,7 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("the node exists");
         node.disk.wipe();
         node.promised = None;
+        self.promises.forget(id);
         self.may_fence.insert(id);
     }
 
@@ -50,6 +60,7 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("the node exists");
         let (image, boot) = node.image.take().expect("a copy was made");
         (node.disk, node.boot, node.promised) = (image, boot, None);
+        self.promises.forget(id);
         (self.lost, self.rolled_back) = (Some(id), Some(id));
         self.may_fence.insert(id);
     }
@@ -146,7 +157,7 @@ impl World {
         let store = node.run.as_ref().expect("it runs").applier.store();
         store.write(|state| {
             let term = state.applied().term;
-            state.apply_change(&change, term)
+            state.apply_change(change, term)
         });
     }
 

@@ -52,6 +52,9 @@ impl World {
         }
         self.note(|world| format!("node {} starts: {:?}", id.0, world.nodes[&id].run.as_ref().map(|run| &run.machine)));
         self.check_promises(id);
+        let run = self.nodes[&id].run.as_ref().expect("it just started");
+        let (found, applied) = (run.machine.durable(), run.applier.store().view(State::applied).index);
+        self.promises.restarted(id, found.hard_state, found.last, applied);
         self.show_replayed(id);
         let phase = self.entropy.below(100_000);
         self.at_node(id, Duration::from_micros(phase), Happening::Tick);
@@ -143,6 +146,7 @@ impl World {
             }
             Happening::Pong(peer) => return self.pong(id, peer),
             Happening::Written => return self.written(id),
+            Happening::Persisted(number) => machine.step(now, Event::Persisted { number }),
             Happening::Applied => return self.applied(id),
             Happening::SnapshotMade => self.snapshot_made(id),
             Happening::LogRead(fetch) => {
@@ -226,6 +230,9 @@ impl World {
         let machine = &self.nodes[&id].run.as_ref().expect("it just finished a turn").machine;
         if machine.leadership().leader == Some(id) {
             self.serial.leads(machine.leadership().term.0, id);
+            let report = machine.report(self.nodes[&id].clock.at(self.now));
+            let counted = report.progress.len() == report.members.len() || report.progress.is_empty();
+            ensure!("membership", counted, "leader {} counts {:?} of {:?}", id.0, report.progress, report.members);
         }
         let deadline = machine.deadline();
         self.wake_at(id, deadline);
@@ -274,15 +281,22 @@ impl World {
         if node.stalled {
             return self.at_node(id, ms(10), Happening::Written);
         }
-        let now = node.clock.at(self.now);
         let run = node.run.as_mut().expect("it runs");
         let (number, released) = match run.write() {
             Ok(written) => written,
             Err(error) => return self.disk_failed(id, &error),
         };
+        self.promises.wrote(id, run.reader.last().index);
         if let Some(number) = number {
-            run.machine.step(now, Event::Persisted { number });
             self.note(|_| format!("node {} has synced {number}", id.0));
+            // What rests on it leaves at once, and may be answered before a busy raft thread looks at the report.
+            let report = if self.entropy.below(16) == 0 { (500, 20_000) } else { (0, 50) };
+            let at = self.now + self.between(report);
+            let node = self.nodes.get_mut(&id).expect("the node exists");
+            let run = node.run.as_mut().expect("it runs");
+            run.reported = run.reported.max(at);
+            let (at, life) = (run.reported, node.life);
+            self.schedule_at(at, super::Target::Node(id, life, Happening::Persisted(number)));
         }
         for message in released {
             self.send(id, &message);
@@ -332,7 +346,15 @@ impl World {
         let (corrupted, now) = (node.corrupted, node.clock.at(self.now));
         let run = node.run.as_mut().expect("it runs");
         run.applying = false;
+        let before = run.voters();
         let turn = run.apply().unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
+        let voters = run.voters().min(before);
+        for (entry, ..) in &turn.log {
+            self.promises.applied(id, Index(entry.index), voters);
+        }
+        for (index, _) in &turn.applied.members {
+            self.promises.applied_member(id, *index);
+        }
         let position = turn.applied.position;
         run.machine.step(now, Event::Applied(turn.applied));
         if !corrupted {

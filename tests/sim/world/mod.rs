@@ -29,6 +29,7 @@ pub use self::watchers::Watcher;
 use crate::failure::fail;
 use crate::history::{Op, Searched};
 use crate::node::{Cause, Layout, Node};
+use crate::promises::Promises;
 use crate::serial::Serial;
 use crate::workload::Workload;
 use crate::{Duration, Instant, ms};
@@ -77,6 +78,7 @@ pub enum Happening {
     Link { peer: NodeId, up: bool, refused: bool },
     Pong(NodeId),
     Written,
+    Persisted(u64),
     Applied,
     SnapshotMade,
     LogRead(Box<Fetch>),
@@ -125,6 +127,7 @@ pub struct World {
     /// Looks at the links that stand in the queue.
     looks: u32,
     serial: Serial,
+    promises: Promises,
     history: Vec<Op>,
     clients: Vec<Client>,
     watchers: Vec<Watcher>,
@@ -174,6 +177,7 @@ impl World {
             queue: BinaryHeap::new(),
             looks: 0,
             serial: Serial::new(),
+            promises: Promises::default(),
             history: Vec::new(),
             clients: Vec::new(),
             watchers: Vec::new(),

@@ -12,7 +12,7 @@ use skep::types::api::{FEATURE_LEVEL, Hello, PROTOCOL};
 use skep::types::{Caller, ClusterId, Index, NodeId, Role};
 
 use super::{Happening, Target, World};
-use crate::failure::ensure;
+use crate::failure::{ensure, fail};
 use crate::node::{Cause, LINEAGE, Node};
 use crate::{Duration, ms};
 
@@ -75,6 +75,8 @@ impl World {
 
     pub(super) fn send(&mut self, from: NodeId, outgoing: &Outgoing) {
         let to = outgoing.to;
+        let run = self.nodes[&from].run.as_ref().expect("who sends runs");
+        self.promises.said(from, &outgoing.message, run.written, run.reader.last().index);
         if !self.linked(from, to) {
             return self.at_node(from, Duration::from_micros(20), Happening::Lost(to));
         }
@@ -253,7 +255,9 @@ impl World {
                 match Greetings::meaning(&status) {
                     Some(Stopped::Removed) => self.stop(guest, Cause::Stop(Stop::Removed)),
                     Some(Stopped::Fenced(why)) => self.stop(guest, Cause::Stop(Stop::Fenced(why))),
-                    Some(Stopped::Asked) | None => {}
+                    // Nothing here begins a new history.
+                    Some(Stopped::Outlived(why)) => fail("stopped", format!("node {} was outlived: {why}", guest.0)),
+                    Some(Stopped::Asked | Stopped::Rotten(_)) | None => {}
                 }
                 false
             }

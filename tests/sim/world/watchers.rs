@@ -163,6 +163,7 @@ impl World {
                     }
                 }
                 Pull::Full => fail("watch", "a part of a watch is larger than a frame"),
+                Pull::Done => fail("watch", "a watch has no last part"),
                 Pull::Idle(_) => return,
                 Pull::End(_) => {
                     *watch = None;
