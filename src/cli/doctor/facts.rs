@@ -13,6 +13,7 @@ use crate::pki::{self, Identity};
 use crate::sys::files::RealDisk;
 use crate::sys::time::wall_ms;
 use crate::types::api::{Answer, Call, Diagnosis, MemberReport, QueryKind, StatusReport};
+use crate::wal::Found;
 
 /// Everything that the checks judge.
 #[derive(Clone, Debug, PartialEq)]
@@ -207,7 +208,16 @@ pub fn names(dir: &Path) -> Vec<String> {
 /// What makes a manager refuse to start from this log, in words.
 fn damage(raft: &Path) -> Option<String> {
     match crate::wal::inspect(&RealDisk, raft, None) {
-        Ok(found) => wal::verdict(&found.collect::<Vec<_>>()).err().map(|failure| failure.message),
+        Ok(found) => {
+            let found: Vec<Found> = found.collect();
+            // Every start makes a segment: that none can be read is not what a crash leaves.
+            let none = !found.iter().any(|found| matches!(found, Found::Segment { .. }));
+            let first = found.iter().find_map(|found| match found {
+                Found::Problem { file, what, .. } if none => Some(format!("{file} is damaged: {what}")),
+                _ => None,
+            });
+            first.or_else(|| wal::verdict(&found).err().map(|failure| failure.message))
+        }
         Err(error) => Some(error.to_string()),
     }
 }
