@@ -288,7 +288,7 @@ mod tests {
         assert_eq!((empty.mode, empty.node, empty.has_log), (0o755, None, false));
         std::fs::write(dir.join("node.json"), "{").unwrap();
         std::fs::create_dir_all(dir.join("raft/lost+found")).unwrap();
-        std::fs::write(dir.join("raft/wal-0000000000000001"), b"not a log").unwrap();
+        std::fs::write(dir.join("raft/wal-00000001"), b"not a log").unwrap();
         let odd = look_at(&dir, false);
         assert!(odd.node.unwrap().unwrap_err().contains("not JSON"));
         assert!(odd.damage.is_some());
