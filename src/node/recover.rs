@@ -4,7 +4,7 @@
 //! entry known to be committed, because the members that are gone may have acknowledged it: an entry too many is one that
 //! a caller was not told of, an entry too few is one that a caller relied on.
 //!
-//! The old log is read without changing it and stays beside the new one. Until [`rebuild::replace_log`] has decided, the
+//! The old log is read without changing it and stays beside the new one. Until `rebuild::replace_log` has decided, the
 //! directory is what it was.
 //!
 //! Managers of the former history are kept out by its lineage: none of their messages is looked at. One that has no

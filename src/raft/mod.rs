@@ -9,9 +9,10 @@
 //!
 //! - A proposal gets exactly one answer: the outcome from apply, or [`Reply::NotLeader`], [`Reply::Overloaded`], [`Reply::Refused`], [`Reply::Lost`] (certainly not
 //!   applied) or [`Reply::Uncertain`] (leadership ended while it was in the log).
-//! - No vote and no acknowledgement leaves before what it rests on is synced: such messages travel with the
-//!   [`Persist`] that they wait for. A leader's appends leave at once, if its term is durable. Heartbeat and read-index answers leave at once when
-//!   the term they carry is durable; else a slow disk would silence a follower and depose a healthy leader.
+//! - No vote and no acknowledgement leaves before what it rests on is synced: such messages travel with the [`Persist`]
+//!   that they wait for. A leader's appends leave at once when its term is durable, which a sole voter's is not at first.
+//!   Heartbeat and read-index answers leave at once when the term they carry is durable; else a slow disk would silence a
+//!   follower and depose a healthy leader.
 //! - A membership change is handed to apply only after its commit is synced, apply decides it, and raft-rs learns of it
 //!   before anything after it is applied.
 //! - Leadership is announced only after the term's own first entry is applied.

@@ -39,11 +39,16 @@
 //! | `watch` | the nine promises of every watcher's streams, across managers |
 //! | `one leader per term`, `log prefix`, `state hash`, `raft id` | what they say |
 //! | `durability` | a process finds what the one before it had synced: entries, term, vote |
+//! | `promises` | no message says what the disk does not hold yet, and no restart forgets what was said (`promises`) |
+//! | `majority` | what is applied anywhere is on the disks of a majority |
+//! | `membership` | a leader counts the members that apply decided on |
 //! | `snapshot` | what is installed is what was fetched; one is written at a time |
 //! | `answers` | every request is answered, once |
 //! | `stopped` | nobody stops, or refuses to start, to whom nothing was done |
 //! | `liveness` | once everything is healed a write succeeds within `HEALED` in `world::verdict`, and all become equal |
 //! | `panic` | the product does not panic |
+//!
+//! `planted` shows that they find bugs: for each of the faults that can be planted, who reports it and within how many seeds.
 //!
 //! # How to replay
 //!
