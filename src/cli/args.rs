@@ -96,6 +96,12 @@ pub enum Command {
     Backup(BackupCommand),
     /// Make a swarm of this manager alone when the others are gone for good
     Recover(RecoverArgs),
+    /// Look at a manager from all sides, running or not, and say what to do; exits 0 when nothing fails, 4 when
+    /// something does, 5 when data is damaged
+    Doctor,
+    /// For whoever has to find out what happened
+    #[command(subcommand)]
+    Debug(DebugCommand),
     /// A manager's log on disk
     #[command(subcommand)]
     Wal(WalCommand),
@@ -298,6 +304,22 @@ pub struct RecoverArgs {
     /// Say what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum DebugCommand {
+    /// Put everything that helps to find a fault, and no secret, into a tar archive
+    Bundle(BundleArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BundleArgs {
+    /// The archive to write, or `-` for standard output
+    #[arg(value_name = "FILE|-")]
+    pub file: PathBuf,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -129,6 +129,15 @@ impl Daemon for Node {
                 ),
                 exit: Exit::Damaged,
             },
+            node::Stopped::Rotten(why) => Stopped {
+                reason: format!("{why}: faulty memory is likely"),
+                hint: format!(
+                    "test this machine's memory; then `skep run` again makes the state anew from its disk, or move {} \
+                     away and join again with a token to take it from the others",
+                    self.data_dir().display()
+                ),
+                exit: Exit::Damaged,
+            },
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! [`main`] is the whole of the binary. Most commands are a conversation with a running manager over its control socket,
 //! through [`crate::client`]. `run` is the daemon itself; `recover`, `backup inspect`, `backup restore`, `wal` and
-//! `snapshot` work on files of one that does not run.
+//! `snapshot` work on files of one that does not run; `doctor` and `debug bundle` take whatever they can get of either.
 //!
 //! What people and scripts may rely on:
 //!
@@ -29,8 +29,10 @@ mod advertise;
 mod args;
 mod backup;
 mod bench;
+mod bundle;
 mod commands;
 mod daemon;
+mod doctor;
 mod exit;
 #[doc(hidden)]
 pub mod fuzz;
@@ -44,6 +46,7 @@ mod recover;
 mod run;
 mod session;
 mod snapshot;
+mod tar;
 mod wal;
 
 use args::{Cli, Command};
@@ -79,6 +82,16 @@ fn dispatch(cli: Cli) -> commands::Ended {
             out.text(&String::from_utf8_lossy(&script))?;
             out.flush()?;
             return Ok(Exit::Done);
+        }
+        Command::Doctor => {
+            let exit = doctor::run(&cli.common, &mut out)?;
+            out.flush()?;
+            return Ok(exit);
+        }
+        Command::Debug(args::DebugCommand::Bundle(args)) => {
+            let exit = bundle::run(&cli.common, args, &mut out)?;
+            out.flush()?;
+            return Ok(exit);
         }
         Command::Wal(command) => {
             let exit = wal::run(&mut out, command)?;
@@ -128,6 +141,8 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Leave(args) => commands::leave(session, args),
         Command::Run(_)
         | Command::Completions { .. }
+        | Command::Doctor
+        | Command::Debug(_)
         | Command::Wal(_)
         | Command::Snapshot(_)
         | Command::Recover(_)

@@ -108,7 +108,7 @@ fn plan_row(plan: &Plan, repaired: bool) -> Value {
 }
 
 /// A problem is damage unless a crash may have left it.
-fn verdict(found: &[Found]) -> Ended {
+pub(super) fn verdict(found: &[Found]) -> Ended {
     let damage = found.iter().find_map(|found| match found {
         Found::Problem { file, offset, what, harmless: false } => Some((file, offset, what)),
         _ => None,
@@ -130,7 +130,7 @@ pub(super) fn failed(dir: &Path, error: &WalError) -> Failure {
 }
 
 /// A flat row; `type` is `segment`, `batch`, `end`, `snapshot` or `problem`.
-fn row(found: &Found) -> Value {
+pub(super) fn row(found: &Found) -> Value {
     match found {
         Found::Segment { file, header } => json!({
             "type": "segment",

@@ -61,6 +61,7 @@ fn gauges(context: &Context, store: &Store) -> String {
         ("skep_raft_has_leader", u64::from(raft.leader.is_some())),
         ("skep_raft_leaderless_ms", raft.leaderless_ms),
         ("skep_raft_members", raft.members.len() as u64),
+        ("skep_raft_alarms", raft.alarms.len() as u64),
         ("skep_store_revision", revision.0),
     ] {
         family(&mut text, name, [(String::new(), value)]);

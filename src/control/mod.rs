@@ -174,6 +174,9 @@ impl Control {
             // That the caller reached this process, and that it is who its certificate says, is all that is asked.
             Call::Health => Step::Answer(encode(&Answer::Done)),
             Call::Snapshot => Step::Elsewhere,
+            Call::Diagnose => {
+                Step::Refuse(Status::new(Code::Unimplemented, "the node that this service belongs to tells that"))
+            }
             Call::GetRoot | Call::Issue | Call::CertificateStatus => {
                 Step::Refuse(Status::new(Code::Unimplemented, "this manager offers no certificate authority"))
             }

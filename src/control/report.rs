@@ -132,7 +132,7 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
 }
 
 fn warnings(state: &State, context: &Context) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = context.raft.alarms.clone();
     if context.joining() {
         warnings.push("a member without a log yet: waiting for the leader to send it".to_owned());
     }

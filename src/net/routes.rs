@@ -68,6 +68,8 @@ pub const fn route(call: Call) -> Route {
         Call::Write             => (LOCAL | MANAGER, Leader, WRITE,    10, true,  false, true),
         Call::Watch             => (LOCAL | MANAGER, Here,   64 * KIB, 10, false, false, true),
         Call::Admin             => (LOCAL,           Here,   KIB,      30, true,  false, false),
+        // Tells of directories, peers and load: for whoever may read the manager's files anyway.
+        Call::Diagnose          => (LOCAL,           Here,   KIB,      10, false, true,  true),
         // Everything, the root key too: who may ask for it can take over the swarm.
         Call::Backup            => (LOCAL,           Here,   KIB,      30, false, false, true),
         Call::Snapshot          => (MANAGER,         Here,   KIB,      60, false, false, true),
@@ -85,6 +87,7 @@ pub const fn route(call: Call) -> Route {
         call,
         Call::Query
             | Call::Watch
+            | Call::Diagnose
             | Call::Backup
             | Call::Snapshot
             | Call::ResolveAddress
@@ -160,6 +163,7 @@ pub const fn name(call: Call) -> &'static str {
         Call::Write => "a write",
         Call::Watch => "a watch",
         Call::Admin => "an order to a manager",
+        Call::Diagnose => "asking for a diagnosis",
         Call::Backup => "taking a backup",
         Call::Snapshot => "fetching a snapshot",
         Call::ResolveAddress => "resolving an address",
@@ -194,11 +198,12 @@ mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    const PROMISED: [(Call, &str, bool); 14] = [
+    const PROMISED: [(Call, &str, bool); 15] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),
         (Call::Admin, "l", true),
+        (Call::Diagnose, "l", false),
         (Call::Backup, "l", false),
         (Call::Snapshot, "m", false),
         (Call::ResolveAddress, "m", false),

@@ -32,6 +32,7 @@ use crate::types::api::{
 };
 use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
 
+mod diagnose;
 mod members;
 mod requests;
 mod snapshots;
@@ -318,6 +319,11 @@ impl Handler for NodeHandler {
     }
 
     fn request(&mut self, now: Instant, request: Incoming, out: &mut Outbox) {
+        if request.call == Call::Diagnose {
+            let answer = Answer::Diagnosis(Box::new(self.diagnose(now)));
+            out.answer(request.stream, control::encode(&answer));
+            return;
+        }
         if self.member.is_none() {
             match self.joiner().answer(&request) {
                 Ok(body) => out.answer(request.stream, body),

@@ -10,7 +10,7 @@
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
-//! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots
+//! stop.rs       why a node ends                         handler/      its parts: requests, members, diagnose
 //! lobby.rs      what a joining node answers             pace.rs       how fast snapshots leave
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
@@ -62,10 +62,15 @@ use crate::client::{Client, ClientError};
 use crate::net::NetHandle;
 use crate::raft::run::Handle;
 use crate::raft::{Event, Timing};
+use crate::store::scrub::Scrub;
+#[cfg(debug_assertions)]
+use crate::store::{Store, scrub::Pass};
 use crate::sys::metrics::{Counter, Gauge, Metrics};
 use crate::sys::thread::Thread;
 use crate::sys::time::monotonic;
 use crate::types::object::{Profile, Sensitive};
+#[cfg(debug_assertions)]
+use crate::types::{Change, Kind, Object};
 use crate::types::{NodeId, RaftId};
 use crate::wal;
 
@@ -181,12 +186,16 @@ pub struct Node {
     apply_queue: Gauge,
     seen: (AtomicU64, AtomicU64),
     running: Mutex<Option<Running>>,
+    #[cfg(debug_assertions)]
+    store: Arc<Store>,
 }
 
 /// The threads, in the order in which they are stopped.
 #[derive(Debug)]
 struct Running {
     threads: Vec<Thread>,
+    /// Ends the thread that scrubs, when it is dropped.
+    scrub: Scrub,
     /// Dropped, it ends the thread that watches the disk.
     space: crate::sys::queue::Sender<()>,
     /// Keeps the directory locked.
@@ -275,6 +284,7 @@ impl Node {
         }
         // A full queue means that the net thread is stuck; the deadline ends it.
         let _ = self.net.send(Completion::Shutdown);
+        drop(running.scrub);
         let mut threads = running.threads.into_iter();
         if let Some(net) = threads.next() {
             net.join(until.since(monotonic()));
@@ -305,6 +315,43 @@ impl Node {
         let apply = self.seen.1.swap(applied, Relaxed) != applied || self.apply_queue.get() == 0;
         let log = self.pulse.oldest_unsynced().is_none_or(|since| monotonic().since(since) < STUCK);
         raft && apply && log
+    }
+
+    /// Flips a bit of a config in memory behind the store's back, and looks through the memory now instead of within the
+    /// hour. For tests of what happens then.
+    #[cfg(debug_assertions)]
+    #[doc(hidden)]
+    pub fn rot(&self, config: &str) {
+        self.store.write(|state| {
+            let id = state.by_name(Kind::Config, config).expect("the test has made it").object.id();
+            let rotted = state.rot(Kind::Config, id, |object| match object {
+                Object::Config(config) => config.spec.data[0] ^= 1,
+                _ => unreachable!("it is a config"),
+            });
+            assert!(rotted);
+            ((), None)
+        });
+        self.scrub();
+    }
+
+    /// Looks through the memory now.
+    #[cfg(debug_assertions)]
+    #[doc(hidden)]
+    pub fn scrub(&self) {
+        if let Some(running) = &*self.running.lock().expect("no code panics while it holds this lock") {
+            // A pass that is waiting already will do.
+            let _ = running.scrub.try_send(Pass);
+        }
+    }
+
+    /// Makes a config in this replica only, so that its state hash differs from the others'. For tests.
+    #[cfg(debug_assertions)]
+    #[doc(hidden)]
+    pub fn diverge(&self, change: Change) {
+        self.store.write(|state| {
+            let term = state.applied().term;
+            state.apply_change(change, term)
+        });
     }
 
     /// The state directory.

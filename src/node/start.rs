@@ -19,7 +19,8 @@ use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
-use crate::raft::{Timing, run};
+use crate::raft::{self, Timing, run};
+use crate::store::scrub;
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::RealDisk;
 use crate::sys::metrics::Metrics;
@@ -366,6 +367,9 @@ impl Starter {
         let reader = wal.reader();
         let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
         let store = applier.store().clone();
+        let scrubbed = store.clone();
+        #[cfg(debug_assertions)]
+        let kept = store.clone();
 
         let reserve = Reserve::new(Arc::new(RealDisk), &self.dir.raft(), segment_bytes(self.file.profile));
         let (space, space_thread) =
@@ -443,9 +447,14 @@ impl Starter {
             handler.activate(active);
             self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
         }
+        let back = self.raft.clone();
+        let (scrub, scrub_thread) = scrub::spawn(scrubbed, scrub::Pace::PRODUCT, &self.metrics, move |rot| {
+            back.internal(raft_run::Input::Event(raft::Event::Rotten { what: rot.to_string() }));
+        })
+        .map_err(internal)?;
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread];
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, scrub_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -464,7 +473,9 @@ impl Starter {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, space, dir: self.dir })),
+            running: Mutex::new(Some(Running { threads, scrub, space, dir: self.dir })),
+            #[cfg(debug_assertions)]
+            store: kept,
         })
     }
 
@@ -576,6 +587,8 @@ pub fn empty_report() -> RaftReport {
         members: Vec::new(),
         progress: Vec::new(),
         reachable: Vec::new(),
+        alarms: Vec::new(),
+        unsynced_ms: 0,
         disk: DiskSpace::default(),
     }
 }

@@ -15,6 +15,8 @@ pub enum Stopped {
     Outlived(String),
     /// Its state or log cannot be trusted.
     Fenced(String),
+    /// Its memory cannot be trusted.
+    Rotten(String),
 }
 
 impl From<Stop> for Stopped {
@@ -22,6 +24,7 @@ impl From<Stop> for Stopped {
         match stop {
             Stop::Removed => Self::Removed,
             Stop::Fenced(why) => Self::Fenced(why),
+            Stop::Rotten(why) => Self::Rotten(why),
         }
     }
 }

@@ -58,6 +58,15 @@ pub fn identity_of(der: &[u8]) -> Result<Identity, PkiError> {
     })
 }
 
+/// The identity in the first certificate of a chain (PEM). Says nothing about who signed it.
+///
+/// # Errors
+/// As [`identity_of`], and when the text holds no certificate.
+pub fn identity_of_pem(chain_pem: &str) -> Result<Identity, PkiError> {
+    let chain = pem::certificates(chain_pem, "node certificate")?;
+    identity_of(chain.first().expect("a chain that was read is not empty"))
+}
+
 /// What a peer's certificate amounts to. That a node was removed is for the caller to find out: the store knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {

@@ -43,7 +43,7 @@ pub mod token;
 
 pub use ca::RootCa;
 pub use explain::explain;
-pub use identity::{Class, Identity, NodeIdentity, classify, identity_of};
+pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem};
 pub use keys::{PrivateKey, generate_key, signing_request};
 pub use tls::{Trust, check_protocol, client_config, manager_name, server_config, server_name};
 pub use token::{JoinToken, TokenError, root_digest, same_secret};

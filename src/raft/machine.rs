@@ -7,6 +7,7 @@
 
 mod applying;
 mod disk;
+mod fence;
 mod inbound;
 mod leadership;
 mod links;
@@ -26,6 +27,7 @@ use raft::{
 };
 
 use super::failover::{self, Failover};
+use super::journal::{Cause, Happened};
 use super::orders::{Orders, Proposed, Transfer, Wanted, WantedKind};
 use super::reads::Reads;
 use super::storage::{LogView, SnapshotMark, entry_bytes};
@@ -213,6 +215,14 @@ pub struct Machine {
     changes_since_mark: u64,
     last_change: Instant,
     mark_proposed: Option<Index>,
+    /// The disagreement about state hashes that was logged last, with the mark it was seen at.
+    alarm: Option<(Index, String)>,
+    /// Decided in this batch: stop as soon as its end.
+    fence_due: Option<Stop>,
+    /// A leader that must stop, while it hands over.
+    fencing: Option<fence::Fencing>,
+    /// State, term and leader as last noted.
+    noted: (StateRole, u64, u64),
     own_sync_us: u64,
     disk: DiskSpace,
     /// When a low disk last asked for a snapshot.
@@ -302,6 +312,10 @@ impl Machine {
             changes_since_mark: 0,
             last_change: now,
             mark_proposed: None,
+            alarm: None,
+            fence_due: None,
+            fencing: None,
+            noted: (StateRole::Follower, 0, 0),
             own_sync_us: 0,
             disk: DiskSpace::default(),
             low_disk_snapshot: None,
@@ -310,7 +324,7 @@ impl Machine {
         machine.effects.peers = Some(machine.replicated.members.clone());
         machine.set_election_timeout();
         if machine.is_sole_voter() {
-            machine.campaign();
+            machine.campaign(Cause::Alone);
         }
         Ok(machine)
     }
@@ -324,9 +338,15 @@ impl Machine {
             Event::Read { token } if planted(Fault::StaleRead) => {
                 self.effects.replies.push(Reply::ReadReady(vec![token]));
             }
+            Event::Read { token } if self.fencing.is_some() => {
+                self.effects.replies.push(Reply::ReadFailed(vec![token]));
+            }
             Event::Read { token } => self.reads.add(now, token),
             Event::Order { token, order } => self.on_order(token, order),
-            Event::Persisted { number } => self.on_persisted(number),
+            Event::Persisted { number } => {
+                self.note_slow_sync(now, number);
+                self.on_persisted(number);
+            }
             Event::Applied(applied) => self.on_applied(applied),
             Event::Fetched { fetch, entries } => {
                 let context: GetEntriesContext = self.node.mut_store().fetched(fetch, entries);
@@ -339,11 +359,13 @@ impl Machine {
                 let pause =
                     self.snapshot_pause.map_or(SNAPSHOT_PAUSE, |(_, pause)| (pause * 2).min(SNAPSHOT_PAUSE_MAX));
                 self.snapshot_pause = Some((now + pause, pause));
+                self.effects.happened.push(Happened::SnapshotFailed);
                 let status = Status::new(Code::Internal, "the snapshot could not be written; the log says why");
                 self.finish_snapshot_orders(OrderResult::Refused(status));
             }
             Event::SnapshotFetched { position, bytes } => self.on_snapshot_fetched(position, bytes),
             Event::SnapshotNotFetched { position } => {
+                self.effects.happened.push(Happened::SnapshotNotFetched { index: position.index });
                 if self.offered.as_ref().is_some_and(|(message, _)| snapshot_position(message) == position) {
                     self.offered = None;
                 }
@@ -363,6 +385,7 @@ impl Machine {
             Event::PeerDisk { node, low } => self.peers.entry(node).or_default().disk_low = low,
             Event::DiskSpace(space) => self.on_disk_space(space),
             Event::OwnSync { sync_us } => self.own_sync_us = sync_us,
+            Event::Rotten { what } => self.fence_due = Some(Stop::Rotten(what)),
             Event::Stopping => {
                 self.stopping = true;
                 self.transfer_to_best(false);
@@ -376,7 +399,7 @@ impl Machine {
     pub fn finish(&mut self, now: Instant) -> Effects {
         let jitter = failover::spread(self.seed, self.raft_id.0, now.as_nanos(), 2);
         if self.failover.due(now, jitter) && self.node.raft.leader_id == 0 {
-            self.campaign();
+            self.campaign(Cause::LeaderGone);
         }
         self.propose_collected();
         self.propose_membership();
@@ -384,6 +407,8 @@ impl Machine {
         self.run_ready_loop(now);
         self.hand_to_apply(now);
         self.note_leadership(now);
+        self.note_role();
+        self.watch_fence(now);
         let applied = if planted(Fault::ReadBeforeApplied) { Index(u64::MAX) } else { self.applied };
         let ready = self.reads.ready(applied);
         if !ready.is_empty() {
@@ -401,7 +426,7 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         // A retry that is due and cannot be made must not keep the caller spinning.
         let retry = self.reads.next_retry(READ_RETRY).filter(|_| self.can_read());
-        [self.failover.deadline(), retry].into_iter().flatten().min()
+        [self.failover.deadline(), retry, self.fence_deadline()].into_iter().flatten().min()
     }
 
     /// Time between ticks.
@@ -502,13 +527,14 @@ impl Machine {
         voters.next().is_some_and(|member| member.raft_id == self.raft_id) && voters.next().is_none()
     }
 
-    fn campaign(&mut self) {
+    fn campaign(&mut self, cause: Cause) {
         let raft = &self.node.raft;
         // raft-rs lets a learner campaign and even win, and panics without voters.
         let unsynced = self.is_sole_voter() && (!self.in_flight.is_empty() || self.is_unsynced());
         let must_wait = unsynced || self.is_installing();
         if raft.promotable() && !self.is_leader() && !must_wait {
             self.elections += 1;
+            self.effects.happened.push(Happened::Campaigned { term: Term(raft.term + 1), cause });
             if let Err(error) = self.node.campaign() {
                 log::debug!("raft did not campaign: {error}");
             }
@@ -555,6 +581,7 @@ impl Machine {
         } else {
             Vec::new()
         };
+        let unsynced = self.in_flight.iter().find(|flight| flight.sync);
         let reachable = self.peers.iter().filter(|(_, peer)| peer.up).map(|(node, _)| *node);
         Report {
             raft_id: self.raft_id,
@@ -574,6 +601,8 @@ impl Machine {
             members: self.replicated.members.clone(),
             progress,
             reachable: reachable.chain([self.node_id]).collect(),
+            alarms: self.alarms(),
+            unsynced_ms: unsynced.map_or(0, |flight| now.since(flight.since).as_millis() as u64),
             disk: self.disk.clone(),
         }
     }

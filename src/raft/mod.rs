@@ -20,12 +20,14 @@
 //! What raft-rs leaves out and is added here: validation of peers' messages (`validate`), rounds that share many reads
 //! and are begun again when lost (`reads`), membership changes one at a time with automatic promotion and a quorum guard
 //! (`orders`), failover within milliseconds when the leader's process is gone (`failover`), hand-over when the
-//! disk stalls or fills up, snapshots by size with a descriptor in the message and the bytes fetched apart, compaction that spares
-//! followers that lag, and a comparison of state hashes in which a majority fences a replica that diverged.
+//! disk stalls or fills up, snapshots by size with a descriptor in the message and the bytes fetched apart, compaction that
+//! spares followers that lag, and a comparison of state hashes in which a majority fences a replica that diverged (`fence` in
+//! the machine; a leader hands over first). What happened lately is kept in a small ring ([`journal`]).
 //!
 //! Not here: disk (`wal`), sockets (`net`), what an entry means (`apply`).
 
 pub mod failover;
+pub mod journal;
 pub mod logger;
 pub mod machine;
 pub mod orders;
@@ -248,6 +250,11 @@ pub enum Event {
         /// Microseconds.
         sync_us: u64,
     },
+    /// Memory of this process no longer holds what was written to it.
+    Rotten {
+        /// Where, for people.
+        what: String,
+    },
     /// The process stops: hand leadership over.
     Stopping,
 }
@@ -303,12 +310,17 @@ pub struct FetchSnapshot {
 }
 
 /// Why the node must stop.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stop {
     /// It is no longer a member.
+    #[error("this node is no longer a member")]
     Removed,
     /// Its state or its log cannot be trusted.
+    #[error("{0}")]
     Fenced(String),
+    /// Its memory cannot be trusted; what is on disk was written before and is checked when it is read.
+    #[error("{0}")]
+    Rotten(String),
 }
 
 /// What must happen, in this order: `messages` leave, `persist` is written (each releases its messages when synced),
@@ -339,6 +351,8 @@ pub struct Effects {
     pub peers: Option<Vec<Member>>,
     /// Stop the node.
     pub stop: Option<Stop>,
+    /// For the journal.
+    pub happened: Vec<journal::Happened>,
 }
 
 /// A view of the machine for people.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use raft::eraftpb::{Message, MessageType};
 
+use super::journal::Journal;
 use super::machine::{Durable, Machine};
 use super::{Applied, Effects, Event, FetchSnapshot, Leadership, Outgoing, Replicated, Reply, Report, Stop};
 use crate::apply;
@@ -21,6 +22,7 @@ use crate::sys::metrics::{Counter, Gauge, Histogram, Metrics};
 use crate::sys::queue::{self, Bell, Receiver, Sender, Waiter};
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{Instant, monotonic};
+use crate::types::api::RaftEvent;
 use crate::types::log::StateHash;
 use crate::types::{Member, NodeId, Outcome, Position};
 use crate::wal::{self, LogReader};
@@ -88,6 +90,7 @@ struct Shared {
     report: Mutex<Report>,
     durable: Mutex<Durable>,
     mark: Mutex<Option<StateHash>>,
+    journal: Mutex<Journal>,
     turns: AtomicU64,
     stop: AtomicBool,
 }
@@ -143,6 +146,11 @@ impl Handle {
         *lock(&self.shared.mark)
     }
 
+    /// What happened lately, oldest first.
+    pub fn events(&self, now: Instant) -> Vec<RaftEvent> {
+        lock(&self.shared.journal).show(now)
+    }
+
     /// Turns of the loop so far: it makes progress while this grows.
     pub fn turns(&self) -> u64 {
         self.shared.turns.load(Relaxed)
@@ -188,6 +196,7 @@ pub fn queues(report: Report, metrics: &Metrics) -> (Handle, Inbox) {
         report: Mutex::new(report),
         durable: Mutex::default(),
         mark: Mutex::default(),
+        journal: Mutex::default(),
         turns: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
@@ -352,6 +361,9 @@ impl Raft {
     }
 
     fn carry_out(&mut self, effects: Effects) {
+        if !effects.happened.is_empty() {
+            lock(&self.inbox.shared.journal).extend(monotonic(), effects.happened);
+        }
         for node in send_all(&*self.outlet, effects.messages) {
             self.machine.step(monotonic(), Event::Unreachable { node });
         }

@@ -21,6 +21,8 @@
 //!   visible in the same step as the state they lead to. [`watch::check`] holds the promises as code.
 //! - *Snapshots are checked.* [`SnapshotEncoder`] and [`SnapshotDecoder`] compute the state hash from the bytes that they
 //!   write and read; a state that is not what was stored is not handed on.
+//! - *Memory that rots is found.* The digests that the state hash sums up are those of the moment of writing; [`scrub`]
+//!   computes them again from what is in memory now, slowly and without end, and names the first that differs.
 //!
 //! To read a little, [`Store::view`]; to read much, [`Store::snapshot`] and drop it soon: as long as a clone is held the
 //! writer copies each node of a tree that it touches, once.
@@ -39,6 +41,7 @@ mod change;
 mod handle;
 mod membership;
 mod ring;
+pub mod scrub;
 mod snapshot;
 mod state;
 mod table;

@@ -295,6 +295,18 @@ impl State {
         old
     }
 
+    /// Changes an object in memory and neither its digest nor any index or sum, as a bit that flips does; false when there
+    /// is none. For tests of what finds it: nothing in the product calls this.
+    #[doc(hidden)]
+    pub fn rot(&mut self, kind: Kind, id: ObjectId, flip: impl FnOnce(&mut Object)) -> bool {
+        let Some(stored) = self.get(kind, id) else { return false };
+        let mut object = stored.object.clone();
+        flip(&mut object);
+        let stored = Stored { object, hash: stored.hash, bytes: stored.bytes };
+        self.tables[kind as usize].spoil(id, Arc::new(stored));
+        true
+    }
+
     /// Makes a membership change if the rules allow it; tells whether they do. A refused one changes nothing.
     pub fn apply_member_change(&mut self, change: &MemberChange) -> bool {
         let allowed = self.membership.allows(change, |node_id| self.get(Kind::Node, node_id.into()).is_some());

@@ -90,6 +90,16 @@ impl Table {
         self.objects.range(id..).map(|(_, stored)| stored)
     }
 
+    /// The same with the places they stand in.
+    pub fn entries_since(&self, id: ObjectId) -> impl Iterator<Item = (ObjectId, &Arc<Stored>)> {
+        self.objects.range(id..).map(|(key, stored)| (*key, stored))
+    }
+
+    /// Puts `stored` in a place without telling the indexes, as a fault of memory would.
+    pub fn spoil(&mut self, id: ObjectId, stored: Arc<Stored>) {
+        self.objects.insert(id, stored);
+    }
+
     pub fn len(&self) -> usize {
         self.objects.len()
     }

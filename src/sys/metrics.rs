@@ -26,28 +26,45 @@ impl Counter {
 
 /// A number that goes up and down.
 #[derive(Clone, Debug, Default)]
-pub struct Gauge(Arc<AtomicU64>);
+pub struct Gauge(Arc<Level>);
+
+#[derive(Debug, Default)]
+struct Level {
+    value: AtomicU64,
+    /// What the value cannot pass; zero when nobody has said.
+    limit: AtomicU64,
+}
 
 impl Gauge {
+    /// Notes what the value cannot pass.
+    pub fn set_limit(&self, limit: u64) {
+        self.0.limit.store(limit, Relaxed);
+    }
+
+    /// What the value cannot pass; zero when nobody has said.
+    pub fn limit(&self) -> u64 {
+        self.0.limit.load(Relaxed)
+    }
+
     /// Sets the value.
     pub fn set(&self, value: u64) {
-        self.0.store(value, Relaxed);
+        self.0.value.store(value, Relaxed);
     }
 
     /// Adds `amount`.
     pub fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Relaxed);
+        self.0.value.fetch_add(amount, Relaxed);
     }
 
     /// Takes `amount` away.
     pub fn sub(&self, amount: u64) {
-        self.0.fetch_sub(amount, Relaxed);
+        self.0.value.fetch_sub(amount, Relaxed);
     }
 
     /// The value now.
     pub fn get(&self) -> u64 {
         // A queue's depth is raised by the sender and lowered by the receiver without a lock between them.
-        let value = self.0.load(Relaxed);
+        let value = self.0.value.load(Relaxed);
         if value > u64::MAX / 2 { 0 } else { value }
     }
 }
@@ -123,6 +140,18 @@ impl Metrics {
     /// The depth gauge of a queue.
     pub fn queue(&self, queue: &str) -> Gauge {
         self.gauge(&format!("skep_queue_depth{{queue=\"{queue}\"}}"))
+    }
+
+    /// Every queue: its name, what waits in it and what fits.
+    pub fn queues(&self) -> Vec<(String, u64, u64)> {
+        let depth = |(name, metric): (&String, &Metric)| match metric {
+            Metric::Gauge(gauge) => {
+                let queue = name.strip_prefix("skep_queue_depth{queue=\"")?.strip_suffix("\"}")?;
+                Some((queue.to_owned(), gauge.get(), gauge.limit()))
+            }
+            _ => None,
+        };
+        self.lock().iter().filter_map(depth).collect()
     }
 
     /// The histogram of this name, made on first use.

@@ -117,6 +117,7 @@ impl<T> Receiver<T> {
 /// A queue of at most `capacity` items whose depth shows in `depth`.
 pub fn bounded<T>(capacity: usize, depth: Gauge) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = crossbeam_channel::bounded(capacity);
+    depth.set_limit(capacity as u64);
     (Sender { channel: sender, depth: depth.clone() }, Receiver { channel: receiver, depth })
 }
 

@@ -27,6 +27,8 @@ pub enum Call {
     Admin = 4,
     /// [`BackupRequest`] to a stream: one [`BackupInfo`], then the raw bytes of the state.
     Backup = 5,
+    /// Nothing to [`Answer::Diagnosis`]: what this manager knows of its own health, leader or not, member or not.
+    Diagnose = 6,
     /// [`SnapshotRequest`] to a stream of raw snapshot bytes.
     Snapshot = 16,
     /// [`ResolveAddress`] to [`Answer::Address`].
@@ -49,12 +51,13 @@ pub enum Call {
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Query,
         Self::Write,
         Self::Watch,
         Self::Admin,
         Self::Backup,
+        Self::Diagnose,
         Self::Snapshot,
         Self::ResolveAddress,
         Self::Health,
@@ -516,6 +519,8 @@ pub enum Answer {
     },
     /// A place in the Raft group.
     Joined(Box<JoinAnswer>),
+    /// A manager's own health.
+    Diagnosis(Box<Diagnosis>),
 }
 
 /// What became of a change.
@@ -584,8 +589,65 @@ pub struct RaftReport {
     pub progress: Vec<Progress>,
     /// Nodes this manager has a live connection to, itself included.
     pub reachable: Vec<NodeId>,
+    /// What is wrong with the replicas' agreement, for people; empty when all is well.
+    pub alarms: Vec<String>,
+    /// How long the disk has not finished the oldest write that was ordered, milliseconds.
+    pub unsynced_ms: u64,
     /// How much room there is for the log.
     pub disk: DiskSpace,
+}
+
+/// One thing that happened to raft.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftEvent {
+    /// How long ago, milliseconds.
+    pub age_ms: u64,
+    /// What, in one word, such as `election`, `slow-sync` or `snapshot-failed`.
+    pub kind: String,
+    /// For people.
+    pub text: String,
+}
+
+/// What a manager knows of its own health. No secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnosis {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// The node.
+    pub node_id: NodeId,
+    /// How often it has started.
+    pub boot: u64,
+    /// How long its process runs.
+    pub uptime_ms: u64,
+    /// It has its place in the swarm.
+    pub joined: bool,
+    /// What raft says of itself.
+    pub raft: RaftReport,
+    /// Syncs of the log since the process began.
+    pub sync_count: u64,
+    /// The median of them, microseconds.
+    pub sync_p50_us: u64,
+    /// 99 in a hundred are faster, microseconds.
+    pub sync_p99_us: u64,
+    /// The queues between its threads.
+    pub queues: Vec<QueueReport>,
+    /// What happened to raft lately, oldest first.
+    pub events: Vec<RaftEvent>,
+    /// Everything it counts, in Prometheus text format.
+    pub metrics: String,
+}
+
+/// A queue between two threads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueReport {
+    /// Its name.
+    pub name: String,
+    /// What waits in it now.
+    pub depth: u64,
+    /// What fits; zero when it is bounded otherwise.
+    pub capacity: u64,
 }
 
 /// How a manager's disk is filled.

@@ -15,6 +15,7 @@ mod chaos;
 mod client;
 mod crash;
 mod damage;
+mod doctor;
 mod flood;
 mod frozen;
 mod full;

@@ -69,6 +69,7 @@
 mod disk;
 mod explore;
 mod failure;
+mod hashes;
 mod history;
 mod linear;
 mod node;

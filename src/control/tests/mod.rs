@@ -221,6 +221,8 @@ fn report(state: RaftState, voters: u64) -> RaftReport {
         progress: if leads { members.iter().map(progress).collect() } else { Vec::new() },
         reachable: members.iter().map(|member| member.node_id).collect(),
         members,
+        alarms: Vec::new(),
+        unsynced_ms: 0,
         disk: Default::default(),
     }
 }

@@ -84,6 +84,8 @@ impl Machine {
             }
             let configuration = self.configuration();
             self.node.mut_store().set_configuration(&configuration);
+            let voters = configuration.voters.len() as u32;
+            self.effects.happened.push(Happened::Member { index: at, accepted, voters });
             self.membership_decided(at, Some(accepted));
         }
         if index.0 > self.node.raft.raft_log.applied {

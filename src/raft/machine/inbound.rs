@@ -108,6 +108,7 @@ impl Machine {
         };
         let mark = SnapshotMark { position, configuration, bytes: 0 };
         self.offered = Some((message, now));
+        self.effects.happened.push(Happened::SnapshotOffered { index: position.index });
         self.effects.fetch_snapshot = Some(FetchSnapshot { from, mark });
     }
 

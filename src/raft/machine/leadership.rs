@@ -31,6 +31,25 @@ impl Machine {
         }
     }
 
+    /// For the journal: every change of state, term or leader that a batch ends with.
+    pub(super) fn note_role(&mut self) {
+        let raft = &self.node.raft;
+        let (state, term, leader) = (raft.state, Term(raft.term), raft.leader_id);
+        let before = std::mem::replace(&mut self.noted, (state, term.0, leader));
+        if before == self.noted {
+            return;
+        }
+        let happened = match state {
+            StateRole::Leader => Happened::BecameLeader { term },
+            _ if leader != 0 => Happened::Follows { leader: RaftId(leader), term },
+            _ => Happened::LostLeader { term },
+        };
+        let same = before.2 == leader && before.1 == term.0 && state != StateRole::Leader;
+        if !same {
+            self.effects.happened.push(happened);
+        }
+    }
+
     pub(super) fn leadership_ended(&mut self, now: Instant) {
         let uncertain = std::mem::take(&mut self.pending).into_iter().map(|(_, _, token)| Reply::Uncertain(token));
         self.effects.replies.extend(uncertain);

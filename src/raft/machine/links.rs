@@ -1,4 +1,4 @@
-//! Ticks, links to peers, and what pings report: disk stalls, transfers, silent snapshots, state hashes.
+//! Ticks, links to peers, and what pings report: disk stalls, transfers, silent snapshots.
 
 use super::*;
 
@@ -14,6 +14,8 @@ impl Machine {
         }
         if !was_candidate && self.is_candidate() {
             self.elections += 1;
+            let term = Term(self.node.raft.term + u64::from(self.node.raft.state == StateRole::PreCandidate));
+            self.effects.happened.push(Happened::Campaigned { term, cause: Cause::Timeout });
         }
         let expired = self.reads.expire(now, READ_LIMIT);
         if !expired.is_empty() {
@@ -39,6 +41,7 @@ impl Machine {
         let free = self.node.raft.lead_transferee.is_none();
         if stalled && !tried && free && !planted(Fault::StalledLeaderStays) && self.transfer_to_healthy() {
             self.handed_over_at = Some(now);
+            self.effects.happened.push(Happened::DiskStalled);
             log::warn!("the disk has not finished a write for {DISK_STALL:?}: handing leadership over");
         }
     }
@@ -81,6 +84,10 @@ impl Machine {
 
     pub(super) fn on_link(&mut self, now: Instant, node: NodeId, up: bool, refused: bool) {
         let peer = self.peers.entry(node).or_default();
+        if peer.up != up {
+            let happened = if up { Happened::LinkUp { node } } else { Happened::LinkDown { node, refused } };
+            self.effects.happened.push(happened);
+        }
         peer.up = up;
         if up {
             // A follower that was unreachable is probed at once instead of at the next heartbeat.
@@ -116,31 +123,5 @@ impl Machine {
             }
         }
         self.compare_hashes();
-    }
-
-    /// A replica that a majority of voters contradicts, all with the same sum, is wrong for certain.
-    pub(super) fn compare_hashes(&mut self) {
-        let voters = self.voters().count();
-        let majority = voters / 2 + 1;
-        for own in &self.marks {
-            let mut sums: BTreeMap<u128, usize> = BTreeMap::new();
-            for member in self.voters().filter(|member| member.raft_id != self.raft_id) {
-                let marks = self.peers.get(&member.node_id).map(|peer| &peer.marks);
-                for (_, sum) in marks.into_iter().flatten().filter(|(index, _)| *index == own.index) {
-                    *sums.entry(*sum).or_default() += 1;
-                }
-            }
-            if let Some((sum, count)) = sums.iter().find(|(sum, _)| **sum != own.sum) {
-                let verdict = format!(
-                    "state hash {:032x} at log index {} (revision {}) differs from {sum:032x} that {count} of {voters} voters have",
-                    own.sum, own.index, own.revision
-                );
-                if *count >= majority && !planted(Fault::DivergenceUnnoticed) {
-                    self.effects.stop = Some(Stop::Fenced(verdict));
-                } else {
-                    log::error!("{verdict}: not a majority, so that it is unknown who is wrong");
-                }
-            }
-        }
     }
 }

@@ -58,6 +58,7 @@ impl Machine {
             return Some(OrderResult::Refused(status.with_hint("add one with `skep run --join`")));
         };
         self.node.transfer_leader(to.0);
+        self.effects.happened.push(Happened::HandsOver { to });
         self.orders.transfer = Some(Transfer { token: Some(token), to, term: Term(self.node.raft.term), ended: None });
         None
     }
@@ -274,6 +275,7 @@ impl Machine {
         }
         let Some(to) = self.best_voter(healthy) else { return false };
         self.node.transfer_leader(to.0);
+        self.effects.happened.push(Happened::HandsOver { to });
         if self.orders.transfer.is_none() {
             self.orders.transfer = Some(Transfer { token: None, to, term: Term(self.node.raft.term), ended: None });
         }

@@ -29,6 +29,7 @@ impl Machine {
                 self.committed_bytes = 0;
                 self.deciding = None;
                 self.effects.install = Some(position);
+                self.effects.happened.push(Happened::SnapshotInstalled { index: position.index });
                 persist_snapshot = Some(wal::SnapshotMark::Installed(position));
             }
             let entries = ready.take_entries();
@@ -140,6 +141,16 @@ impl Machine {
         self.in_flight.push_back(flight);
         let persist = Persist { number, entries: Vec::new(), hard_state: None, snapshot: None, must_sync: false };
         self.effects.persist.push((persist, releases));
+    }
+
+    /// For the journal: what took long enough to hold up elections and every write.
+    pub(super) fn note_slow_sync(&mut self, now: Instant, number: u64) {
+        let mut done = self.in_flight.iter().take_while(|flight| flight.number <= number);
+        let Some(since) = done.find(|flight| flight.sync).map(|flight| flight.since) else { return };
+        let took = now.since(since);
+        if took > Duration::from_micros(HEALTHY_SYNC_US) {
+            self.effects.happened.push(Happened::SlowSync { ms: took.as_millis() as u64 });
+        }
     }
 
     pub(super) fn on_persisted(&mut self, number: u64) {

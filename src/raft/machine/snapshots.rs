@@ -51,6 +51,7 @@ impl Machine {
         self.creating_snapshot = false;
         self.snapshot_pause = None;
         let position = mark.position;
+        self.effects.happened.push(Happened::SnapshotWritten { index: position.index, bytes: mark.bytes });
         let answer = Answer::SnapshotWritten { position, bytes: mark.bytes };
         self.finish_snapshot_orders(OrderResult::Done(answer));
         if position <= self.node.store().snapshot_mark().position {

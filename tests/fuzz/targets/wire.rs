@@ -99,7 +99,7 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
-        Call::Health | Call::GetRoot => {}
+        Call::Health | Call::GetRoot | Call::Diagnose => {}
     }
     let (forwarded, caller) = match request.forwarded {
         Some(forwarded) => (true, forwarded.caller),
@@ -174,6 +174,8 @@ fn context() -> Context {
         members: sample_state().members().values().cloned().collect(),
         progress: Vec::new(),
         reachable: vec![NodeId(0x11)],
+        alarms: Vec::new(),
+        unsynced_ms: 0,
         disk: Default::default(),
     };
     Context {

@@ -174,6 +174,7 @@ impl World {
         for message in &effects.messages {
             self.send(id, message);
         }
+        self.happened.extend(effects.happened.iter().map(|what| (id, *what)));
         let node = self.nodes.get_mut(&id).expect("the node exists");
         let run = node.run.as_mut().expect("it just finished a turn");
         run.wal_queue.extend(effects.persist.into_iter().map(|(persist, released)| WalJob::Persist(persist, released)));
@@ -255,7 +256,7 @@ impl World {
     /// A manager stops by itself.
     pub(super) fn stop(&mut self, id: NodeId, cause: Cause) {
         self.note(|_| format!("node {} stops: {cause:?}", id.0));
-        if let Cause::Stop(Stop::Fenced(text)) = &cause {
+        if let Cause::Stop(Stop::Fenced(text) | Stop::Rotten(text)) = &cause {
             ensure!("stopped", self.may_fence.contains(&id), "node {} fenced itself: {text}", id.0);
         }
         self.end(id);

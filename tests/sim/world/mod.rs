@@ -6,6 +6,7 @@
 mod clients;
 mod faults;
 mod managers;
+mod memory;
 mod network;
 mod orders;
 mod verdict;
@@ -15,6 +16,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
+use skep::raft::journal::Happened;
 use skep::raft::{Event, Fetch, FetchSnapshot, OrderResult, Token};
 use skep::store::State;
 use skep::sys::entropy::SeededEntropy;
@@ -102,6 +104,8 @@ pub struct World {
     pub watches: u64,
     /// Leaders that announced themselves, in order.
     pub reigns: Vec<(Instant, NodeId)>,
+    /// What the machines noted.
+    pub happened: Vec<(NodeId, Happened)>,
     /// Nodes that may find out that their data is not to be trusted.
     pub may_fence: BTreeSet<NodeId>,
     /// Nodes whose disk was made to fail, or whose files were damaged: their process may end or refuse to start.
@@ -160,6 +164,7 @@ impl World {
             reads_done: 0,
             watches: 0,
             reigns: Vec::new(),
+            happened: Vec::new(),
             may_fence: BTreeSet::new(),
             may_fail: BTreeSet::new(),
             lost: None,

@@ -257,7 +257,7 @@ impl World {
                     Some(Stopped::Fenced(why)) => self.stop(guest, Cause::Stop(Stop::Fenced(why))),
                     // Nothing here begins a new history.
                     Some(Stopped::Outlived(why)) => fail("stopped", format!("node {} was outlived: {why}", guest.0)),
-                    Some(Stopped::Asked) | None => {}
+                    Some(Stopped::Asked | Stopped::Rotten(_)) | None => {}
                 }
                 false
             }
