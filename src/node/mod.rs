@@ -10,7 +10,7 @@
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
 //! sockets.rs    listening                               greeting.rs   judging a peer's hello
-//! stop.rs       why a node ends                         handler/      its parts: requests, members, diagnose
+//! stop.rs       why a node ends                         handler/      its parts: requests, members, snapshots, diagnose
 //! lobby.rs      what a joining node answers             pace.rs       how fast snapshots leave
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
