@@ -465,6 +465,8 @@ impl Machine {
         // Another leader may have changed the log since a message of an older term was made.
         let leads = self.is_leader() && message.term == self.node.raft.term;
         let term = |index| if leads { self.node.raft.raft_log.term(index).ok() } else { None };
+        // raft-rs says 0 of what was compacted away.
+        let term = |index: u64| term(index).filter(|term| *term != 0 || index == 0);
         set_predecessor(&mut message, term)?;
         Some(Outgoing { to, message })
     }

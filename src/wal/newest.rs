@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::error::{Doing, WalError};
 use super::format::{self, Cursor, MIN_READER, SECTOR, SECTOR_BYTES, VERSION};
+use super::reserve::with_reserve;
 use crate::sys::files::{self, Disk, File};
 
 /// Its file's name.
@@ -34,7 +35,7 @@ impl Newest {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing("open", &path),
             _ => {}
         }
-        files::replace(disk, &path, &encode(sequence)).doing("write", &path)?;
+        with_reserve(disk, dir, || files::replace(disk, &path, &encode(sequence))).doing("write", &path)?;
         disk.open(&path).doing("open", &path).map(Self)
     }
 

@@ -13,6 +13,7 @@ use super::catalog::{Catalog, Effect};
 use super::error::{Doing, WalError};
 use super::format::{BATCH_HEADER, BatchHeader, HardState, Record, Records, SECTOR, SECTOR_BYTES};
 use super::newest;
+use super::reserve::with_reserve;
 use super::segment::{self, Segment};
 use crate::pki::seal::DataKey;
 use crate::sys::faults::{Fault, planted};
@@ -262,10 +263,14 @@ pub(super) fn cut(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64) -
     let mut bytes = vec![0; usize::try_from(end - offset).map_err(io::Error::other).doing("read", &segment.path)?];
     segment.copy(offset, &mut bytes)?;
     let lost = dir.join(LOST);
-    disk.create_dir(&lost).doing("create", &lost)?;
+    with_reserve(disk, dir, || disk.create_dir(&lost)).doing("create", &lost)?;
     disk.sync_dir(dir).doing("sync", dir)?;
     let kept = lost.join(format!("{}-{:016x}-{offset}", segment.name, segment.header.epoch));
-    files::replace(disk, &kept, &bytes).doing("write", &kept)?;
+    // Nothing is ever appended to a segment that was cut, so a file of this name is from a cut of the same bytes that a
+    // crash interrupted: it is whole, and the bytes here may be zeros by now.
+    if disk.open(&kept).is_err() {
+        with_reserve(disk, dir, || files::replace(disk, &kept, &bytes)).doing("write", &kept)?;
+    }
     // To the very end: what the disk holds behind the last byte that the page cache shows is not known either.
     let zeros = vec![0; 256 << 10];
     let mut at = offset;

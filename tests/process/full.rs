@@ -40,7 +40,7 @@ impl SmallDisk {
         let words = ["nsenter", "-U", "-m", "--preserve-credentials", "-t", &self.holder.id().to_string(), "--"];
         manager.wrapper = words.map(str::to_owned).to_vec();
         // Reached from outside.
-        manager.socket = self.dir.with_extension("sock");
+        manager.socket = Some(self.dir.with_extension("sock"));
     }
 
     /// The file that takes the space, as seen from outside.

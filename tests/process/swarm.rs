@@ -158,8 +158,8 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
 pub struct Manager {
     pub name: String,
     pub dir: PathBuf,
-    /// Its control socket.
-    pub socket: PathBuf,
+    /// Its control socket, where it is not in the data directory.
+    pub socket: Option<PathBuf>,
     /// `host:port`, the same at every start.
     pub addr: String,
     pub log: PathBuf,
@@ -179,7 +179,7 @@ impl Manager {
         Self {
             name: name.to_owned(),
             dir: root.join(name),
-            socket: root.join(name).join("skep.sock"),
+            socket: None,
             addr: "127.0.0.1:0".to_owned(),
             log: root.join(format!("{name}.log")),
             arguments: Vec::new(),
@@ -191,7 +191,7 @@ impl Manager {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.socket.clone()
+        self.socket.clone().unwrap_or_else(|| self.dir.join("skep.sock"))
     }
 
     /// Starts the process and does not wait for anything.
@@ -200,7 +200,9 @@ impl Manager {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = binary_in(&self.wrapper);
         command.args(["run", "--listen", &self.addr, "--name", &self.name, "--data-dir"]).arg(&self.dir);
-        command.arg("--socket").arg(&self.socket);
+        if let Some(socket) = &self.socket {
+            command.arg("--socket").arg(socket);
+        }
         command.args(&self.arguments).envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();

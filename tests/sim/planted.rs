@@ -17,7 +17,7 @@
 //! | `VoteNotWritten` | a restart forgets a term and a vote | promises, durability | explored | 20 |
 //! | `SegmentNameNotSynced` | power loss takes a whole segment | stopped, durability, promises, log prefix | explored | 40 |
 //! | `SnapshotNameNotSynced` | power loss takes the snapshot that the log rests on | stopped | explored | 20 |
-//! | `CommitBeyondEntries` | a log that was written well cannot be read | stopped | explored | 40 |
+//! | `CommitBeyondEntries` | a log that was written well cannot be read | stopped | explored | 200 |
 //! | `TornTailLeft` | what a crash tore is damage at the next start | stopped | story | 10 |
 //! | `DamageCutOff` | one flipped bit takes back what was acknowledged | durability, promises | focused | 40 |
 //! | `TruncationForgotten` | a log whose end was replaced cannot be read | stopped | focused | 60 |
@@ -27,7 +27,7 @@
 //! | `AppendAnsweredBeforeSync` | power loss takes back what a follower acknowledged | promises, majority | explored | 10 |
 //! | `VoteAnsweredBeforeSync` | power loss takes back a vote | promises | explored | 10 |
 //! | `HeartbeatOfUnsyncedTerm` | power loss takes back a term that was confirmed | promises | explored | 10 |
-//! | `SnapshotWithoutHardState` | a restart after a snapshot forgets term and vote | durability, promises | explored | 50 |
+//! | `SnapshotWithoutHardState` | a restart after a snapshot forgets term and vote | durability, promises | focused | 60 |
 //! | `MembershipBeforeCommitSynced` | a restart brings back an older configuration | promises | explored | 50 |
 //! | `MembershipAtProposal` | entries are counted by members nobody agreed on | membership | explored | 10 |
 //! | `NoPreVote` | who comes back from a partition deposes the leader | story | story | 5 |
@@ -109,6 +109,9 @@ const fn row(fault: Fault, harm: &'static str, caught_by: &'static [&'static str
     Row { fault, harm, caught_by, how, seeds }
 }
 
+const NEWCOMERS_AND_CRASHES: &[Nemesis] =
+    &[Nemesis::Join, Nemesis::Leave, Nemesis::Power, Nemesis::Blackout, Nemesis::Kill];
+
 const PARTITIONS_AND_RESTARTS: &[Nemesis] =
     &[Nemesis::Isolate, Nemesis::Halves, Nemesis::RestartAll, Nemesis::Kill, Nemesis::Transfer];
 
@@ -118,7 +121,7 @@ const ROWS: &[Row] = &[
     row(Fault::VoteNotWritten, "a restart forgets a term and a vote", &["promises", "durability"], Explored, 20),
     row(Fault::SegmentNameNotSynced, "power loss takes a whole segment", &["stopped", "durability", "promises", "log prefix"], Explored, 40),
     row(Fault::SnapshotNameNotSynced, "power loss takes the snapshot that the log rests on", &["stopped"], Explored, 20),
-    row(Fault::CommitBeyondEntries, "a log that was written well cannot be read", &["stopped"], Explored, 40),
+    row(Fault::CommitBeyondEntries, "a log that was written well cannot be read", &["stopped"], Explored, 200),
     row(Fault::TornTailLeft, "what a crash tore is damage at the next start", &["stopped"], Story(power_again_and_again), 10),
     row(Fault::DamageCutOff, "one flipped bit takes back what was acknowledged", &["durability", "promises"], Focused(&[Nemesis::Flip, Nemesis::Truncate]), 40),
     row(Fault::TruncationForgotten, "a log whose end was replaced cannot be read", &["stopped"], Focused(PARTITIONS_AND_RESTARTS), 60),
@@ -128,7 +131,7 @@ const ROWS: &[Row] = &[
     row(Fault::AppendAnsweredBeforeSync, "power loss takes back what a follower acknowledged", &["promises", "majority"], Explored, 10),
     row(Fault::VoteAnsweredBeforeSync, "power loss takes back a vote", &["promises"], Explored, 10),
     row(Fault::HeartbeatOfUnsyncedTerm, "power loss takes back a term that was confirmed", &["promises"], Explored, 10),
-    row(Fault::SnapshotWithoutHardState, "a restart after a snapshot forgets term and vote", &["durability", "promises"], Explored, 50),
+    row(Fault::SnapshotWithoutHardState, "a restart after a snapshot forgets term and vote", &["durability", "promises"], Focused(NEWCOMERS_AND_CRASHES), 60),
     row(Fault::MembershipBeforeCommitSynced, "a restart brings back an older configuration", &["promises"], Explored, 50),
     row(Fault::MembershipAtProposal, "entries are counted by members nobody agreed on", &["membership"], Explored, 10),
     row(Fault::NoPreVote, "who comes back from a partition deposes the leader", &["story"], Story(rejoining_manager), 5),

@@ -68,28 +68,35 @@ impl Machine {
     /// when it has applied that entry itself, and whoever is told must find it serving.
     pub(super) fn settle_transfer(&mut self, leader: u64, term: Term) {
         let serves = self.node.raft.raft_log.term(self.applied.0) == Ok(term.0);
-        let Some(transfer) = self.orders.transfer.take_if(|transfer| transfer.term != term && leader != 0 && serves)
-        else {
-            return;
-        };
-        if let Some(token) = transfer.token {
-            let result = match self.node_of(leader) {
-                Some(node) if transfer.to.0 == leader => OrderResult::Done(Answer::Leader(node)),
-                _ => {
-                    let message = format!("member {leader} took over instead of member {}", transfer.to);
-                    OrderResult::Refused(Status::new(Code::Aborted, message).with_hint("try again"))
-                }
-            };
-            self.effects.replies.push(Reply::Order(token, result));
+        let settled = self.orders.transfer.take_if(|transfer| transfer.term != term && leader != 0 && serves);
+        if let Some(Transfer { token: Some(token), to, .. }) = settled {
+            self.tell_of_transfer(token, to, leader);
         }
     }
 
-    /// Whoever asked for a transfer waits for the next leader to be known, but not for ever: it may be that no other can be
-    /// elected.
+    fn tell_of_transfer(&mut self, token: Token, to: RaftId, leader: u64) {
+        let result = match self.node_of(leader) {
+            Some(node) if to.0 == leader => OrderResult::Done(Answer::Leader(node)),
+            _ => {
+                let message = format!("member {leader} took over instead of member {to}");
+                OrderResult::Refused(Status::new(Code::Aborted, message).with_hint("try again"))
+            }
+        };
+        self.effects.replies.push(Reply::Order(token, result));
+    }
+
+    /// Whoever asked for a transfer waits for the next leader to serve, but not for ever: it may be that no other can be
+    /// elected, or that this manager cannot follow it because its disk is full.
     pub(super) fn watch_ended_transfer(&mut self, now: Instant) {
         let patience = self.tick_interval() * self.timing.election_ticks as u32 * TRANSFER_PATIENCE;
         let given_up = |transfer: &mut Transfer| transfer.ended.is_some_and(|ended| now.since(ended) > patience);
-        let Some(Transfer { token: Some(token), to, .. }) = self.orders.transfer.take_if(given_up) else { return };
+        let Some(Transfer { token: Some(token), to, term, .. }) = self.orders.transfer.take_if(given_up) else {
+            return;
+        };
+        let leader = self.node.raft.leader_id;
+        if leader != 0 && Term(self.node.raft.term) != term {
+            return self.tell_of_transfer(token, to, leader);
+        }
         let message = format!("this manager leads no more, and whether member {to} leads now is not known here");
         let status = Status::new(Code::Unknown, message).with_hint("`skep members` on another manager shows who leads");
         self.effects.replies.push(Reply::Order(token, OrderResult::Refused(status)));

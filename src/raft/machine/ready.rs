@@ -132,8 +132,13 @@ impl Machine {
         self.effects.persist.push((Persist { number, entries, hard_state, snapshot, must_sync: true }, releases));
     }
 
-    /// Keeps messages in order behind what is being synced.
+    /// Keeps messages in order behind what is being synced. Without any the sync under way counts for this Ready too:
+    /// a log that waits for space, for ever perhaps, must not gather Readys.
     pub(super) fn persist_nothing(&mut self, now: Instant, ready: u64, releases: Vec<Outgoing>) {
+        if let Some(last) = self.in_flight.back_mut().filter(|_| releases.is_empty()) {
+            last.ready = Some(ready);
+            return;
+        }
         self.persist_number += 1;
         let number = self.persist_number;
         let flight =
