@@ -248,13 +248,14 @@ fn restore(common: &Common, args: &RestoreArgs, mut out: Output) -> Ended {
         out.text(&format!(
             "{dir} holds the swarm now: manager {}, lineage {}, revision {}.\n\
              Next:\n\
-             1. start it: `skep run --data-dir {dir}`\n\
+             1. start it: `skep run --data-dir {dir}{with}`\n\
              2. on other machines: move old data directories away, and join with `skep run --join HOST:PORT --token-file \
              FILE`; the tokens are those of the backup, and `skep token show --role manager` prints them\n",
             restored.node_id,
             restored.lineage,
             restored.revision,
             dir = dir.display(),
+            with = args.advertise.as_ref().map(|addr| format!(" --advertise {addr}")).unwrap_or_default(),
         ))?;
     }
     out.flush()?;

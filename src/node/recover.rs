@@ -185,7 +185,8 @@ fn mendable(error: StartError) -> StartError {
         return error;
     }
     let hint = "look with `skep wal inspect DIR`; if no backup and no other manager has more, cut the log there with \
-                `skep wal repair DIR`, and give this command again";
+                `skep wal repair DIR`, and give this command again; `skep recover --dry-run` on the other managers that \
+                are left tells what they have; with a backup: `skep backup restore FILE`";
     StartError { hint: hint.to_owned(), ..error }
 }
 
