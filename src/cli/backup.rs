@@ -21,7 +21,7 @@ use crate::node::restore;
 use crate::store::State;
 use crate::sys::entropy::OsEntropy;
 use crate::types::api::BackupInfo;
-use crate::types::{Code, Kind};
+use crate::types::{Code, Kind, Revision};
 
 /// `skep backup`.
 pub fn run(common: &Common, command: &BackupCommand, out: Output) -> Ended {
@@ -119,6 +119,11 @@ fn exists() -> Failure {
 /// From the manager to the file, a part at a time.
 fn copy<W: Write>(mut stream: client::Backup, to: W, passphrase: Option<&[u8]>) -> Result<(W, Summary), Failure> {
     let write = |error: io::Error| Failure::internal(format!("cannot write: {error}"));
+    // An older manager may send what it has before it has anything: that must not take the place of a good backup.
+    if stream.info().members.is_empty() || stream.info().revision == Revision(0) {
+        return Err(Failure::refused(Code::FailedPrecondition, "the manager has no data of the swarm yet")
+            .with_hint("take the backup from another manager"));
+    }
     let mut writer = Writer::begin(to, stream.info(), passphrase, &mut OsEntropy).map_err(write)?;
     while let Some(part) = stream.next_part()? {
         writer.write(&part).map_err(write)?;
@@ -243,13 +248,14 @@ fn restore(common: &Common, args: &RestoreArgs, mut out: Output) -> Ended {
         out.text(&format!(
             "{dir} holds the swarm now: manager {}, lineage {}, revision {}.\n\
              Next:\n\
-             1. start it: `skep run --data-dir {dir}`\n\
+             1. start it: `skep run --data-dir {dir}{with}`\n\
              2. on other machines: move old data directories away, and join with `skep run --join HOST:PORT --token-file \
              FILE`; the tokens are those of the backup, and `skep token show --role manager` prints them\n",
             restored.node_id,
             restored.lineage,
             restored.revision,
             dir = dir.display(),
+            with = args.advertise.as_ref().map(|addr| format!(" --advertise {addr}")).unwrap_or_default(),
         ))?;
     }
     out.flush()?;

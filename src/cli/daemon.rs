@@ -115,8 +115,8 @@ impl Daemon for Node {
             node::Stopped::Outlived(why) => Stopped {
                 reason: why,
                 hint: format!(
-                    "the swarm began anew without this manager: to join it, move {} away and start with --join HOST:PORT \
-                     and a token of the new swarm",
+                    "is the swarm that began anew the one you want? then move {} away and start with --join HOST:PORT and \
+                     a token of it; if not, stop its managers and start this one again",
                     self.data_dir().display()
                 ),
                 exit: Exit::Refused,
@@ -124,7 +124,8 @@ impl Daemon for Node {
             node::Stopped::Fenced(why) => Stopped {
                 reason: why,
                 hint: format!(
-                    "the others go on; to come back, move {} away, join again with a token, and remove the old member",
+                    "the others go on; to come back, move {} away, and join anew with another address or port in --listen and --advertise; \
+                     the old member stays in the list and counts towards the majority",
                     self.data_dir().display()
                 ),
                 exit: Exit::Damaged,

@@ -10,6 +10,7 @@ use super::output::{Output, clean};
 use super::question;
 use super::session::data_dir;
 use crate::node::recover::{Found, Recovered, Recovery};
+use crate::types::MemberRole;
 
 /// `skep recover`.
 pub fn run(common: &Common, args: &RecoverArgs, out: &mut Output) -> Ended {
@@ -37,7 +38,7 @@ pub fn run(common: &Common, args: &RecoverArgs, out: &mut Output) -> Ended {
     if out.json {
         out.document(&report(&found, Some(&recovered)))?;
     } else {
-        out.text(&next(&recovered, &shown))?;
+        out.text(&next(&recovered, &shown, args.advertise.as_deref()))?;
     }
     Ok(Exit::Done)
 }
@@ -83,19 +84,29 @@ fn warning(found: &Found, dir: &str) -> String {
     } else {
         format!(
             "Do this only when {} are gone for good: what they acknowledged and this one never received is lost, and if \
-             they still run, there will be two swarms. Can they be started again? Then start them instead.",
+             they still run, there will be two swarms. Can they be started again? Then start them instead. Run `skep \
+             recover --dry-run` on every directory that is left first, and take the one with the higher last term, then \
+             the higher index: those that join anew lose what only they have.",
             others.join(" and ")
         )
     };
+    let own = found.members.iter().find(|(member, _)| member.node_id == found.node_id);
+    let learner = own.is_some_and(|(member, _)| member.role == MemberRole::Learner);
+    let rest =
+        if learner { format!("This manager is a learner: it may lack acknowledged changes. {rest}") } else { rest };
     format!("This makes the manager in {dir} a swarm of its own, with a new history. {rest}")
 }
 
-fn next(recovered: &Recovered, dir: &str) -> String {
+fn next(recovered: &Recovered, dir: &str, advertise: Option<&str>) -> String {
+    let start = match advertise {
+        Some(addr) => format!("start this manager with `--advertise {}` (change the unit's options)", clean(addr)),
+        None => "start this manager with the command line it always had".to_owned(),
+    };
     format!(
         "This manager is a swarm of its own now: lineage {}, revision {}.\n\
          The old log is kept in {}; remove it when all is well.\n\
          Next:\n\
-         1. start this manager with the command line it always had (`skep run --data-dir {dir}`)\n\
+         1. {start} (`skep run --data-dir {dir}`)\n\
          2. on each other machine, before its manager is started again: move its data directory away\n\
          3. there, join anew: `skep run --join {} --token-file FILE`, with the token that `skep token show --role manager` \
          prints here; the tokens are the ones from before\n",

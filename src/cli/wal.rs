@@ -64,14 +64,18 @@ fn mend(out: &mut Output, dir: &Path, yes: bool, dry_run: bool) -> Ended {
     let question = format!(
         "{shown}\n\
          What is cut off may have been acknowledged to clients: those changes are lost for ever.\n\
-         If a majority of the other managers is alive, do not do this: move the data directory aside, join anew with \
-         `skep run --join`, and nothing is lost.\n\
+         If a majority of the other managers is alive, do not do this: move the data directory aside and join anew with \
+         `skep run --join` and another address or port in --listen and --advertise, and nothing is lost.\n\
          After it this manager never takes part in its swarm again; its data is good for a swarm of its own."
     );
     question::ask(&question, yes, std::io::stdin().lock())
         .map_err(|failure| failure.while_attempting(|| format!("cannot repair the log in {}", dir.display())))?;
     repair.carry_out()?;
-    let said = format!("the log in {} was cut off; what was cut is in raft/lost+found", dir.display());
+    let said = format!(
+        "the log in {dir} was cut off; what was cut is in raft/lost+found\n\
+         Next: make it a swarm of its own with `skep recover --data-dir {dir}`",
+        dir = dir.display()
+    );
     report(out, plan_row(&plan, true), &said)?;
     Ok(Exit::Done)
 }
@@ -123,7 +127,9 @@ pub(super) fn verdict(found: &[Found]) -> Ended {
 pub(super) fn failed(dir: &Path, error: &WalError) -> Failure {
     let failure = match error {
         WalError::Damaged { .. } => Failure::damaged(error.to_string()),
-        WalError::Newer { .. } => Failure::refused(Code::FailedPrecondition, error.to_string()),
+        WalError::Newer { .. } | WalError::WrongKey { .. } | WalError::ForeignLineage { .. } => {
+            Failure::refused(Code::FailedPrecondition, error.to_string())
+        }
         _ => Failure::internal(error.to_string()),
     };
     failure.with_hint(error.hint()).while_attempting(|| format!("cannot read the log in {}", dir.display()))

@@ -18,11 +18,17 @@ const PART_BYTES: usize = 64 << 10;
 /// state, which costs what changes meanwhile, and one encoded chunk.
 ///
 /// Nothing is redacted: a backup without its secrets could not be restored.
-#[derive(Debug)]
 pub struct Backup {
     info: Option<Bytes>,
     encoder: SnapshotEncoder,
     pending: Bytes,
+}
+
+impl std::fmt::Debug for Backup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The bytes hold secrets.
+        f.debug_struct("Backup").finish_non_exhaustive()
+    }
 }
 
 impl Backup {

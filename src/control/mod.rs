@@ -146,6 +146,12 @@ impl Control {
             },
             Call::Backup => match decode(request) {
                 Ok(BackupRequest { stale: false }) if !confirmed => Step::Barrier,
+                Ok(BackupRequest { .. })
+                    if self.context.joining() || self.store.view(|state| state.cluster().is_none()) =>
+                {
+                    let why = "this manager has not received the swarm's data yet: there is nothing to back up";
+                    Step::Refuse(Status::new(Code::Unavailable, why).with_hint("take the backup from another manager"))
+                }
                 Ok(BackupRequest { .. }) => {
                     Step::Stream(Feed::Backup(Box::new(Backup::new(self.store.snapshot(), &self.context, now_ms))))
                 }

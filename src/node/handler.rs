@@ -45,6 +45,11 @@ use snapshots::Fetching;
 
 /// A manager that has just started has had no time to reach the others: that it sees no majority is no news before this.
 const SETTLING: Duration = Duration::from_millis(1500);
+/// A node that a later history turns away stops when it has had no leader for so long: longer than machines restart, or a
+/// network is mended, so that a recovery by mistake ends no swarm that comes back.
+const OUTLIVED_STOPS: Duration = Duration::from_secs(600);
+/// Each peer that does so is logged once in so long.
+const OUTLIVED_LOGGED: Duration = Duration::from_secs(60);
 /// The node's own calls have tokens from here on; the requests machine's are below.
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
@@ -136,6 +141,10 @@ pub struct NodeHandler {
     unreachable: BTreeSet<NodeId>,
     effects: Vec<Effect>,
     backlog: VecDeque<Event>,
+    /// Since when managers of a later history turn this node away.
+    outlived_since: Option<Instant>,
+    /// Who did, and when that was last logged.
+    outlived_logged: BTreeMap<Option<NodeId>, Instant>,
 }
 
 impl std::fmt::Debug for NodeHandler {
@@ -196,6 +205,8 @@ impl NodeHandler {
             unreachable: BTreeSet::new(),
             effects: Vec::new(),
             backlog: VecDeque::new(),
+            outlived_since: None,
+            outlived_logged: BTreeMap::new(),
         }
     }
 
@@ -250,11 +261,27 @@ impl NodeHandler {
         }
     }
 
-    /// Whether this side of the swarm has a leader, can elect one, or has had no time to find out.
-    fn may_have_majority(&self) -> bool {
-        let Some(member) = &self.member else { return false };
-        let context = self.context();
-        self.settling.is_some() || member.store.view(|state| control::no_majority(state, &context)).is_none()
+    /// A manager of a later history turned this one away. A mistaken recovery must not end a healthy swarm that has no
+    /// leader for a moment, so this node goes on until it is beyond doubt that nobody else is left on its side.
+    fn outlived(&mut self, now: Instant, peer: Option<NodeId>, by: &str, why: String) {
+        let leaderless = Duration::from_millis(self.raft.report().leaderless_ms);
+        if leaderless.is_zero() {
+            self.outlived_since = None;
+        }
+        let since = *self.outlived_since.get_or_insert(now);
+        if leaderless >= OUTLIVED_STOPS && now.since(since) >= OUTLIVED_STOPS {
+            log::error!("{by} turned this node away: {why}");
+            self.stop.stop(Stopped::Outlived(why));
+            return;
+        }
+        if self.outlived_logged.get(&peer).is_none_or(|at| now.since(*at) >= OUTLIVED_LOGGED) {
+            self.outlived_logged.insert(peer, now);
+            log::error!(
+                "{by} turned this node away: {why}; this node goes on. Is that swarm the one you want? Then stop this \
+                 manager, move its data directory away and start it with --join HOST:PORT and a token of that swarm; \
+                 otherwise stop the managers of that one"
+            );
+        }
     }
 
     fn own_token(&mut self) -> u64 {
@@ -307,9 +334,7 @@ impl Handler for NodeHandler {
         }
         let by = peer.map_or_else(|| "a manager".to_owned(), |peer| format!("manager {peer}"));
         match Greetings::meaning(status) {
-            Some(Stopped::Outlived(_)) if self.may_have_majority() => {
-                log::error!("{by} turned this node away: {status}; this side has a majority and goes on");
-            }
+            Some(Stopped::Outlived(why)) => self.outlived(monotonic(), peer, &by, why),
             Some(stopped) => {
                 log::error!("{by} turned this node away: {status}");
                 self.stop.stop(stopped);

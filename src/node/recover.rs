@@ -7,9 +7,9 @@
 //! The old log is read without changing it and stays beside the new one. Until `rebuild::replace_log` has decided, the
 //! directory is what it was.
 //!
-//! Managers of the former history are kept out by its lineage: none of their messages is looked at. One that has no
-//! majority of its own stops when it meets this one; a majority that is alive after all goes on, because a recovery on the
-//! wrong side of a cut must not end a healthy swarm. Join tokens, the root certificate and the swarm's id stay.
+//! Managers of the former history are kept out by its lineage: none of their messages is looked at. One that
+//! meets this one says so and goes on, and stops only when it has had no leader for minutes, because a recovery on the wrong
+//! side of a cut must not end a healthy swarm. Join tokens, the root certificate and the swarm's id stay.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -185,7 +185,8 @@ fn mendable(error: StartError) -> StartError {
         return error;
     }
     let hint = "look with `skep wal inspect DIR`; if no backup and no other manager has more, cut the log there with \
-                `skep wal repair DIR`, and give this command again";
+                `skep wal repair DIR`, and give this command again; `skep recover --dry-run` on the other managers that \
+                are left tells what they have; with a backup: `skep backup restore FILE`";
     StartError { hint: hint.to_owned(), ..error }
 }
 

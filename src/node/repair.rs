@@ -49,7 +49,8 @@ impl Repair {
             RepairError::Wal(error) => log_error(&dir, &error),
             error @ RepairError::Hopeless { .. } => {
                 let hint = "with a majority of the other managers alive: move the directory aside and join anew with \
-                            `skep run --join`";
+                            `skep run --join`; without one: look at the others with `skep recover --dry-run`, or begin \
+                            from a backup with `skep backup restore FILE`";
                 StartError::new(StartFailure::Damaged, what(), error, hint)
             }
         })?;

@@ -49,8 +49,9 @@ pub fn start(config: Config) -> Result<Node, StartError> {
              not vote"
         );
         let hint = format!(
-            "with a majority of the other managers alive: move the directory aside, join anew with `skep run --join`, and \
-             remove the old member; without one: make it a swarm of its own with `skep recover --data-dir {}`",
+            "with a majority of the other managers alive: move the directory aside and join anew with another address or \
+             port in --listen and --advertise (the old member stays in the list and counts towards the majority); \
+             without one: make it a swarm of its own with `skep recover --data-dir {}`",
             dir.path().display()
         );
         return Err(StartError::refused(what, why, hint));
@@ -203,8 +204,8 @@ pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartE
         }
         let why =
             "its log is gone (raft/ is missing or empty): a member that forgot what it acknowledged must not vote";
-        let hint = "put raft/ back, or move the whole directory aside and join again with --join and a token; \
-                    then remove the old member";
+        let hint = "put raft/ back, or move the whole directory aside and join anew with another address or port in \
+                    --listen and --advertise; the old member stays in the list and counts towards the majority";
         return Err(StartError::refused(what(), why, hint));
     }
     Ok(keys)

@@ -11,7 +11,7 @@ pub enum Stopped {
     Asked,
     /// It left the swarm or was removed from it; its log was moved aside.
     Removed,
-    /// It belongs to a former history of its swarm, and has no majority to go on with.
+    /// It belongs to a former history of its swarm, and has had no leader for minutes.
     Outlived(String),
     /// Its state or log cannot be trusted.
     Fenced(String),

@@ -91,7 +91,6 @@ const RECORD_HEADER_BYTES: usize = 5;
 const RECORDS_PER_BATCH: u64 = 1024;
 
 /// Writes a state, a chunk at a time: what it holds besides the state is two chunks and one object at most.
-#[derive(Debug)]
 pub struct SnapshotEncoder {
     state: State,
     buffer: Vec<u8>,
@@ -111,6 +110,13 @@ enum Next {
     Objects(Kind, ObjectId),
     End,
     Nothing,
+}
+
+impl std::fmt::Debug for SnapshotEncoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The bytes hold secrets.
+        f.debug_struct("SnapshotEncoder").finish_non_exhaustive()
+    }
 }
 
 impl SnapshotEncoder {

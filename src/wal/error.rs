@@ -87,8 +87,8 @@ impl WalError {
             }
             Self::Damaged { .. } => {
                 "look with `skep wal inspect DIR`; to take the data from the other managers again, move the data directory \
-                 aside and join anew with `skep run --join`; this member stays on their list and counts towards their \
-                 majority"
+                 aside and join anew with `skep run --join` and another address or port in --listen and --advertise; this \
+                 member stays on their list and counts towards their majority"
             }
             Self::Newer { .. } => "start the version of skep that wrote it, or a newer one",
             Self::WrongKey { .. } => "put back the key file that belongs to this data directory",

@@ -21,6 +21,17 @@ fn a_backup_waits_for_a_round_unless_it_may_be_stale() {
 }
 
 #[test]
+fn a_manager_without_the_swarms_data_gives_no_backup() {
+    let mut joining = Swarm::ready();
+    joining.control.context.raft.state = RaftState::Joining;
+    for swarm in [Swarm::new(), joining] {
+        let Step::Refuse(status) = begin(&swarm, true, false) else { panic!("it has nothing to give") };
+        assert_eq!(status.code, Code::Unavailable);
+        assert!(!status.hint.is_empty());
+    }
+}
+
+#[test]
 fn a_backup_is_the_state_at_one_revision_whatever_is_written_meanwhile_and_however_small_the_room() {
     let mut swarm = Swarm::ready();
     for number in 0..40 {
