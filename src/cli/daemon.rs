@@ -124,8 +124,8 @@ impl Daemon for Node {
             node::Stopped::Fenced(why) => Stopped {
                 reason: why,
                 hint: format!(
-                    "the others go on; to come back, move {} away, and join anew with another address or port in --listen and --advertise; \
-                     the old member stays in the list and counts towards the majority",
+                    "the others go on; to come back, move {} away, and join anew with another address or port in --listen \
+                     and --advertise; the old member stays in the list and counts towards the majority",
                     self.data_dir().display()
                 ),
                 exit: Exit::Damaged,

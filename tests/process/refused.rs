@@ -143,7 +143,7 @@ fn a_directory_from_before_a_mark_is_turned_away_by_peers_that_remember_no_start
     copy(&backup, &swarm.managers[old].dir);
     let said = refuses(&mut swarm.managers[old], 5);
     assert!(said.contains("was rolled back: its log ends at "), "{said}");
-    assert!(said.contains("hint: the others go on; to come back, move ") && said.contains("join again with a token"));
+    assert!(said.contains("hint: the others go on; to come back, move ") && said.contains("join anew"), "{said}");
 
     // What the hint says.
     std::fs::rename(&swarm.managers[old].dir, swarm.path().join("aside")).unwrap();
