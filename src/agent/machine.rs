@@ -45,6 +45,8 @@ pub enum Event {
         /// The roots to trust, PEM.
         roots: String,
     },
+    /// Somebody says that these are the roots, PEM: no more than an offer, as those of [`Event::Told`].
+    Offered(String),
     /// The certificate that [`Effect::Renew`] asked for is here, on disk and in use.
     Renewed(Facts),
     /// No certificate came of [`Effect::Renew`].
@@ -140,6 +142,7 @@ impl Machine {
         match event {
             Event::Tick => {}
             Event::Told { role, renew, roots } => self.on_told(role, renew, roots),
+            Event::Offered(roots) => self.on_offered(roots),
             Event::Renewed(held) => self.on_renewed(now, now_ms, held),
             Event::NotRenewed => {
                 self.renewing = false;
@@ -192,6 +195,10 @@ impl Machine {
             self.retry = Retry::default();
         }
         (self.role, self.wanted) = (Some(role), renew);
+        self.on_offered(roots);
+    }
+
+    fn on_offered(&mut self, roots: String) {
         if roots.is_empty() || roots == self.roots {
             self.offered = None;
         } else if self.offered.as_ref() != Some(&roots) {
