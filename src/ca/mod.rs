@@ -97,7 +97,7 @@ pub fn issue(
     let node_id = node_of_change(request.change);
     let validity = certificate_validity(&cluster);
     let chain = root.sign_request(&request.csr, node_id, role, cluster.id, now_ms, validity, entropy)?;
-    let certificate = issued(role, request.csr.clone(), chain);
+    let certificate = issued(&root, role, request.csr.clone(), chain)?;
     let node = new_node(node_id, request.description.clone(), request.availability, certificate);
     let change = Change {
         id: request.change,
@@ -179,7 +179,7 @@ fn manager(
     let csr = pki::signing_request(&key)?;
     let chain_pem = root.sign_request(&csr, node_id, Role::Manager, cluster_id, now_ms, validity, entropy)?;
     let identity = NodeIdentity::new(&chain_pem, key)?;
-    let certificate = issued(Role::Manager, csr, chain_pem);
+    let certificate = issued(root, Role::Manager, csr, chain_pem)?;
     Ok((new_node(node_id, description, Availability::Active, certificate), identity))
 }
 
@@ -210,8 +210,11 @@ fn root_object(root: &RootCa, entropy: &mut dyn Entropy) -> object::RootCa {
     }
 }
 
-fn issued(role: Role, csr: String, chain: String) -> Certificate {
-    Certificate { role, csr, state: IssuanceState::Issued, error: String::new(), certificate: chain }
+fn issued(root: &RootCa, role: Role, csr: String, chain: String) -> Result<Certificate, PkiError> {
+    let expires_at = Timestamp(pki::identity_of_pem(&chain)?.not_after_ms);
+    let issuer = root.issuer().to_owned();
+    let state = IssuanceState::Issued;
+    Ok(Certificate { csr, state, certificate: chain, issuer, expires_at, ..Certificate::none(role) })
 }
 
 fn new_node(id: NodeId, description: NodeDescription, availability: Availability, certificate: Certificate) -> Node {
@@ -277,6 +280,9 @@ pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(90 * 86_400);
 
 /// Settings below this are taken for the default, as swarmkit does.
 pub const MIN_VALIDITY: Duration = Duration::from_secs(3600);
+
+/// For so long after its end a certificate still gets its node a new one, unless the settings say otherwise: a year.
+pub const DEFAULT_EXPIRED_GRACE: Duration = Duration::from_secs(365 * 86_400);
 
 /// The longest host name (RFC 1035 section 3.1).
 const MAX_HOSTNAME_BYTES: usize = 253;

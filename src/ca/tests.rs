@@ -89,6 +89,7 @@ fn cluster(root_ca: object::RootCa) -> Cluster {
                 signing_ca_certificate: String::new(),
                 signing_ca_key: Sensitive::default(),
                 force_rotate: 0,
+                expired_grace_ms: DEFAULT_EXPIRED_GRACE.as_millis() as u64,
             },
             default_log_driver: None,
             auto_lock_managers: false,

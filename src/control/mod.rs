@@ -186,6 +186,9 @@ impl Control {
             Call::GetRoot | Call::Issue | Call::CertificateStatus => {
                 Step::Refuse(Status::new(Code::Unimplemented, "this manager offers no certificate authority"))
             }
+            Call::Report | Call::Session => {
+                Step::Refuse(Status::new(Code::Unimplemented, "this manager keeps no sessions"))
+            }
         }
     }
 

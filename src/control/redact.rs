@@ -119,6 +119,7 @@ fn redact_cluster_spec(spec: &ClusterSpec) -> ClusterSpec {
         signing_ca_certificate: _,
         signing_ca_key: _,
         force_rotate,
+        expired_grace_ms,
     } = ca;
     ClusterSpec {
         annotations: annotations.clone(),
@@ -131,6 +132,7 @@ fn redact_cluster_spec(spec: &ClusterSpec) -> ClusterSpec {
             signing_ca_certificate: String::new(),
             signing_ca_key: Sensitive::default(),
             force_rotate: *force_rotate,
+            expired_grace_ms: *expired_grace_ms,
         },
         default_log_driver: default_log_driver.clone(),
         auto_lock_managers: *auto_lock_managers,

@@ -28,6 +28,8 @@ pub struct RootCa {
     issuer: Issuer<'static, Signer>,
     /// The DER subject of the root; must be the issuer of what it signs, byte for byte.
     subject: Vec<u8>,
+    /// Of the public key, as [`identity::key_digest`] prints it.
+    key_digest: String,
     not_after_s: i64,
 }
 
@@ -64,6 +66,11 @@ impl RootCa {
     /// The private key.
     pub fn key(&self) -> &PrivateKey {
         &self.key
+    }
+
+    /// Who signs: what [`super::issuer_of`] finds in chains that this root signed.
+    pub fn issuer(&self) -> &str {
+        &self.key_digest
     }
 
     /// Signs a node's request (PEM) and returns its chain (PEM, the node's certificate first).
@@ -124,8 +131,9 @@ impl RootCa {
             check_name(certificate.subject())?;
             let issuer = Issuer::from_ca_cert_der(&der, key.signer()).map_err(signing)?;
             let subject = certificate.subject().as_raw().to_vec();
+            let key_digest = identity::key_digest(&certificate);
             let not_after_s = certificate.validity().not_after.timestamp();
-            return Ok(Self { certificate_pem, key, issuer, subject, not_after_s });
+            return Ok(Self { certificate_pem, key, issuer, subject, key_digest, not_after_s });
         }
         Err(PkiError::KeyMismatch { what: "root" })
     }

@@ -67,6 +67,34 @@ pub fn identity_of_pem(chain_pem: &str) -> Result<Identity, PkiError> {
     identity_of(chain.first().expect("a chain that was read is not empty"))
 }
 
+/// Who signed a node's chain (PEM, the node's certificate first): the digest of the public key that did, found among the
+/// other certificates of the chain and in `roots_pem`. An authority keeps its digest when another one signs its
+/// certificate, so that it does not matter which way the chain leads to a root.
+///
+/// # Errors
+/// [`PkiError::Unreadable`] when either text is; [`PkiError::UnknownIssuer`] when none of these keys signed it.
+pub fn issuer_of(chain_pem: &str, roots_pem: &str) -> Result<String, PkiError> {
+    let chain = pem::certificates(chain_pem, "node certificate")?;
+    let roots = pem::certificates(roots_pem, "root certificate")?;
+    let (leaf, rest) = chain.split_first().expect("a chain that was read is not empty");
+    let leaf = parse(leaf)?;
+    for der in rest.iter().chain(&roots) {
+        let authority = parse(der)?;
+        let Ok(key) = PublicKey::read(authority.public_key(), "key of an authority") else { continue };
+        if key.signs_with(&leaf.signature_algorithm.algorithm)
+            && key.verifies(leaf.tbs_certificate.as_ref(), &leaf.signature_value.data)
+        {
+            return Ok(key_digest(&authority));
+        }
+    }
+    Err(PkiError::UnknownIssuer)
+}
+
+/// SHA-256 of a certificate's public key (DER, with its algorithm), 50 characters base36.
+pub(super) fn key_digest(certificate: &X509Certificate<'_>) -> String {
+    super::token::digest_text(certificate.public_key().raw)
+}
+
 /// What a peer's certificate amounts to. That a node was removed is for the caller to find out: the store knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {

@@ -43,7 +43,7 @@ pub mod token;
 
 pub use ca::RootCa;
 pub use explain::explain;
-pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem};
+pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem, issuer_of};
 pub use keys::{PrivateKey, generate_key, signing_request};
 pub use tls::{Trust, check_protocol, client_config, manager_name, server_config, server_name};
 pub use token::{JoinToken, TokenError, root_digest, same_secret};
@@ -98,6 +98,9 @@ pub enum PkiError {
     /// A certificate given as root may not sign others.
     #[error("the root certificate may not sign other certificates")]
     NotAnAuthority,
+    /// A certificate that none of the known authorities signed.
+    #[error("the certificate was signed by none of the known root certificates")]
+    UnknownIssuer,
     /// The root may sign nothing any more.
     #[error("the root certificate expired at {0}")]
     RootExpired(Timestamp),
@@ -138,6 +141,7 @@ impl PkiError {
             Self::OtherProtocol => "check that the address and port are those of a skep manager".to_owned(),
             Self::Tls(error) => explain(error).1,
             Self::RootExpired(_)
+            | Self::UnknownIssuer
             | Self::Unreadable { .. }
             | Self::TooLarge { .. }
             | Self::RequestSignature
@@ -153,7 +157,10 @@ impl From<PkiError> for Status {
             PkiError::Signing(_) => Code::Internal,
             PkiError::RootExpired(_) => Code::FailedPrecondition,
             PkiError::OtherSwarm | PkiError::NoIdentity(_) => Code::PermissionDenied,
-            PkiError::Tls(_) | PkiError::OtherProtocol | PkiError::RootMismatch { .. } => Code::Unauthenticated,
+            PkiError::Tls(_)
+            | PkiError::OtherProtocol
+            | PkiError::RootMismatch { .. }
+            | PkiError::UnknownIssuer => Code::Unauthenticated,
             _ => Code::InvalidArgument,
         };
         Self::new(code, error.to_string()).with_hint(error.hint())

@@ -130,7 +130,12 @@ pub fn same_secret(a: impl AsRef<[u8]>, b: impl AsRef<[u8]>) -> bool {
 
 /// The digest of a PEM root bundle as tokens show it: SHA-256, 50 characters base36.
 pub fn root_digest(pem: &str) -> String {
-    base36_digest(&sha256(pem.as_bytes()))
+    digest_text(pem.as_bytes())
+}
+
+/// SHA-256, 50 characters base36.
+pub(super) fn digest_text(bytes: &[u8]) -> String {
+    base36_digest(&sha256(bytes))
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

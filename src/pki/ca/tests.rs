@@ -269,3 +269,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_key_that_signed_a_chain_is_found_among_those_that_are_known() {
+    for root in [root(1), given_root()] {
+        let chain = sign(&root, &signing_request(&generate_key(&mut SeededEntropy::new(3))).unwrap(), Role::Worker);
+        let chain = chain.unwrap();
+        let both = format!("{}{}", super::super::testing::root(2).certificate_pem(), root.certificate_pem());
+        assert_eq!(crate::pki::issuer_of(&chain, &both).as_deref(), Ok(root.issuer()));
+        assert_eq!(root.issuer().len(), 50);
+        let other = super::super::testing::root(2);
+        assert_ne!(other.issuer(), root.issuer());
+        assert_eq!(crate::pki::issuer_of(&chain, other.certificate_pem()), Err(PkiError::UnknownIssuer));
+        assert!(matches!(crate::pki::issuer_of("", &both), Err(PkiError::Unreadable { .. })));
+    }
+}

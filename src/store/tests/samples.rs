@@ -48,6 +48,7 @@ pub(super) fn cluster() -> Object {
                 signing_ca_certificate: String::new(),
                 signing_ca_key: Sensitive(Vec::new()),
                 force_rotate: 0,
+                expired_grace_ms: 31_536_000_000,
             },
             default_log_driver: Some(driver("json-file")),
             auto_lock_managers: true,
@@ -108,6 +109,10 @@ pub(super) fn node() -> Object {
     node.status = NodeStatus { state: NodeState::Ready, message: "up".into(), addr: "10.0.0.1".into() };
     node.certificate.state = IssuanceState::Issued;
     node.certificate.certificate = "chain".into();
+    node.certificate.issuer = "issuer".into();
+    node.certificate.expires_at = Timestamp(1_800_000_000_000);
+    node.certificate.reported_issuer = "reported".into();
+    node.certificate.approved_until = Some(Timestamp(1_700_000_000_000));
     node.attachments = vec![attachment()];
     node.vxlan_udp_port = 4789;
     node.into()

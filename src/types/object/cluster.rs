@@ -100,6 +100,8 @@ pub struct CaSettings {
     pub signing_ca_key: Sensitive,
     /// Raised to force a rotation.
     pub force_rotate: u64,
+    /// For so long after its end a certificate still gets its node a new one, milliseconds.
+    pub expired_grace_ms: u64,
 }
 
 /// A certificate authority outside the swarm.

@@ -99,6 +99,8 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
+        Call::Report => drop(canonical::<ReportRequest>(body)),
+        Call::Session => drop(canonical::<SessionRequest>(body)),
         Call::Health | Call::GetRoot | Call::Diagnose => {}
     }
     let (forwarded, caller) = match request.forwarded {
