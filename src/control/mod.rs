@@ -30,7 +30,7 @@ use crate::net::handler::Incoming;
 use crate::net::requests::{Pull, Step};
 use crate::store::Store;
 use crate::sys::time::Instant;
-use crate::types::api::{Answer, BackupRequest, Call, LinkReport, RaftReport, RaftState};
+use crate::types::api::{Answer, BackupRequest, Call, CertificateReport, LinkReport, RaftReport, RaftState};
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, NodeId, Outcome};
 
@@ -53,7 +53,7 @@ mod tests;
 pub use backup::Backup;
 pub use http::http;
 pub use query::query;
-pub use report::{joining_status, no_majority};
+pub use report::{certificate_warning, clock_words, joining_status, no_majority};
 pub use watch::Watch;
 pub use write::{Decision, attempt_id, decide_write, object_id};
 
@@ -85,6 +85,8 @@ pub struct Context {
     pub raft: RaftReport,
     /// Links to peers.
     pub links: Vec<LinkReport>,
+    /// This node's certificate.
+    pub certificate: Option<CertificateReport>,
 }
 
 impl Context {

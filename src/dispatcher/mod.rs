@@ -107,7 +107,10 @@ impl Session {
 }
 
 /// What the state says to a node.
-fn item(state: &State, node_id: NodeId) -> Result<SessionItem, Status> {
+///
+/// # Errors
+/// `PermissionDenied` for a node that is not in its table, `Unavailable` while there is no state yet.
+pub fn item(state: &State, node_id: NodeId) -> Result<SessionItem, Status> {
     let node = known(state, node_id)?;
     let roots = state.cluster().map(|cluster| cluster.root_ca.certificate.clone()).unwrap_or_default();
     Ok(SessionItem {
