@@ -11,8 +11,8 @@
 //! - Who is not in the node table is told that it was removed only after a look that no other manager can contradict: a
 //!   manager that lags does not know the newest nodes yet. A node that vanishes from the table while its session lasts was
 //!   removed for certain.
-//! - Sessions cost nothing while nothing changes, however many changes of other objects are applied: each looks at the
-//!   store's revision twice a second, and at the store only when that has moved.
+//! - What a session costs does not grow with the swarm's changes: it looks at the store twice a second, and not at all
+//!   when nothing was applied since.
 //! - A report that says nothing new writes nothing.
 //!
 //! Not here: tasks. Heartbeats: a session notices the loss of its manager by itself, and what a node that has fallen silent
@@ -30,13 +30,13 @@ use crate::store::{State, Store};
 use crate::sys::time::Instant;
 use crate::types::api::{Answer, ReportRequest, SessionItem, SessionRequest};
 use crate::types::object::{IssuanceState, Node, NodeDescription, NodeState};
-use crate::types::{Change, Code, Kind, NodeId, Object, Operation, Outcome, Revision, Status, Timestamp};
+use crate::types::{Change, Code, Kind, NodeId, Object, Operation, Outcome, Position, Status, Timestamp};
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-/// A session looks at the store's revision so often: a change of role reaches its node within it.
+/// A session looks at the store so often: a change of role reaches its node within it.
 const LOOK: Duration = Duration::from_millis(500);
 /// The longest host name (RFC 1035 section 3.1).
 const MAX_HOSTNAME_BYTES: usize = 253;
@@ -46,8 +46,8 @@ const MAX_HOSTNAME_BYTES: usize = 253;
 pub struct Session {
     store: Arc<Store>,
     node_id: NodeId,
-    /// The store's revision when it was last looked at.
-    seen: Revision,
+    /// How far the log was applied when the store was last looked at: a change of members has no revision.
+    seen: Position,
     /// What was sent last.
     told: Option<SessionItem>,
     /// What does not fit into the receiver's credit yet.
@@ -69,7 +69,7 @@ pub fn session(store: &Arc<Store>, request: &Incoming, confirmed: bool) -> Step<
     Step::Stream(Session {
         store: store.clone(),
         node_id,
-        seen: Revision(0),
+        seen: Position::default(),
         told: None,
         waiting: None,
         look_at: Instant::default(),
@@ -84,11 +84,11 @@ impl Session {
                 return Pull::Idle(Some(self.look_at));
             }
             self.look_at = now + LOOK;
-            let revision = self.store.revision();
-            if self.told.is_some() && revision == self.seen {
+            let applied = self.store.view(State::applied);
+            if self.told.is_some() && applied == self.seen {
                 return Pull::Idle(Some(self.look_at));
             }
-            self.seen = revision;
+            self.seen = applied;
             let item = match self.store.view(|state| item(state, self.node_id)) {
                 Ok(item) => item,
                 Err(status) => return Pull::End(status),

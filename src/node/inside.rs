@@ -17,14 +17,14 @@ use crate::codec::envelope;
 use crate::dispatcher;
 use crate::net::NetHandle;
 use crate::raft::run::Handle;
-use crate::store::Store;
+use crate::store::{State, Store};
 use crate::sys::entropy::{Entropy as _, OsEntropy};
 use crate::sys::metrics::Gauge;
 use crate::sys::queue::{Received, Receiver, bounded};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, Hello, IssueRequest, ReportRequest, SessionItem};
 use crate::types::limits::MAX_FRAME_BYTES;
-use crate::types::{Code, NodeId, RaftId, Revision, Status};
+use crate::types::{Code, NodeId, Position, RaftId, Revision, Status};
 
 /// The store is looked at so often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -45,8 +45,8 @@ pub struct Inside {
     pub stopped: bool,
     /// The hello with which another manager is asked directly.
     pub hello: Box<dyn Fn() -> Hello + Send>,
-    /// The store's revision when it was last looked at.
-    pub seen: Option<Revision>,
+    /// How far the log was applied when the store was last looked at.
+    pub seen: Option<Position>,
     pub told: Option<SessionItem>,
     pub leader: Option<RaftId>,
     /// The managers are written down when they change, and now and then for the time's sake.
@@ -67,11 +67,11 @@ impl Inside {
                 return News::Connected;
             }
         }
-        let revision = self.store.revision();
-        if self.seen == Some(revision) {
+        let applied = self.store.view(State::applied);
+        if self.seen == Some(applied) {
             return News::Nothing;
         }
-        self.seen = Some(revision);
+        self.seen = Some(applied);
         self.remember();
         match self.store.view(|state| dispatcher::item(state, self.node_id)) {
             // What a log says of a node before it has its place is of the past.
