@@ -45,6 +45,8 @@ fn found(dir: &Path) -> Node {
         snapshot_bytes: None,
         keep_bytes: None,
         node_certificate_expiry_ms: Some(HOUR.as_millis() as u64),
+        approve_joins: None,
+        expired_grace_ms: None,
         if_version: None,
     };
     node.client().unwrap().write(write, PATIENCE).unwrap();

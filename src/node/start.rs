@@ -21,6 +21,7 @@ use super::worker::{self, Worker};
 use super::{Config, Node, StartError, StartFailure, join, leader, snapshots, space};
 use crate::agent::Own;
 use crate::agent::run::{self as agent_run, Agent, Follow};
+use crate::ca::Janitor;
 use crate::net::{self, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity};
 use crate::raft::machine::{Machine as RaftMachine, Options};
@@ -485,7 +486,7 @@ impl<'a> Starter<'a> {
         )
         .map_err(internal)?;
         let here = self.identity.node_id;
-        let services: leader::Services = Box::new(move |_term| Vec::new());
+        let services: leader::Services = Box::new(move |_term| vec![Box::new(Janitor::new(Box::new(OsEntropy)))]);
         let (leader, leader_thread) =
             leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {

@@ -36,11 +36,11 @@ pub mod keys;
 mod pem;
 pub mod seal;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tls;
 pub mod token;
 
-pub use ca::RootCa;
+pub use ca::{RootCa, check_request};
 pub use explain::{UNKNOWN_ROOT, clock_words, concerns_time, explain};
 pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem, issuer_of};
 pub use keys::{PrivateKey, generate_key, signing_request};
@@ -134,6 +134,9 @@ impl PkiError {
                 "use an ed25519 or P-256 key in PKCS#8 form; `openssl pkcs8 -topk8 -nocrypt` converts older forms"
                     .to_owned()
             }
+            Self::Unreadable { what: "signing request" } | Self::RequestSignature => {
+                "send a PKCS#10 request in PEM form, signed with its own key, as `skep run --join` makes it".to_owned()
+            }
             Self::KeyMismatch { .. } => "give the certificate and the key that were made together".to_owned(),
             Self::NotAnAuthority => "give a CA certificate (basic constraints CA:TRUE, key usage certSign)".to_owned(),
             Self::OtherSwarm => "connect to a manager of the swarm that this node belongs to".to_owned(),
@@ -143,7 +146,6 @@ impl PkiError {
             | Self::UnknownIssuer
             | Self::Unreadable { .. }
             | Self::TooLarge { .. }
-            | Self::RequestSignature
             | Self::NoIdentity(_)
             | Self::Signing(_) => String::new(),
         }
@@ -156,10 +158,9 @@ impl From<PkiError> for Status {
             PkiError::Signing(_) => Code::Internal,
             PkiError::RootExpired(_) => Code::FailedPrecondition,
             PkiError::OtherSwarm | PkiError::NoIdentity(_) => Code::PermissionDenied,
-            PkiError::Tls(_)
-            | PkiError::OtherProtocol
-            | PkiError::RootMismatch { .. }
-            | PkiError::UnknownIssuer => Code::Unauthenticated,
+            PkiError::Tls(_) | PkiError::OtherProtocol | PkiError::RootMismatch { .. } | PkiError::UnknownIssuer => {
+                Code::Unauthenticated
+            }
             _ => Code::InvalidArgument,
         };
         Self::new(code, error.to_string()).with_hint(error.hint())

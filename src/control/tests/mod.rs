@@ -4,6 +4,7 @@ mod backups;
 mod reads;
 mod redaction;
 mod reports;
+mod tokens;
 mod watching;
 mod writes;
 
