@@ -50,7 +50,25 @@ fn found(dir: &Path) -> Node {
         if_version: None,
     };
     node.client().unwrap().write(write, PATIENCE).unwrap();
+    // Its first certificate was made before that.
+    let first = chain(&node);
+    wind(HOUR * 24 * 75);
+    renewed(&node, &first);
     node
+}
+
+/// A node's certificate as it lies on its disk.
+fn chain(node: &Node) -> Vec<u8> {
+    std::fs::read(node.data_dir().join("pki/node.crt")).unwrap()
+}
+
+/// Waits until a node has another certificate, which is in force.
+#[track_caller]
+fn renewed(node: &Node, before: &[u8]) {
+    eventually("a new certificate", || {
+        let certificate = status(node)?.certificate?;
+        (chain(node) != before && certificate.expires_at.0 > wall_ms()).then_some(())
+    });
 }
 
 fn joining(dir: &Path, name: &str, to: &Node, role: Role) -> Config {
@@ -69,10 +87,6 @@ fn status(node: &Node) -> Option<StatusReport> {
         Answer::Status(status) => Some(*status),
         _ => None,
     }
-}
-
-fn expires_ms(node: &Node) -> u64 {
-    eventually("status", || status(node)).certificate.unwrap().expires_at.0
 }
 
 fn voters(client: &mut Client) -> usize {
@@ -98,15 +112,6 @@ fn config(name: &str) -> Write {
     Write::CreateConfig { name: name.to_owned(), labels: Default::default(), data: b"hello".to_vec() }
 }
 
-/// Waits until a node has a certificate that ends later than this.
-#[track_caller]
-fn renewed_since(node: &Node, before_ms: u64) {
-    eventually("a new certificate", || {
-        let certificate = status(node)?.certificate?;
-        (certificate.expires_at.0 > before_ms).then_some(())
-    });
-}
-
 /// A worker whose manager answers.
 #[track_caller]
 fn in_touch(worker: &Node) -> StatusReport {
@@ -127,10 +132,10 @@ fn certificates_are_renewed_while_writes_go_on_over_connections_that_stay() {
     eventually("three voters", || (voters(&mut first.client().unwrap()) == 3).then_some(()));
     in_touch(&worker);
     let nodes = [&first, &second, &third, &worker];
-    // The founder's own was made before the hour was set.
-    wind(HOUR * 24 * 75);
-    let dials = |node: &Node| node.metrics().render().lines().filter(|line| line.starts_with("skep_net_dials")).map(str::to_owned).collect::<Vec<_>>();
-    renewed_since(&first, wall_ms());
+    let dials = |node: &Node| {
+        let metrics = node.metrics().render();
+        metrics.lines().filter(|line| line.starts_with("skep_net_dials")).map(str::to_owned).collect::<Vec<_>>()
+    };
 
     let (ended, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writer = {
@@ -148,14 +153,11 @@ fn certificates_are_renewed_while_writes_go_on_over_connections_that_stay() {
     eventually("writes", || (written.load(Ordering::SeqCst) > 20).then_some(()));
     let links = nodes.map(dials);
     for _ in 0..2 {
-        let before = nodes.map(expires_ms);
-        let certificates = nodes.map(|node| std::fs::read(node.data_dir().join("pki/node.crt")).unwrap());
+        let before = nodes.map(chain);
         wind(HOUR * 5 / 6);
         for (node, before) in nodes.iter().zip(before) {
-            renewed_since(node, before);
+            renewed(node, &before);
         }
-        let after = nodes.map(|node| std::fs::read(node.data_dir().join("pki/node.crt")).unwrap());
-        assert!(certificates.iter().zip(&after).all(|(before, after)| before != after));
         let so_far = written.load(Ordering::SeqCst);
         eventually("writes go on", || (written.load(Ordering::SeqCst) > so_far + 20).then_some(()));
     }
@@ -242,20 +244,19 @@ fn nodes_that_were_off_past_the_end_of_their_certificates_come_back_by_themselve
     drop((third, worker));
     // In steps, so that those who run renew in time.
     for _ in 0..4 {
-        let before = [&first, &second].map(expires_ms);
+        let before = [&first, &second].map(chain);
         wind(HOUR * 5 / 6);
         for (node, before) in [&first, &second].into_iter().zip(before) {
-            if before < wall_ms() + HOUR.as_millis() as u64 / 5 {
-                renewed_since(node, before);
-            }
+            renewed(node, &before);
         }
     }
-    let begun = wall_ms();
+    let before = [std::fs::read(dir.path().join("m3/pki/node.crt")), std::fs::read(dir.path().join("w1/pki/node.crt"))];
     let third = Node::start(Config { listen: addr, ..Config::local(dir.path().join("m3")) }).unwrap();
     let worker = Node::start(Config::local(dir.path().join("w1"))).unwrap();
     assert_eq!((third.node_id(), worker.node_id()), ids);
-    renewed_since(&third, begun);
-    renewed_since(&worker, begun);
+    let [of_third, of_worker] = before.map(Result::unwrap);
+    renewed(&third, &of_third);
+    renewed(&worker, &of_worker);
     in_touch(&worker);
     eventually("the manager takes part", || (status(&third)?.state == "ready").then_some(()));
     first.client().unwrap().write(config("after"), PATIENCE).unwrap();
@@ -268,11 +269,12 @@ fn a_manager_alone_renews_the_certificate_it_outlived() {
     let first = found(dir.path());
     let (id, directory) = (first.node_id(), first.data_dir().to_owned());
     first.stop(Duration::from_secs(5));
+    let before = chain(&first);
     drop(first);
     wind(HOUR * 24 * 100);
     let first = Node::start(Config::local(&directory)).unwrap();
     assert_eq!(first.node_id(), id);
-    renewed_since(&first, wall_ms());
+    renewed(&first, &before);
     first.client().unwrap().write(config("after"), PATIENCE).unwrap();
     // And lets others in with it.
     let second = join(dir.path(), "m2", &first, Role::Manager);
