@@ -122,7 +122,7 @@ fn check_grace(cluster: &Cluster, node: &Node, now_ms: u64) -> Result<(), Status
 
 fn in_days(ms: u64) -> String {
     const DAY_MS: u64 = 86_400_000;
-    if ms % DAY_MS == 0 { format!("{} days", ms / DAY_MS) } else { format!("{} minutes", ms / 60_000) }
+    if ms.is_multiple_of(DAY_MS) { format!("{} days", ms / DAY_MS) } else { format!("{} minutes", ms / 60_000) }
 }
 
 fn removed(node_id: NodeId) -> Status {

@@ -49,8 +49,8 @@ const EXPIRED: u8 = 16;
 const ANYONE: u8 = LOCAL | ANONYMOUS | WORKER | MANAGER | EXPIRED;
 
 /// What whoever runs a node with an expired certificate can do.
-pub(super) const EXPIRED_HINT: &str = "compare the clocks of both machines (`date -u`); if the certificate has expired, \
-     start the node on an empty data directory with a join token";
+pub(super) const EXPIRED_HINT: &str = "compare the clocks of both machines (`date -u`); if they are right, the node \
+     gets a new certificate when it runs, or after `skep node approve NODE` on a manager if it was off for too long";
 
 /// However long a caller asks for, a request ends after this.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(600);

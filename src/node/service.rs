@@ -162,3 +162,7 @@ fn decode<T: serde::de::DeserializeOwned>(request: &Incoming) -> Result<T, Statu
             .with_hint("use the same version of skep on both sides")
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

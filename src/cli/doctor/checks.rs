@@ -322,7 +322,6 @@ fn alarm(facts: &Facts) -> Vec<Found> {
 }
 
 fn certificate(facts: &Facts) -> Vec<Found> {
-    let again = "start the node on an empty data directory with a join token";
     let identity = match &facts.dir.certificate {
         None => return Vec::new(),
         Some(Err(why)) => return damage(format!("pki/node.crt cannot be used: {why}"), "put it back from a backup"),
@@ -332,7 +331,8 @@ fn certificate(facts: &Facts) -> Vec<Found> {
         let since = age(facts.now_ms - identity.not_after_ms);
         return fail(
             format!("the node's certificate expired {since} ago"),
-            format!("check `date -u`; if it is right, {again}"),
+            "check `date -u`; if it is right, start the node: it gets a new one by itself, or, if it was off for longer than \
+             the swarm allows, after `skep node approve NODE` on a manager",
         );
     }
     if facts.now_ms < identity.not_before_ms {
@@ -340,7 +340,11 @@ fn certificate(facts: &Facts) -> Vec<Found> {
     }
     let left = identity.not_after_ms - facts.now_ms;
     let said = format!("the node's certificate is valid for another {}", age(left));
-    if left < CERTIFICATE_WARNING_MS { warn(said, format!("before it ends, {again}")) } else { ok(said) }
+    if left < CERTIFICATE_WARNING_MS {
+        warn(said, "a node that runs and reaches a manager renews it by itself")
+    } else {
+        ok(said)
+    }
 }
 
 fn disk_space(facts: &Facts) -> Vec<Found> {

@@ -151,3 +151,42 @@ fn a_member_that_does_not_answer_is_asked_for_and_dialled_where_others_know_it()
     let late = node.act(|handler, out, now| handler.replied(now, token, reply("10.9.9.9:4242"), out));
     assert_eq!((dialled(&late), question(&node.turn(600))), (None, None));
 }
+
+#[test]
+fn a_certificate_asked_for_on_the_local_socket_is_this_nodes_own() {
+    use crate::net::handler::ConnectionId;
+    use crate::types::api::IssueRequest;
+    let mut node = Node::new();
+    // A follower: what it passes on shows for whom.
+    let leadership = Leadership { leader: Some(NodeId(2)), serving: false, no_majority: None };
+    node.act(|handler, out, now| handler.drive(now, Event::Leadership(leadership), out));
+    let mut passed_on = |caller: Caller, stream: u32| {
+        let request = IssueRequest {
+            change: crate::types::ChangeId(1),
+            after: Revision(0),
+            csr: "a request".to_owned(),
+            token: crate::types::object::Sensitive::default(),
+            description: crate::types::object::NodeDescription::default(),
+            role: None,
+            availability: crate::types::object::Availability::Active,
+        };
+        let incoming = Incoming {
+            stream: StreamId { connection: ConnectionId(9), stream },
+            caller,
+            addr: String::new(),
+            forwarded: false,
+            call: Call::Issue,
+            deadline: node.begun + Duration::from_secs(5),
+            body: crate::codec::envelope::encode(&request).into(),
+        };
+        let commands = node.act(|handler, out, now| handler.request(now, incoming, out));
+        commands.into_iter().find_map(|command| match command {
+            Command::Call { to: Target::Node(NodeId(2)), forwarded, .. } => forwarded.map(|forwarded| forwarded.caller),
+            _ => None,
+        })
+    };
+    let (node_id, cluster_id) = (NodeId(1), ClusterId(5));
+    let own = Caller::Node { node_id, role: Role::Manager, cluster_id, expired: false };
+    assert_eq!(passed_on(Caller::Local, 1), Some(own));
+    assert_eq!(passed_on(Caller::Anonymous, 3), Some(Caller::Anonymous));
+}
