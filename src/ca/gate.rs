@@ -38,7 +38,9 @@ impl Gate {
         self.permits = self.permits.saturating_add(passed_ms.saturating_mul(PER_SECOND)).min(BURST * 1000);
         if self.permits < 1000 {
             let message = format!("more than {PER_SECOND} nodes a second ask to join");
-            return Err(Status::new(Code::ResourceExhausted, message).with_hint("try again in a moment"));
+            return Err(
+                Status::new(Code::ResourceExhausted, message).with_hint(format!("try again in a moment; {LEAKED}"))
+            );
         }
         if self.looked_ms.is_none_or(|looked| now_ms.saturating_sub(looked) >= LOOK_MS) {
             self.looked_ms = Some(now_ms);
@@ -46,10 +48,8 @@ impl Gate {
         }
         if self.under_way >= MAX_UNDER_WAY {
             let message = format!("{MAX_UNDER_WAY} nodes have asked to join and have not come: nobody else is let in");
-            return Err(Status::new(Code::ResourceExhausted, message).with_hint(
-                "such nodes are forgotten after an hour; if a token leaked, `skep token rotate --role worker` on a manager \
-                 makes another",
-            ));
+            let hint = format!("such nodes are forgotten after an hour; {LEAKED}");
+            return Err(Status::new(Code::ResourceExhausted, message).with_hint(hint));
         }
         self.permits -= 1000;
         self.under_way += 1;
@@ -62,8 +62,10 @@ fn under_way(state: &State) -> usize {
         Object::Node(node) => Some(node),
         _ => None,
     });
-    nodes.filter(|node| !is_complete(node, state.member_of(node.id).is_some())).take(MAX_UNDER_WAY).count()
+    nodes.filter(|node| !is_complete(state, node)).take(MAX_UNDER_WAY).count()
 }
+
+const LEAKED: &str = "if a token leaked, `skep token rotate` on a manager replaces it";
 
 /// A rack of boards that start together gets in at once.
 const BURST: u64 = 500;

@@ -101,16 +101,27 @@ fn renew(
     Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: false })
 }
 
-/// Whether an expired certificate still gets its node a new one. The store knows the end of the newest that was issued,
-/// which may be later than that of the one shown: a node may have lost its last files.
+/// Whether an expired certificate still gets its node a new one. The store knows the end of the newest that was issued, and
+/// not of the one shown. When the newest is in force, the node either never got it, or has it and is not who asks.
 fn check_grace(cluster: &Cluster, node: &Node, now_ms: u64) -> Result<(), Status> {
-    let Certificate { expires_at, approved_until, .. } = node.certificate;
+    let Certificate { expires_at, approved_until, in_use, .. } = node.certificate;
     let grace_ms = cluster.spec.ca.expired_grace_ms;
     let is_approved = approved_until.is_some_and(|until| now_ms < until.0);
-    if is_approved || now_ms <= expires_at.0.saturating_add(grace_ms) {
+    let id = node.id;
+    if is_approved {
         return Ok(());
     }
-    let id = node.id;
+    if now_ms <= expires_at.0 && in_use {
+        let message = format!("node {id} uses a newer certificate than this one, which has expired");
+        let hint = format!(
+            "if the node itself asks, because it lost the newer one: `skep node approve {id}` on a manager lets it back in; \
+             if not, somebody has an old key of it: remove the node and join it again"
+        );
+        return Err(Status::new(Code::FailedPrecondition, message).with_hint(hint));
+    }
+    if now_ms <= expires_at.0.saturating_add(grace_ms) {
+        return Ok(());
+    }
     let message = format!(
         "the certificate of node {id} expired at {expires_at}, longer ago than the {} that this swarm allows",
         in_days(grace_ms)

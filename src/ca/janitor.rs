@@ -46,9 +46,11 @@ impl Janitor {
     }
 
     fn look(&mut self, now_ms: u64, state: &State) -> Vec<Effect> {
-        // A walk over all nodes: once for many changes.
-        if let Some(next) = self.looked_ms.map(|looked| looked.saturating_add(LOOK_EVERY_MS))
-            && (next.saturating_sub(LOOK_EVERY_MS)..next).contains(&now_ms)
+        // A walk over all nodes: once for many changes, and the rarer the more there are.
+        let pause_ms = LOOK_EVERY_MS.max(state.count(Kind::Node) as u64 / NODES_PER_MS);
+        if let Some(looked) = self.looked_ms
+            && let next = looked.saturating_add(pause_ms)
+            && (looked..next).contains(&now_ms)
         {
             self.due_ms = Some(self.due_ms.map_or(next, |due| due.min(next)));
             return Vec::new();
@@ -61,17 +63,14 @@ impl Janitor {
         for stored in state.iter(Kind::Node).chain(state.iter(Kind::Token)) {
             let place = (stored.object.kind(), stored.object.id());
             if self.under_way.len() >= MAX_UNDER_WAY {
-                self.look_by(now_ms.saturating_add(LOOK_EVERY_MS));
+                self.look_by(now_ms.saturating_add(pause_ms));
                 break;
             }
             if self.under_way.values().any(|other| *other == place) {
                 continue;
             }
             let step = match &stored.object {
-                Object::Node(node) => {
-                    let is_member = state.member_of(node.id).is_some();
-                    self.node(cluster, node, is_member, can_sign, now_ms)
-                }
+                Object::Node(node) => self.node(state, cluster, node, can_sign, now_ms),
                 Object::Token(token) => self.token(cluster, token, now_ms),
                 _ => None,
             };
@@ -87,9 +86,9 @@ impl Janitor {
 
     fn node(
         &mut self,
+        state: &State,
         cluster: &Cluster,
         node: &Node,
-        is_member: bool,
         can_sign: bool,
         now_ms: u64,
     ) -> Option<Operation> {
@@ -99,7 +98,7 @@ impl Janitor {
             let node = Node { certificate, ..node.clone() };
             return Some(Operation::Update(Object::Node(Box::new(node))));
         }
-        if is_complete(node, is_member) {
+        if is_complete(state, node) {
             return None;
         }
         let patience_ms = if waits { WAITING_JOIN_MS } else { SIGNED_JOIN_MS };
@@ -201,6 +200,9 @@ pub const ENDED_TOKEN_MS: u64 = 24 * HOUR_MS;
 
 /// Changes are looked at together.
 const LOOK_EVERY_MS: u64 = 500;
+
+/// 100,000 nodes are looked through every 5 s.
+const NODES_PER_MS: u64 = 20;
 
 /// After a change that came to nothing.
 const RETRY_MS: u64 = 5000;

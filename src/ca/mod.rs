@@ -10,7 +10,8 @@
 //! 1. A request without a signing request in it is refused.
 //! 2. A caller with a certificate of this swarm in force gets a new one for the same node. Its role is the one that the
 //!    store says the node acts in now, whatever the old certificate said. A node that the store does not have was removed.
-//! 3. The same for a certificate that has expired, if that was not longer ago than the swarm's grace, or a person let the
+//! 3. The same for a certificate that has expired, if that was not longer ago than the swarm's grace, and the node is not
+//!    known to use a newer one: whoever has an old disk of a node that runs must not get in with it. Else a person may let the
 //!    node back in (`skep node approve`): once, and within 24 hours.
 //! 4. Everybody else needs a token, who shows a certificate of another swarm too: one of the two that every swarm has, or
 //!    one that was made with conditions. The role comes from the token that matched, labels too.
@@ -201,7 +202,8 @@ fn root_object(root: &RootCa, entropy: &mut dyn Entropy) -> object::RootCa {
     }
 }
 
-/// Signs a request for a node of this role. `reported_issuer` and `approved_until` are empty in what it gives.
+/// Signs a request for a node of this role. What the node said and what it
+/// was allowed are not in what it gives.
 ///
 /// # Errors
 /// What is wrong with the request, or `FailedPrecondition` and `Internal` when the swarm cannot sign.
@@ -252,8 +254,8 @@ fn certificate_validity(cluster: &Cluster) -> Duration {
 }
 
 /// Whether the node has completed its join: it said which certificate it uses, or took its place among the managers.
-fn is_complete(node: &Node, is_member: bool) -> bool {
-    is_member || !node.certificate.reported_issuer.is_empty()
+fn is_complete(state: &State, node: &Node) -> bool {
+    !node.certificate.reported_issuer.is_empty() || state.member_of(node.id).is_some()
 }
 
 /// What a stranger says of itself is stored and shown on terminals, and nobody else checks it.

@@ -520,6 +520,30 @@ fn an_expired_certificate_renews_within_the_grace_and_after_approval_once() {
 }
 
 #[test]
+fn an_old_key_of_a_node_that_runs_opens_nothing() {
+    let (mut swarm, _) = Swarm::founded();
+    let id = swarm.join(&request(&swarm.tokens().worker), 10).unwrap();
+    let expired = caller(id, Role::Worker, true);
+    let fresh = |seed| {
+        let csr = pki::signing_request(&pki::generate_key(&mut SeededEntropy::new(seed))).unwrap();
+        IssueRequest { csr, ..request("") }
+    };
+    // The answer never came, so that the node asks again with what it has, and with another key.
+    swarm.ask_as(&expired, &fresh(60), 11, NOW_MS).unwrap();
+    swarm.ask_as(&expired, &fresh(61), 12, NOW_MS).unwrap();
+    // It came. The next renewal is for who shows a certificate in force.
+    swarm.set_node(id, |node| node.certificate.in_use = true);
+    let refusal = swarm.ask_as(&expired, &fresh(62), 13, NOW_MS);
+    assert!(refusal.as_ref().unwrap_err().hint.contains(&format!("skep node approve {id}")), "{refusal:?}");
+    check_refusal(refusal, Code::FailedPrecondition, "uses a newer certificate than this one");
+    // The node lost its newest files, says a person.
+    swarm.set_node(id, |node| node.certificate.approved_until = Some(Timestamp(NOW_MS + 1)));
+    swarm.ask_as(&expired, &fresh(63), 14, NOW_MS).unwrap();
+    let certificate = swarm.node(id).certificate;
+    assert_eq!((certificate.in_use, certificate.approved_until), (false, None));
+}
+
+#[test]
 fn no_grace_means_none() {
     let (mut swarm, _) = Swarm::founded();
     swarm.set_cluster(|cluster| cluster.spec.ca.expired_grace_ms = 0);

@@ -14,6 +14,7 @@ pub const fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
             ("NAME", "name"),
             ("ROLE", "role"),
             ("MANAGER", "manager"),
+            ("MEMBERSHIP", "membership"),
             ("AVAILABILITY", "availability"),
             ("STATE", "state"),
             ("ADDR", "addr"),

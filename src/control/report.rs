@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::store::State;
 use crate::types::api::{CertificateReport, DiskLevel, DiskSpace, LinkReport, MemberReport, RaftState, StatusReport};
 use crate::types::error::{Code, Status};
-use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Revision, Term};
+use crate::types::object::{IssuanceState, MembershipState};
+use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Object, Revision, Selector, Term};
 
 use super::{Context, refusal};
 
@@ -164,6 +165,30 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
     }
     warnings.extend(sync_warning("this manager", context.sync_us));
     warnings.extend(disk_warning(&context.raft.disk));
+    warnings.extend(waiting_warnings(state));
+    warnings
+}
+
+/// Nodes that wait for a person, or for an authority that can sign.
+fn waiting_warnings(state: &State) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let pending = state.find(Kind::Node, &[Selector::Membership(MembershipState::Pending)]);
+    if let Some(first) = pending.first() {
+        let (count, id) = (pending.len(), first.object.id());
+        warnings.push(format!("{count} node(s) wait to be let in, such as {id}: `skep node approve {id}`"));
+    }
+    let waits = |stored: &&std::sync::Arc<crate::store::Stored>| match &stored.object {
+        Object::Node(node) => {
+            matches!(node.certificate.state, IssuanceState::Pending | IssuanceState::Renew)
+                && !node.certificate.error.is_empty()
+        }
+        _ => false,
+    };
+    let mut unsigned = state.iter(Kind::Node).filter(waits);
+    if let Some(Object::Node(first)) = unsigned.next().map(|stored| &stored.object) {
+        let (count, why) = (1 + unsigned.count(), &first.certificate.error);
+        warnings.push(format!("{count} node(s) wait for a certificate, such as {}: {why}", first.id));
+    }
     warnings
 }
 

@@ -5,7 +5,7 @@ use super::write::No;
 use crate::pki::JoinToken;
 use crate::store::State;
 use crate::types::error::{Code, Status};
-use crate::types::object::{IssuanceState, MembershipState, Node, Sensitive, Token};
+use crate::types::object::{MembershipState, Node, Sensitive, Token};
 use crate::types::{Kind, Object, Operation, Timestamp};
 
 /// A node that a person lets back in may come so long.
@@ -56,21 +56,10 @@ pub(super) fn create(state: &State, made: &JoinToken, token: Token) -> Result<Ve
 }
 
 /// Accepts a node that waits, or lets one with an expired certificate renew it once.
-pub(super) fn approve(node: &mut Node, now_ms: u64) -> Result<(), Status> {
+pub(super) fn approve(node: &mut Node, now_ms: u64) {
     if node.spec.membership == MembershipState::Pending {
         node.spec.membership = MembershipState::Accepted;
-        return Ok(());
+        return;
     }
-    let certificate = &mut node.certificate;
-    let is_valid = certificate.expires_at.0 > now_ms && certificate.state != IssuanceState::Failed;
-    if is_valid {
-        let message = format!(
-            "node {} needs no approval: it is accepted, and its certificate is valid until {}",
-            node.id, certificate.expires_at
-        );
-        let hint = format!("`skep node inspect {}` shows what the swarm knows of it", node.id);
-        return Err(Status::new(Code::FailedPrecondition, message).with_hint(hint));
-    }
-    certificate.approved_until = Some(Timestamp(now_ms.saturating_add(APPROVED_MS)));
-    Ok(())
+    node.certificate.approved_until = Some(Timestamp(now_ms.saturating_add(APPROVED_MS)));
 }

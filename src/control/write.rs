@@ -231,7 +231,8 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64) -> Result<Vec<
         }
         Write::ApproveNode { node } => update(state, request, Kind::Node, node, |object| {
             let Object::Node(node) = object else { return Ok(()) };
-            tokens::approve(node, now_ms)
+            tokens::approve(node, now_ms);
+            Ok(())
         }),
     }
 }

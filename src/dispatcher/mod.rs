@@ -161,6 +161,7 @@ pub fn report<W>(store: &Store, request: &Incoming, confirmed: bool, now_ms: u64
         let mut next = node.clone();
         next.description.clone_from(&report.description);
         next.certificate.reported_issuer.clone_from(&report.issuer);
+        next.certificate.in_use = true;
         next.status.state = NodeState::Ready;
         next.status.message.clear();
         next.status.addr = if report.addr.is_empty() { host(&request.addr) } else { report.addr.clone() };

@@ -137,17 +137,16 @@ impl PkiError {
             Self::Unreadable { what: "signing request" } | Self::RequestSignature => {
                 "send a PKCS#10 request in PEM form, signed with its own key, as `skep run --join` makes it".to_owned()
             }
+            Self::Unreadable { .. } => {
+                "give PEM text that begins with `-----BEGIN`, whole and as it was made".to_owned()
+            }
+            Self::TooLarge { what, .. } => format!("check what was given: a {what} is much smaller than that"),
             Self::KeyMismatch { .. } => "give the certificate and the key that were made together".to_owned(),
             Self::NotAnAuthority => "give a CA certificate (basic constraints CA:TRUE, key usage certSign)".to_owned(),
             Self::OtherSwarm => "connect to a manager of the swarm that this node belongs to".to_owned(),
             Self::OtherProtocol => "check that the address and port are those of a skep manager".to_owned(),
             Self::Tls(error) => explain(error).1,
-            Self::RootExpired(_)
-            | Self::UnknownIssuer
-            | Self::Unreadable { .. }
-            | Self::TooLarge { .. }
-            | Self::NoIdentity(_)
-            | Self::Signing(_) => String::new(),
+            Self::RootExpired(_) | Self::UnknownIssuer | Self::NoIdentity(_) | Self::Signing(_) => String::new(),
         }
     }
 }

@@ -125,6 +125,6 @@ fn a_node_that_must_be_approved_waits_and_joins_when_it_is() {
     swarm.managers[0].skep(&["node", "approve", &id]).ok();
     swarm.votes(place);
     assert!(swarm.nodes().iter().all(|node| node["membership"] == "accepted"));
-    swarm.managers[0].skep(&["node", "approve", &id]).refused_with_hint(3, &["needs no approval", "skep node inspect"]);
+    swarm.managers[0].skep(&["node", "approve", "nobody"]).refused_with_hint(3, &["not found", "skep node ls"]);
     swarm.converge();
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::pki::JoinToken;
 use crate::sys::entropy::SeededEntropy;
 use crate::types::api::{Filter, WatchRequest};
-use crate::types::object::{MembershipState, Token};
+use crate::types::object::{IssuanceState, MembershipState, Token};
 
 const ROOT: &str = "root";
 
@@ -191,9 +191,32 @@ fn approval_accepts_who_waits_and_lets_back_in_who_expired() {
     approve(&mut swarm, &ObjectId(2).to_string()).unwrap();
     assert_eq!(node(&swarm, 2).certificate.approved_until, Some(Timestamp(NOW_MS + 24 * 3_600_000)));
 
-    let status = refused(approve(&mut swarm, "m3"), Code::FailedPrecondition, "needs no approval");
-    assert!(status.hint.contains("skep node inspect"), "{status:?}");
+    // A certificate in force does not mean that the node has it.
+    approve(&mut swarm, "m3").unwrap();
+    assert!(node(&swarm, 3).certificate.approved_until.is_some());
     refused(approve(&mut swarm, "m4"), Code::NotFound, "node m4 not found");
+}
+
+#[test]
+fn status_tells_who_waits_and_for_what() {
+    let mut swarm = swarm();
+    let warnings = |swarm: &Swarm| match swarm.ask(QueryKind::Status) {
+        Ok(Answer::Status(status)) => status.warnings,
+        other => panic!("{other:?}"),
+    };
+    let before = warnings(&swarm);
+    set_node(&mut swarm, 2, |node| node.spec.membership = MembershipState::Pending);
+    set_node(&mut swarm, 3, |node| {
+        node.certificate.state = IssuanceState::Renew;
+        node.certificate.error = "the key is gone".to_owned();
+    });
+    let after: Vec<String> = warnings(&swarm).into_iter().filter(|warning| !before.contains(warning)).collect();
+    let [waits, unsigned] = after.as_slice() else { panic!("{after:?}") };
+    assert!(waits.starts_with("1 node(s) wait to be let in") && waits.contains("skep node approve"), "{waits}");
+    assert!(
+        unsigned.starts_with("1 node(s) wait for a certificate") && unsigned.ends_with("the key is gone"),
+        "{unsigned}"
+    );
 }
 
 #[test]

@@ -194,6 +194,8 @@ pub struct Certificate {
     /// The issuer of the certificate that the node said it uses. Empty until it has said so: a node that never did, and
     /// never was a member of the Raft group, has not completed its join.
     pub reported_issuer: String,
+    /// The node has reported since this certificate was issued, so that it needs no older one.
+    pub in_use: bool,
     /// A person let the node back in: until then it may renew with an expired certificate, once.
     pub approved_until: Option<Timestamp>,
 }
@@ -210,6 +212,7 @@ impl Certificate {
             issuer: String::new(),
             expires_at: Timestamp(0),
             reported_issuer: String::new(),
+            in_use: false,
             approved_until: None,
         }
     }
