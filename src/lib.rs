@@ -72,6 +72,7 @@
 //! | `client` | a blocking caller for the command line, for joining, and for embedders |
 //! | `control` | the service behind the command line: validation, changes, queries, redaction |
 //! | `ca` | the service that hands out the root certificate and signs nodes' requests |
+//! | `roles` | the service that makes a node's role what was asked: promotion, demotion, removal |
 //! | `node` | wires all of it: start, leader term, shutdown order |
 //! | `cli` | what a person types and reads |
 
@@ -86,6 +87,7 @@ pub mod net;
 pub mod node;
 pub mod pki;
 pub mod raft;
+pub mod roles;
 pub mod store;
 pub mod sys;
 pub mod term;

@@ -301,7 +301,7 @@ impl Node {
             }
         }
         let _ = std::fs::remove_file(&self.socket);
-        if *reason == Stopped::Removed {
+        if matches!(reason, Stopped::Removed | Stopped::Demoted) {
             match running.dir.retire(crate::sys::time::wall_ms()) {
                 Ok(aside) => log::info!("the log was moved to {}", aside.display()),
                 Err(error) => log::error!("the log could not be moved aside: {error}"),

@@ -20,6 +20,7 @@ use crate::raft::machine::{Machine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
 use crate::raft::{self, Timing, run};
+use crate::roles::Roles;
 use crate::store::scrub;
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::RealDisk;
@@ -27,6 +28,7 @@ use crate::sys::metrics::Metrics;
 use crate::sys::queue::bounded;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, wall_ms};
+use crate::term::Service;
 use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
@@ -394,13 +396,15 @@ impl Starter {
         )
         .map_err(internal)?;
         let here = self.identity.node_id;
-        let services: leader::Services = Box::new(move |_term| Vec::new());
+        let services: leader::Services = Box::new(|term| vec![Box::new(Roles::new(term)) as Box<dyn Service>]);
         let (leader, leader_thread) =
             leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
             leader,
+            node_id: here,
+            store: store.clone(),
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });

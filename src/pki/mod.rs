@@ -157,10 +157,9 @@ impl From<PkiError> for Status {
             PkiError::Signing(_) => Code::Internal,
             PkiError::RootExpired(_) => Code::FailedPrecondition,
             PkiError::OtherSwarm | PkiError::NoIdentity(_) => Code::PermissionDenied,
-            PkiError::Tls(_)
-            | PkiError::OtherProtocol
-            | PkiError::RootMismatch { .. }
-            | PkiError::UnknownIssuer => Code::Unauthenticated,
+            PkiError::Tls(_) | PkiError::OtherProtocol | PkiError::RootMismatch { .. } | PkiError::UnknownIssuer => {
+                Code::Unauthenticated
+            }
             _ => Code::InvalidArgument,
         };
         Self::new(code, error.to_string()).with_hint(error.hint())

@@ -212,7 +212,7 @@ impl Serial {
         let asked = change.operations.iter().filter_map(|operation| match operation {
             Operation::Create(object) | Operation::Update(object) => Some((object.kind(), object.id())),
             Operation::Remove { kind, id, .. } => Some((*kind, *id)),
-            Operation::Require { .. } | Operation::RequireNone { .. } => None,
+            Operation::Require { .. } | Operation::RequireNone { .. } | Operation::Revoke { .. } => None,
         });
         let told = batch.events.iter().map(|event| (event.object.object.kind(), event.object.object.id()));
         ensure!("serial order", told.eq(asked), "revision {} tells of its operations in another order", self.revision);
@@ -279,6 +279,7 @@ impl Serial {
                         return Err(Refusal::Referenced { kind: *kind, by });
                     }
                 }
+                Operation::Revoke { .. } => {}
             }
         }
         Ok(written)

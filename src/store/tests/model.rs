@@ -119,6 +119,7 @@ impl Model {
                         return Err(Refusal::Referenced { kind: *kind, by: object.id() });
                     }
                 }
+                Operation::Revoke { .. } => {}
             }
         }
         Ok(())

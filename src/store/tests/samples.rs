@@ -29,7 +29,7 @@ fn key(subsystem: &str) -> EncryptionKey {
     EncryptionKey { subsystem: subsystem.into(), algorithm: 1, key: Sensitive(vec![9; 16]), lamport_time: 3 }
 }
 
-pub(super) fn cluster() -> Object {
+pub(crate) fn cluster() -> Object {
     Cluster {
         id: ClusterId(0xc1),
         meta: meta(1),
@@ -113,6 +113,7 @@ pub(super) fn node() -> Object {
     node.certificate.expires_at = Timestamp(1_800_000_000_000);
     node.certificate.reported_issuer = "reported".into();
     node.certificate.approved_until = Some(Timestamp(1_700_000_000_000));
+    node.manager_until = Timestamp(1_790_000_000_000);
     node.attachments = vec![attachment()];
     node.vxlan_udp_port = 4789;
     node.into()
