@@ -72,6 +72,7 @@
 //! | `client` | a blocking caller for the command line, for joining, and for embedders |
 //! | `control` | the service behind the command line: validation, changes, queries, redaction |
 //! | `ca` | the service that hands out the root certificate and signs nodes' requests |
+//! | `roles` | the service that makes a node's role what was asked: promotion, demotion, removal |
 //! | `dispatcher` | the service that nodes keep a session with: their role, their roots, the managers |
 //! | `agent` | keeps a node's identity alive: certificate, roots, role; talks to the managers for a worker |
 //! | `node` | wires all of it: start, leader term, shutdown order |
@@ -90,6 +91,7 @@ pub mod net;
 pub mod node;
 pub mod pki;
 pub mod raft;
+pub mod roles;
 pub mod store;
 pub mod sys;
 pub mod term;

@@ -280,3 +280,115 @@ fn a_manager_alone_renews_the_certificate_it_outlived() {
     let second = join(dir.path(), "m2", &first, Role::Manager);
     eventually("two voters", || (voters(&mut second.client().unwrap()) == 2).then_some(()));
 }
+
+/// Asks for a role.
+fn ask_for(role: Role, of: &Node, by: &Node) {
+    let write = Write::UpdateNode {
+        node: of.node_id().to_string(),
+        role: Some(role),
+        availability: None,
+        set: Default::default(),
+        remove: Vec::new(),
+        if_version: None,
+    };
+    by.client().unwrap().write(write, PATIENCE).unwrap();
+}
+
+/// Waits until a node is a manager that votes, and one of so many.
+#[track_caller]
+fn manages(node: &Node, of: usize) {
+    eventually("it is a manager", || {
+        let status = status(node)?;
+        let votes = matches!(status.role, RaftState::Leader | RaftState::Follower) && status.state == "ready";
+        (votes && status.voters as usize == of && status.certificate?.role == Role::Manager).then_some(())
+    });
+    assert!(!node.is_worker() && node.listen_addr().port() != 0);
+}
+
+/// Waits until a node is a worker in every respect.
+#[track_caller]
+fn works(node: &Node) {
+    eventually("it is a worker", || {
+        let status = status(node)?;
+        let certificate = status.certificate?;
+        (status.role == RaftState::Worker && status.state == "ready" && certificate.role == Role::Worker).then_some(())
+    });
+    assert!(node.is_worker() && !node.data_dir().join("raft").exists());
+}
+
+#[test]
+fn a_node_is_promoted_and_demoted_in_the_process_that_it_is() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let second = join(dir.path(), "m2", &first, Role::Manager);
+    eventually("two voters", || (voters(&mut first.client().unwrap()) == 2).then_some(()));
+    let node = join(dir.path(), "n", &first, Role::Worker);
+    in_touch(&node);
+    for round in 0..2 {
+        ask_for(Role::Manager, &node, &first);
+        manages(&node, 3);
+        // It takes writes, and the others keep its log.
+        node.client().unwrap().write(config(&format!("by-it-{round}")), PATIENCE).unwrap();
+        assert_eq!(object(&second, &node).role, Role::Manager);
+        ask_for(Role::Worker, &node, &second);
+        works(&node);
+        eventually("two voters are left", || (voters(&mut first.client().unwrap()) == 2).then_some(()));
+        eventually("the swarm knows", || (object(&first, &node).role == Role::Worker).then_some(()));
+    }
+    // What it is it still is after a restart.
+    let directory = node.data_dir().to_owned();
+    node.stop(Duration::from_secs(5));
+    drop(node);
+    let node = Node::start(Config::local(&directory)).unwrap();
+    works(&node);
+    ask_for(Role::Manager, &node, &first);
+    manages(&node, 3);
+    let listen = node.listen_addr().to_string();
+    node.stop(Duration::from_secs(5));
+    drop(node);
+    let node = Node::start(Config { listen, ..Config::local(&directory) }).unwrap();
+    manages(&node, 3);
+}
+
+#[test]
+fn a_leader_that_is_demoted_hands_over_and_goes_on_as_a_worker() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let second = join(dir.path(), "m2", &first, Role::Manager);
+    let third = join(dir.path(), "m3", &first, Role::Manager);
+    eventually("three voters", || (voters(&mut first.client().unwrap()) == 3).then_some(()));
+    ask_for(Role::Worker, &first, &second);
+    works(&first);
+    manages(&second, 2);
+    manages(&third, 2);
+    second.client().unwrap().write(config("after"), PATIENCE).unwrap();
+}
+
+#[test]
+fn a_manager_that_was_demoted_or_removed_while_it_was_down_finds_out() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let nodes = ["m2", "m3", "m4", "m5"].map(|name| join(dir.path(), name, &first, Role::Manager));
+    eventually("five voters", || (voters(&mut first.client().unwrap()) == 5).then_some(()));
+    let [_second, _third, demoted, removed] = nodes;
+    for node in [&demoted, &removed] {
+        node.stop(Duration::from_secs(5));
+    }
+    ask_for(Role::Worker, &demoted, &first);
+    let write = Write::RemoveNode { node: removed.node_id().to_string(), force: true };
+    first.client().unwrap().write(write, PATIENCE).unwrap();
+    drop((demoted, removed));
+    eventually("three voters are left", || (voters(&mut first.client().unwrap()) == 3).then_some(()));
+
+    let demoted = Node::start(Config::local(dir.path().join("m4"))).unwrap();
+    works(&demoted);
+    let removed = Node::start(Config::local(dir.path().join("m5"))).unwrap();
+    assert_eq!(removed.wait(), skep::node::Stopped::Removed);
+    drop(removed);
+    // It stays so: nothing is left with which it could take part.
+    let error = Node::start(Config::local(dir.path().join("m5"))).map(|node| node.wait());
+    assert_eq!(error.unwrap(), skep::node::Stopped::Removed);
+}

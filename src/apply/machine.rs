@@ -6,15 +6,17 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
 
 use crate::codec::{DecodeError, envelope};
-use crate::store::Store;
+use crate::store::{Event, Store};
+use crate::types::api::Action;
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::log::{Command, StateHash};
-use crate::types::{Index, MemberChange, Outcome, Position, Term};
+use crate::types::{Index, MemberChange, NodeId, Object, Outcome, Position, Role, Term};
 
 /// Applies entries to the store. There is one per node: it is the only writer.
 #[derive(Debug)]
 pub struct Applier {
     store: Arc<Store>,
+    departed: Vec<NodeId>,
 }
 
 /// What an entry did.
@@ -61,7 +63,12 @@ pub enum ApplyError {
 impl Applier {
     /// The writer of `store`.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+        Self { store, departed: Vec::new() }
+    }
+
+    /// Nodes that were removed, or are managers no more, since this was asked last: whatever they hold open must be looked at.
+    pub fn take_departed(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.departed)
     }
 
     /// The store it writes.
@@ -89,14 +96,16 @@ impl Applier {
         }
     }
 
-    fn apply_command(&self, position: Position, payload: &[u8]) -> Result<Effect, ApplyError> {
+    fn apply_command(&mut self, position: Position, payload: &[u8]) -> Result<Effect, ApplyError> {
         let command =
             super::decode(payload).map_err(|source| ApplyError::Undecodable { index: position.index, source })?;
+        let departed = &mut self.departed;
         Ok(self.store.write(|state| {
             state.advance(position);
             match command {
                 Command::Change(change) => {
                     let (outcome, events) = state.apply_change(change, position.term);
+                    departed.extend(events.iter().flat_map(|batch| &batch.events).filter_map(gone));
                     (Effect::Outcome(outcome), events)
                 }
                 Command::SetAddress { raft_id, node_id, addr } => {
@@ -123,6 +132,19 @@ impl Applier {
             (Effect::Member { change, accepted }, None)
         }))
     }
+}
+
+/// The node that an event took away something from.
+fn gone(event: &Event) -> Option<NodeId> {
+    let Object::Node(node) = &event.object.object else { return None };
+    let was_manager =
+        || matches!(event.old.as_ref().map(|old| &old.object), Some(Object::Node(old)) if old.role == Role::Manager);
+    let is_gone = match event.action {
+        Action::Create => false,
+        Action::Update => node.role == Role::Worker && was_manager(),
+        Action::Remove => true,
+    };
+    is_gone.then_some(node.id)
 }
 
 /// Whether raft's own account of a membership change says what ours says.
@@ -223,7 +245,7 @@ pub(super) mod tests {
         let sum = applier.store().view(State::hash);
         assert_eq!(effect, Effect::Mark(StateHash { index: Index(9), revision: Revision(1), sum }));
         assert_eq!(applier.apply(&member(10, ConfChangeType::RemoveNode, 2, &remove)), Ok(judged(&remove, true)));
-        assert!(applier.store().view(|state| state.floors().is_empty() && state.is_removed(NodeId(9))));
+        assert!(applier.store().view(|state| state.floors().is_empty() && state.is_removed_raft_id(RaftId(2))));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::sys::queue::Receiver;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::monotonic;
 use crate::types::log::StateHash;
-use crate::types::{Index, Outcome, Position};
+use crate::types::{Index, NodeId, Outcome, Position};
 
 /// Committed entries in log order. The token is the proposer's, where it waits at this manager.
 #[derive(Debug)]
@@ -46,6 +46,10 @@ pub struct Progress {
     pub bytes: u64,
     /// The Raft group's configuration is another than before.
     pub configuration_changed: bool,
+    /// Nodes that were removed, or are managers no more.
+    pub departed: Vec<NodeId>,
+    /// The state was replaced as a whole, so that any node may have been.
+    pub installed: bool,
 }
 
 /// Starts the apply thread. `on_applied` is called on it once per request, with the outcomes of the changes that had a
@@ -111,8 +115,10 @@ impl<F: FnMut(Progress, Vec<(u64, Outcome)>)> Apply<F> {
             Request::Install { state } => {
                 self.applier.store().install(state);
                 progress.configuration_changed = true;
+                progress.installed = true;
             }
         }
+        progress.departed = self.applier.take_departed();
         progress.applied = self.applier.store().view(State::applied);
         Ok((progress, outcomes))
     }
@@ -187,6 +193,7 @@ mod tests {
             mark: Some(StateHash { index: Index(8), revision: Revision(3), sum: mark }),
             bytes,
             configuration_changed: true,
+            ..Progress::default()
         };
         assert_eq!((progress, applied.index), (expected, Index(8)));
         let committed = |revision| Outcome::Committed(Revision(revision));
@@ -216,6 +223,7 @@ mod tests {
         inbox.try_send(Request::Apply(Work { entries: vec![(create(10, "c10"), None)] })).unwrap();
         let installed = reports.recv_timeout(SOON).unwrap();
         assert_eq!((installed.applied.index, installed.configuration_changed), (Index(9), true));
+        assert!(installed.installed);
         assert_eq!(reports.recv_timeout(SOON).unwrap().applied.index, Index(10));
         assert_eq!(store.view(|state| state.count(Kind::Config)), 9);
         drop(inbox);

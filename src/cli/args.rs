@@ -8,7 +8,7 @@ use clap_complete::Shell;
 
 use super::parse;
 use crate::client::WriteId;
-use crate::types::object::{Kind, Profile, Sensitive};
+use crate::types::object::{Availability, Kind, Profile, Sensitive};
 use crate::types::{Revision, Role};
 
 /// A swarm manager in one small binary: Raft, a replicated object store, mutual TLS and join tokens.
@@ -376,6 +376,69 @@ pub enum NodeCommand {
         #[command(flatten)]
         write: WriteArgs,
     },
+    /// Make managers of nodes
+    Promote(NodesArgs),
+    /// Make workers of managers; the last manager stays one
+    Demote(NodesArgs),
+    /// Change labels or availability
+    #[command(group = clap::ArgGroup::new("changes").required(true).multiple(true))]
+    Update {
+        #[command(flatten)]
+        object: ObjectArg,
+        /// Whether it takes tasks
+        #[arg(long, value_name = "AVAILABILITY", group = "changes")]
+        availability: Option<AvailabilityArg>,
+        /// Set a label; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = parse::pair, group = "changes")]
+        label: Vec<(String, String)>,
+        /// Remove a label; may be repeated
+        #[arg(long, value_name = "K", group = "changes")]
+        label_rm: Vec<String>,
+        #[command(flatten)]
+        version: VersionArg,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Remove a node that is down
+    Rm {
+        /// Also one that is up, or a manager, which is demoted first
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        nodes: NodesArgs,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct NodesArgs {
+    /// Names, ids, or unambiguous beginnings of ids
+    #[arg(value_name = "NODE", required = true)]
+    pub nodes: Vec<String>,
+    /// Come back when it is done, or after --timeout
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub write: WriteArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AvailabilityArg {
+    /// Takes tasks
+    Active,
+    /// Keeps its tasks, takes no new ones
+    Pause,
+    /// Gives its tasks away
+    Drain,
+}
+
+impl From<AvailabilityArg> for Availability {
+    fn from(availability: AvailabilityArg) -> Self {
+        match availability {
+            AvailabilityArg::Active => Self::Active,
+            AvailabilityArg::Pause => Self::Pause,
+            AvailabilityArg::Drain => Self::Drain,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Subcommand)]

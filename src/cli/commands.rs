@@ -11,13 +11,15 @@ use super::objects;
 use super::output::{Written, clean, table, tree};
 use super::parse;
 use super::session::{Session, read_data, unexpected};
+use crate::client::ClientError;
+use crate::sys::time::monotonic;
 use crate::types::api::{
     Action, Admin, Answer, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState, StatusReport,
     WatchItem, WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
-use crate::types::{MemberRole, Object};
+use crate::types::{Code, MemberRole, Object, Role};
 
 /// A command's end: an exit code, or a failure to print.
 pub type Ended = Result<Exit, Failure>;
@@ -78,7 +80,7 @@ fn status_text(report: &StatusReport) -> String {
         Some(leader) => named(leader.to_string(), &report.leader_name),
         None => format!("none for {}", seconds(report.leaderless_ms)),
     };
-    let voters = format!("{} ({} reachable, tolerates {})", report.voters, report.reachable, report.tolerates);
+    let voters = format!("{} ({} reachable)", tolerance(report.voters as usize), report.reachable);
     let mut text = String::new();
     for (key, value) in [
         ("node", named(report.node_id.to_string(), &report.name)),
@@ -162,7 +164,8 @@ fn certificate_text(certificate: &CertificateReport) -> String {
 
 /// `skep members`.
 pub fn members(session: &mut Session) -> Ended {
-    let rows: Vec<Value> = member_reports(session)?.iter().map(member_row).collect();
+    let members = member_reports(session)?;
+    let rows: Vec<Value> = members.iter().map(member_row).collect();
     let columns = [
         ("NODE", "node_id"),
         ("RAFT", "raft_id"),
@@ -175,6 +178,7 @@ pub fn members(session: &mut Session) -> Ended {
         ("RTT MS", "rtt_ms"),
     ];
     session.out.rows(&columns, &rows)?;
+    show_tolerance(session, &members)?;
     DONE
 }
 
@@ -280,6 +284,7 @@ pub fn node(session: &mut Session, command: &NodeCommand) -> Ended {
                 })
                 .collect();
             session.out.rows(objects::columns(Kind::Node), &rows)?;
+            show_tolerance(session, &members)?;
             DONE
         }
         NodeCommand::Inspect(object) => inspect(session, Kind::Node, &object.object),
@@ -287,7 +292,105 @@ pub fn node(session: &mut Session, command: &NodeCommand) -> Ended {
             let request = Write::ApproveNode { node: object.object.clone() };
             write_and_show(session, write, request, || format!("cannot approve node {}", clean(&object.object)))
         }
+        NodeCommand::Promote(args) => each_node(session, args, "promote", |node| role_of(node, Role::Manager)),
+        NodeCommand::Demote(args) => each_node(session, args, "demote", |node| role_of(node, Role::Worker)),
+        NodeCommand::Rm { force, nodes } => {
+            each_node(session, nodes, "remove", |node| Write::RemoveNode { node, force: *force })
+        }
+        NodeCommand::Update { object, availability, label, label_rm, version, write } => {
+            let request = Write::UpdateNode {
+                node: object.object.clone(),
+                role: None,
+                availability: availability.map(Into::into),
+                set: pairs(label),
+                remove: label_rm.clone(),
+                if_version: version.if_version,
+            };
+            write_and_show(session, write, request, || format!("cannot update node {}", clean(&object.object)))
+        }
     }
+}
+
+fn role_of(node: String, role: Role) -> Write {
+    Write::UpdateNode {
+        node,
+        role: Some(role),
+        availability: None,
+        set: BTreeMap::new(),
+        remove: Vec::new(),
+        if_version: None,
+    }
+}
+
+/// Asks the same of several nodes, one after the other, and waits for each if that is wanted.
+fn each_node(session: &mut Session, args: &NodesArgs, verb: &str, request: impl Fn(String) -> Write) -> Ended {
+    if args.write.change_id.is_some() && args.nodes.len() > 1 {
+        return Err(Failure::usage("--change-id asks about one change; give the one node that it is about"));
+    }
+    let mut rows = Vec::new();
+    for node in &args.nodes {
+        let attempted = || format!("cannot {verb} node {}", clean(node));
+        let written =
+            session.write(&args.write, request(node.clone())).map_err(|failure| failure.while_attempting(attempted))?;
+        if args.wait {
+            // By id from here on: the name may go with the node, or be another's.
+            wait_for_role(session, &written.id.to_string()).map_err(|failure| failure.while_attempting(attempted))?;
+        }
+        rows.push(json!({ "id": written.id, "version": written.revision }));
+        if !session.out.json {
+            session.out.line(&written.id.to_string())?;
+        }
+    }
+    match (session.out.json, rows.as_slice()) {
+        (true, [row]) => session.out.document(row)?,
+        (true, _) => session.out.document(&Value::Array(rows))?,
+        (false, _) => Written::Yes,
+    };
+    DONE
+}
+
+/// Waits until a node is what was asked of it, or gone.
+fn wait_for_role(session: &mut Session, id: &str) -> Result<(), Failure> {
+    let deadline = monotonic() + session.timeout;
+    loop {
+        let left = deadline.since(monotonic());
+        let answer = session.client.query(QueryKind::Inspect(Kind::Node, id.to_owned()), false, left.max(WAIT_PAUSE));
+        let phase = match answer {
+            Ok(Answer::Object(object)) => match &*object {
+                Object::Node(node) => objects::phase(node, &member_reports(session)?),
+                _ => return Err(unexpected()),
+            },
+            Ok(_) => return Err(unexpected()),
+            Err(ClientError::Refused(status)) if status.code == Code::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if phase.is_empty() {
+            return Ok(());
+        }
+        if left <= WAIT_PAUSE {
+            let message = format!("it was asked for, and is not done yet: {phase}");
+            return Err(Failure::refused(Code::DeadlineExceeded, message)
+                .with_hint(format!("it goes on by itself: `skep node inspect {id}` shows how far it is")));
+        }
+        std::thread::sleep(WAIT_PAUSE);
+    }
+}
+
+/// Between two looks at something that converges.
+const WAIT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Below a table for people: how many managers may fail.
+fn show_tolerance(session: &mut Session, members: &[MemberReport]) -> Result<(), Failure> {
+    let voters = members.iter().filter(|member| member.role == MemberRole::Voter).count();
+    if !session.out.json && voters > 0 {
+        session.out.line(&format!("\n{}", tolerance(voters)))?;
+    }
+    Ok(())
+}
+
+fn tolerance(voters: usize) -> String {
+    let s = if voters == 1 { "" } else { "s" };
+    format!("{voters} voter{s}, tolerates {}", voters.saturating_sub(1) / 2)
 }
 
 /// `skep config` and `skep secret`. `data` is what a new one holds.
@@ -541,15 +644,22 @@ pub(super) fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended 
         .query(QueryKind::Inspect(kind, object.to_owned()))
         .map_err(|failure| failure.while_attempting(|| format!("cannot show {kind} {}", clean(object))))?;
     let Answer::Object(mut object) = answer else { return Err(unexpected()) };
+    let mut phase = None;
     if let Object::Node(node) = &mut *object {
         let members = member_reports(session)?;
+        phase = Some(objects::phase(node, &members));
         if let Some(member) = members.iter().find(|member| member.node_id == node.id) {
             node.status.state = objects::manager_state(member);
         }
     }
+    let mut document =
+        if session.out.json { objects::document(&object) } else { objects::document_for_people(&object) };
+    if let Some(phase) = phase {
+        document["phase"] = phase.into();
+    }
     match session.out.json {
-        true => session.out.document(&objects::document(&object))?,
-        false => session.out.text(&tree(&objects::document_for_people(&object)))?,
+        true => session.out.document(&document)?,
+        false => session.out.text(&tree(&document))?,
     };
     DONE
 }

@@ -112,6 +112,11 @@ impl Daemon for Node {
                 ),
                 exit: Exit::Refused,
             },
+            node::Stopped::Demoted => Stopped {
+                reason: "this manager was demoted to a worker; its log was moved aside".to_owned(),
+                hint: "`skep node promote NODE` on another manager makes it a manager again".to_owned(),
+                exit: Exit::Done,
+            },
             node::Stopped::Outlived(why) => Stopped {
                 reason: why,
                 hint: format!(

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::roles;
 use crate::types::api::MemberReport;
-use crate::types::object::{Kind, NodeState, TokenEnd};
+use crate::types::object::{Kind, Node, NodeState, TokenEnd};
 use crate::types::{Object, Timestamp};
 
 /// The columns of `ls`, as (heading, key of the row).
@@ -18,6 +19,7 @@ pub const fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
             ("AVAILABILITY", "availability"),
             ("STATE", "state"),
             ("ADDR", "addr"),
+            ("PHASE", "phase"),
         ],
         Kind::Extension => &[
             ("ID", "id"),
@@ -121,7 +123,7 @@ pub fn add_token_state(row: &mut Value, object: &Object, now: Timestamp) {
 }
 
 /// Adds to a node's row what the Raft group says of it: `manager` is `leader`, `reachable`, `unreachable`, or null, and
-/// `state` as in [`manager_state`].
+/// `state` as in [`manager_state`]; and its `phase`.
 pub fn add_manager_state(row: &mut Value, object: &Object, members: &[MemberReport]) {
     let member = members.iter().find(|member| object.id() == member.node_id.into());
     row["manager"] = match member {
@@ -130,12 +132,21 @@ pub fn add_manager_state(row: &mut Value, object: &Object, members: &[MemberRepo
         Some(_) => "unreachable".into(),
         None => Value::Null,
     };
+    if let Object::Node(node) = object {
+        row["phase"] = phase(node, members).into();
+    }
     if let Some(state) = member.map(manager_state) {
         row["state"] = json!(state);
     }
     if let Some(member) = member.filter(|_| row["addr"] == "") {
         row["addr"] = member.addr.as_str().into();
     }
+}
+
+/// Where a node is on its way to the role that was asked of it; empty when it has it.
+pub fn phase(node: &Node, members: &[MemberReport]) -> &'static str {
+    let member = members.iter().find(|member| member.node_id == node.id);
+    roles::phase(node, member.map(|member| (member.role, member.leader)))
 }
 
 /// A manager's state is what the manager that answers sees of it: `ready` while the two are connected, else `down`. The

@@ -33,12 +33,13 @@ use crate::store::Store;
 use crate::sys::time::Instant;
 use crate::types::api::{Answer, BackupRequest, Call, CertificateReport, LinkReport, RaftReport, RaftState};
 use crate::types::error::{Code, Status};
-use crate::types::{ClusterId, NodeId, Outcome};
+use crate::types::{ClusterId, NodeId, Outcome, Standing};
 
 mod backup;
 mod filter;
 mod http;
 mod membership;
+mod nodes;
 mod query;
 pub mod redact;
 mod refusal;
@@ -126,12 +127,15 @@ impl Control {
     /// Decides what to do with a request, as [`Service::decide`](crate::net::requests::Service::decide) wants it.
     /// `now_ms` is the wall clock, for the times of objects. Calls of the CA are not known here.
     pub fn decide(&self, request: &Incoming, attempt: u32, confirmed: bool, now_ms: u64) -> Step<Feed> {
-        if let Some(status) = self.removed(request) {
-            return Step::Refuse(status);
+        if let Some(step) = self.stranger(request, confirmed) {
+            return step;
         }
         match request.call {
             Call::Write => match decode(request) {
-                Ok(write) => match self.store.view(|state| decide_write(state, &write, attempt, now_ms)) {
+                Ok(write) => match self
+                    .store
+                    .view(|state| decide_write(state, &write, attempt, now_ms, &self.context.raft.reachable))
+                {
                     Decision::Step(step) => step,
                     Decision::Remembered(outcome) => write::ended(&self.store, &write, &outcome),
                 },
@@ -213,15 +217,30 @@ impl Control {
         }
     }
 
-    /// A node that was removed may ask for nothing, whatever its certificate says; the manager that passed its call on
-    /// may not have known.
-    fn removed(&self, request: &Incoming) -> Option<Status> {
+    /// A node that is not in the store may ask for nothing, whatever its certificate says. That one was removed is certain
+    /// for managers, which are written down; of anybody else a manager that lags would say the same of one that it has not
+    /// heard of yet, and so a round must prove it. Managers talk among themselves before they know each other.
+    fn stranger(&self, request: &Incoming, confirmed: bool) -> Option<Step<Feed>> {
         let node_id = request.caller.node_id()?;
-        self.store.view(|state| state.is_removed(node_id)).then(|| {
+        let removed = || {
             Status::new(Code::PermissionDenied, format!("node {node_id} was removed from the swarm"))
                 .with_hint("to join again, start it on an empty data directory with a join token")
-        })
+        };
+        match self.store.view(|state| state.standing(node_id)) {
+            Standing::Removed => Some(Step::Refuse(removed())),
+            Standing::Unknown if is_between_managers(request.call) => None,
+            // The founder's own object is in its first change.
+            Standing::Unknown if self.store.view(|state| state.cluster().is_none()) => None,
+            Standing::Unknown if confirmed => Some(Step::Refuse(removed())),
+            Standing::Unknown => Some(Step::RefuseIfConfirmed(removed())),
+            Standing::Worker | Standing::Manager => None,
+        }
     }
+}
+
+/// What a manager answers to one that it does not know.
+const fn is_between_managers(call: Call) -> bool {
+    matches!(call, Call::Snapshot | Call::ResolveAddress | Call::Health)
 }
 
 /// Encodes an answer.

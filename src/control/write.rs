@@ -10,11 +10,12 @@ use crate::types::object::{
     Token,
 };
 use crate::types::{
-    Change, ChangeId, Expect, Object, ObjectId, Operation, Outcome, Refusal, Revision, Role, Selector, Timestamp,
+    Change, ChangeId, Expect, NodeId, Object, ObjectId, Operation, Outcome, Refusal, Revision, Role, Selector,
+    Timestamp,
 };
 
 use super::Feed;
-use super::{encode, refusal, tokens, validate};
+use super::{encode, nodes, refusal, tokens, validate};
 
 /// What to do with a write.
 #[derive(Debug)]
@@ -48,7 +49,14 @@ pub fn object_id(change: ChangeId, kind: Kind) -> ObjectId {
 }
 
 /// Decides on the attempt with this number of the write. `now_ms`: the wall clock.
-pub fn decide_write(state: &State, request: &WriteRequest, attempt: u32, now_ms: u64) -> Decision {
+/// `reachable`: the nodes that this manager has a live connection to, itself included.
+pub fn decide_write(
+    state: &State,
+    request: &WriteRequest,
+    attempt: u32,
+    now_ms: u64,
+    reachable: &[NodeId],
+) -> Decision {
     let id = attempt_id(request.change, attempt);
     if let Some(outcome) = state.remembered(id) {
         return Decision::Remembered(outcome);
@@ -57,7 +65,7 @@ pub fn decide_write(state: &State, request: &WriteRequest, attempt: u32, now_ms:
         // What the state says now may be this very change's doing, so none of it is an answer.
         return Decision::Remembered(Outcome::Forgotten);
     }
-    Decision::Step(match operations(state, request, now_ms) {
+    Decision::Step(match operations(state, request, now_ms, reachable) {
         Ok(operations) => {
             Step::Propose(Change { id, after: request.after, time: Timestamp(now_ms), term: None, operations })
         }
@@ -73,13 +81,15 @@ pub(super) fn ended(store: &Store, request: &WriteRequest, outcome: &Outcome) ->
             let id = written(store, request, *revision);
             Step::Answer(encode(&Answer::Written { id, revision: *revision }))
         }
-        Outcome::Refused(Refusal::OutOfSequence { .. }) if if_version(&request.write).is_none() => Step::Rebuild,
+        Outcome::Refused(Refusal::OutOfSequence { id, .. }) if !names_version_of(store, &request.write, *id) => {
+            Step::Rebuild
+        }
         Outcome::Refused(refused) => Step::Refuse(store.view(|state| in_words(state, &request.write, refused))),
         Outcome::Forgotten => Step::Refuse(refusal::forgotten()),
     }
 }
 
-fn operations(state: &State, request: &WriteRequest, now_ms: u64) -> Result<Vec<Operation>, No> {
+fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[NodeId]) -> Result<Vec<Operation>, No> {
     match &request.write {
         Write::CreateConfig { name, labels, data } => {
             validate::data_name(Kind::Config, name)?;
@@ -157,6 +167,16 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64) -> Result<Vec<
                 }
                 validate::attributes([&resource.annotations.labels, &resource.annotations.indices])
             })
+        }
+        Write::UpdateNode { node, role, availability, set, remove, .. } => {
+            let wanted = nodes::Wanted { role: *role, availability: *availability, set, remove };
+            let stored = resolve(state, Kind::Node, node)?;
+            expect_version(&stored, node, if_version(&request.write))?;
+            nodes::update(state, &stored, &wanted, reachable)
+        }
+        Write::RemoveNode { node, force } => {
+            let stored = resolve(state, Kind::Node, node)?;
+            nodes::remove(state, &stored, *force, reachable)
         }
         Write::Remove { kind, object, if_version } => remove(state, *kind, object, *if_version),
         Write::UpdateCluster {
@@ -337,6 +357,18 @@ fn cluster_id(state: &State) -> Result<ObjectId, No> {
     })
 }
 
+/// Whether the caller said which version the object must have; of other objects that a change demands something of it
+/// knows nothing.
+fn names_version_of(store: &Store, write: &Write, id: ObjectId) -> bool {
+    if_version(write).is_some()
+        && match write {
+            Write::UpdateNode { node, .. } => {
+                store.view(|state| state.resolve(Kind::Node, node)).is_ok_and(|stored| stored.object.id() == id)
+            }
+            _ => true,
+        }
+}
+
 /// The object that a committed write concerns.
 fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectId {
     let (kind, reference) = match &request.write {
@@ -350,6 +382,7 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateToken { .. } => (Kind::Token, ""),
         Write::RemoveToken { token } => (Kind::Token, token.as_str()),
         Write::ApproveNode { node } => (Kind::Node, node.as_str()),
+        Write::UpdateNode { node, .. } | Write::RemoveNode { node, .. } => (Kind::Node, node.as_str()),
     };
     // The events say it, for as long as they are kept; a name may have changed hands since.
     let before = Revision(revision.0.saturating_sub(1));
@@ -408,6 +441,7 @@ fn argument(write: &Write, id: ObjectId) -> String {
         }
         Write::RemoveToken { token: object } | Write::ApproveNode { node: object } => object.clone(),
         Write::UpdateCluster { .. } | Write::RotateToken { .. } => "default".to_owned(),
+        Write::UpdateNode { node, .. } | Write::RemoveNode { node, .. } => node.clone(),
         _ => id.to_string(),
     }
 }
@@ -417,7 +451,8 @@ const fn if_version(write: &Write) -> Option<Revision> {
         Write::UpdateLabels { if_version, .. }
         | Write::UpdateResource { if_version, .. }
         | Write::Remove { if_version, .. }
-        | Write::UpdateCluster { if_version, .. } => *if_version,
+        | Write::UpdateCluster { if_version, .. }
+        | Write::UpdateNode { if_version, .. } => *if_version,
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::net::handler::{ConnectionId, StreamId};
-use crate::store::tests::samples;
+use crate::store::samples;
 use crate::types::api::Call;
 use crate::types::{Caller, ChangeId, ClusterId, Lineage, MemberChange, RaftId, Revision, Role, Term};
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::sys::time::Instant;
 use crate::types::api::{Call, Forwarded, Hello};
-use crate::types::{Caller, NodeId, Status};
+use crate::types::{Caller, NodeId, Standing, Status};
 
 /// A connection; never used again within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,8 +132,9 @@ pub trait Handler: Send {
     fn next_deadline(&self) -> Option<Instant>;
     /// An HTTP GET on the `--http` listener: status code, content type, body.
     fn http(&mut self, path: &str) -> (u16, &'static str, String);
-    /// Whether the node id was removed from the swarm; its certificate is then worthless.
-    fn is_removed(&self, node: NodeId) -> bool;
+    /// What the store says of a node now. Asked for every connection that is made and every request; when it changes for
+    /// the worse, [`Command::Judge`] has it asked for the connections that are open.
+    fn standing(&self, node: NodeId) -> Standing;
 }
 
 /// Something for the loop to do. Its `Debug` form shows lengths where bodies are.
@@ -200,6 +201,9 @@ pub enum Command {
     Peers(Vec<(NodeId, String)>),
     /// Close every connection of a node.
     Disconnect(NodeId),
+    /// These nodes were removed, or are managers no more: end the connections that they may not have, in both directions,
+    /// with the reason. `None`: it is not known of whom that is true.
+    Judge(Option<Vec<NodeId>>),
     /// Accept and make no connections any more, refuse requests, and end the loop once what is queued is written, or
     /// after a second.
     Shutdown,
@@ -235,6 +239,7 @@ impl std::fmt::Debug for Command {
             }
             Self::Peers(peers) => f.debug_tuple("Peers").field(peers).finish(),
             Self::Disconnect(node) => f.debug_tuple("Disconnect").field(node).finish(),
+            Self::Judge(nodes) => f.debug_tuple("Judge").field(nodes).finish(),
             Self::Shutdown => f.write_str("Shutdown"),
         }
     }

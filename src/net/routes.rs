@@ -193,7 +193,7 @@ const fn bit(caller: &Caller) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::types::{ClusterId, NodeId};
 
@@ -203,7 +203,7 @@ mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    const PROMISED: [(Call, &str, bool); 17] = [
+    pub const PROMISED: [(Call, &str, bool); 17] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),

@@ -469,6 +469,7 @@ impl<H: Handler> Net<H> {
                 self.peers.set(self.now, list, &mut self.effects);
             }
             Command::Disconnect(node) => self.disconnect(node),
+            Command::Judge(nodes) => self.judge(nodes.as_deref()),
             Command::Shutdown => self.shut_down(),
         }
     }

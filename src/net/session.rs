@@ -21,14 +21,14 @@ use crate::sys::time::{monotonic, wall_ms};
 use crate::types::api::{Hello, PROTOCOL};
 use crate::types::error::{Code, Status};
 use crate::types::limits::MAX_UNAUTHENTICATED_FRAME_BYTES;
-use crate::types::{Caller, NodeId, Role};
+use crate::types::{Caller, NodeId, Role, Standing};
 
 mod end;
 mod greeting;
 mod pings;
 mod streams;
 
-use greeting::removed;
+use greeting::{demoted, removed, unknown};
 
 /// Reads of one connection in one turn; the rest waits for the next, so that nobody is kept waiting by one who sends
 /// without end.

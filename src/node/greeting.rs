@@ -20,7 +20,8 @@ use crate::store::{ERA, State};
 use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, RealDisk};
 use crate::types::api::{Hello, PROTOCOL};
-use crate::types::{Caller, Code, Index, Lineage, NodeId, Revision, Status};
+use crate::types::object::MembershipState;
+use crate::types::{Caller, Code, Index, Kind, Lineage, NodeId, Object, Revision, Role, Status};
 
 /// The newest start seen of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +89,7 @@ pub enum Verdict {
 }
 
 const REMOVED: &str = "was removed from the swarm";
+const DEMOTED: &str = "was demoted to a worker";
 const ROLLED_BACK: &str = "was rolled back";
 const OUTLIVED: &str = "belongs to a former history of this swarm";
 const FOREIGN: &str = "belongs to another history of this swarm";
@@ -142,13 +144,15 @@ impl Greetings {
         if hello.raft_id.is_some() && hello.lineage != lineage {
             return foreign(node, hello.revision, state.revision());
         }
-        if state.is_removed(node) {
-            let hint = "to join again, start it on an empty data directory with a join token";
+        let hint = "to join again, start it on an empty data directory with a join token";
+        if state.is_revoked(node) {
             return refused(Code::PermissionDenied, format!("node {node} {REMOVED}"), hint);
         }
         let Some(raft_id) = hello.raft_id else { return Verdict::Welcome };
         if state.is_removed_raft_id(raft_id) {
-            let hint = "to join again, start it on an empty data directory with a join token";
+            if is_demoted(state, node) {
+                return refused(Code::PermissionDenied, format!("node {node} {DEMOTED}"), "");
+            }
             return refused(Code::PermissionDenied, format!("node {node} {REMOVED}"), hint);
         }
         if let Some(member) = state.members().get(&raft_id)
@@ -216,6 +220,9 @@ impl Greetings {
         if status.code == Code::PermissionDenied && status.message.ends_with(REMOVED) {
             return Some(Stopped::Removed);
         }
+        if status.code == Code::PermissionDenied && status.message.ends_with(DEMOTED) {
+            return Some(Stopped::Demoted);
+        }
         if status.code != Code::FailedPrecondition {
             return None;
         }
@@ -223,6 +230,16 @@ impl Greetings {
             return Some(Stopped::Outlived(status.message.clone()));
         }
         status.message.contains(ROLLED_BACK).then(|| Stopped::Fenced(status.message.clone()))
+    }
+}
+
+/// Whether a node that is no member any more stays in the swarm as a worker.
+pub fn is_demoted(state: &State, node: NodeId) -> bool {
+    match state.get(Kind::Node, node.into()).map(|stored| &stored.object) {
+        Some(Object::Node(node)) => {
+            node.spec.desired_role == Role::Worker && node.spec.membership != MembershipState::Leaving
+        }
+        _ => false,
     }
 }
 
@@ -311,9 +328,10 @@ mod tests {
             _ => None,
         };
         assert!(matches!(say(&hello(1, 5, Some(2))), Some(Stopped::Outlived(_))));
-        // Its certificate is still good, and gives it no place under the new history either.
+        // Its certificate is still good, and the place that it had gives it none under the new history.
         assert_eq!(say(&hello(2, ERA, Some(2))), Some(Stopped::Removed));
-        assert_eq!(say(&hello(0, 0, None)), Some(Stopped::Removed));
+        // As a node without a place it may ask for one, and is heard if the new history has it.
+        assert_eq!(say(&hello(0, 0, None)), None);
     }
 
     fn load(text: &str) -> Result<Greetings, StartError> {

@@ -31,7 +31,9 @@ use crate::types::api::{
     Admin, Answer, Call, DiskLevel, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest,
     SnapshotRequest,
 };
-use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Role, Status};
+use crate::types::{
+    Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Role, Standing, Status,
+};
 
 mod diagnose;
 mod members;
@@ -553,6 +555,7 @@ impl Handler for NodeHandler {
                     self.set_peers(now, members, out);
                     self.announce(now, out);
                 }
+                Completion::Departed(nodes) => out.commands.push(Command::Judge(nodes)),
                 Completion::Fetch(fetch) => self.begin_fetch(fetch, out),
                 Completion::Served { stream, body, end } => {
                     if end || !self.serving.contains_key(&stream) {
@@ -584,7 +587,7 @@ impl Handler for NodeHandler {
                 Completion::TurnedAway(status) => self.turned_away(None, &status, out),
                 Completion::Ask(ask) => self.ask(now, ask, out),
                 Completion::Shutdown => {
-                    if self.stop.is_removed() {
+                    if self.stop.has_departed() {
                         self.answer_leaving(now, out);
                     }
                     out.commands.push(Command::Shutdown);
@@ -637,7 +640,7 @@ impl Handler for NodeHandler {
         }
     }
 
-    fn is_removed(&self, node: NodeId) -> bool {
-        self.member.as_ref().is_some_and(|member| member.store.view(|state| state.is_removed(node)))
+    fn standing(&self, node: NodeId) -> Standing {
+        self.member.as_ref().map_or(Standing::Unknown, |member| member.store.view(|state| state.standing(node)))
     }
 }

@@ -21,7 +21,7 @@ use crate::sys::metrics::Metrics;
 use crate::sys::thread::Thread;
 use crate::sys::time::Instant;
 use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, PROTOCOL, Query, QueryKind};
-use crate::types::{Caller, ClusterId, Code, Lineage, NodeId, Position, Revision, Status};
+use crate::types::{Caller, ClusterId, Code, Lineage, NodeId, Position, Revision, Standing, Status};
 
 /// What a join waits for, in words; shared with whoever answers meanwhile.
 #[derive(Clone, Debug, Default)]
@@ -225,7 +225,7 @@ impl<P: Porter> Handler for Doorkeeper<P> {
         None
     }
 
-    fn is_removed(&self, _: NodeId) -> bool {
-        false
+    fn standing(&self, _: NodeId) -> Standing {
+        Standing::Unknown
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
 
+use super::greeting::is_demoted;
 use super::handler::Active;
 use super::leader::LeaderHandle;
 use super::snapshots::Job;
@@ -13,6 +14,7 @@ use crate::net::handler::StreamId;
 use crate::net::run::NetHandle;
 use crate::raft::run::Outlet;
 use crate::raft::{FetchSnapshot, Leadership, Reply, Stop};
+use crate::store::Store;
 use crate::sys::queue::Sender;
 use crate::sys::time::Instant;
 use crate::types::api::Call;
@@ -48,6 +50,8 @@ pub enum Completion {
     Leadership(Leadership),
     /// Members changed.
     Peers(Vec<Member>),
+    /// These nodes were removed, or are managers no more; `None`: any may have been.
+    Departed(Option<Vec<NodeId>>),
     /// A snapshot is to be fetched.
     Fetch(FetchSnapshot),
     /// A part of a snapshot for a peer.
@@ -89,6 +93,10 @@ pub struct Post {
     pub snapshots: Sender<Job>,
     /// Runs the services of a leader.
     pub leader: LeaderHandle,
+    /// This node.
+    pub node_id: NodeId,
+    /// Its store.
+    pub store: Arc<Store>,
     /// Ends the node.
     pub stop: Arc<StopCell<Stopped>>,
     /// Somebody watches the store.
@@ -138,6 +146,10 @@ impl Outlet for Post {
         self.tell_watchers();
     }
 
+    fn departed(&self, nodes: Option<Vec<NodeId>>) {
+        self.send(Completion::Departed(nodes));
+    }
+
     fn leadership(&self, leadership: Leadership) {
         self.leader.leadership(leadership);
         self.send(Completion::Leadership(leadership));
@@ -157,6 +169,10 @@ impl Outlet for Post {
     }
 
     fn stop(&self, stop: Stop) {
-        self.stop.stop(stop.into());
+        let stopped = match stop {
+            Stop::Removed if self.store.view(|state| is_demoted(state, self.node_id)) => Stopped::Demoted,
+            other => other.into(),
+        };
+        self.stop.stop(stopped);
     }
 }

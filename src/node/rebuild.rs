@@ -275,7 +275,7 @@ mod tests {
         let node = Some(Node::new(newcomer, Role::Manager));
         let heir = Heir { node_id: newcomer, addr: "c:1".to_owned(), node, voted: Term(0) };
         let (state, _) = succeed(state(), Lineage(2), heir, 9, random().as_mut());
-        assert!(stored(&state, newcomer).is_some() && state.is_removed(HERE));
+        assert!(stored(&state, newcomer).is_some() && state.is_removed_raft_id(RaftId(1)));
         assert_eq!(stored(&state, HERE).unwrap().status.state, NodeState::Down);
     }
 

@@ -28,6 +28,7 @@ use crate::raft::machine::{Machine as RaftMachine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
 use crate::raft::{self, Timing, run};
+use crate::roles::Roles;
 use crate::store::{Store, scrub};
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::RealDisk;
@@ -36,6 +37,7 @@ use crate::sys::metrics::Metrics;
 use crate::sys::queue::{Sender, bounded};
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, set_floor, wall_ms};
+use crate::term::Service;
 use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState, SessionItem};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
@@ -480,13 +482,20 @@ impl<'a> Starter<'a> {
         )
         .map_err(internal)?;
         let here = self.identity.node_id;
-        let services: leader::Services = Box::new(move |_term| vec![Box::new(Janitor::new(Box::new(OsEntropy)))]);
+        let services: leader::Services = Box::new(move |term| {
+            vec![
+                Box::new(Janitor::new(Box::new(OsEntropy))) as Box<dyn Service>,
+                Box::new(Roles::new(term)) as Box<dyn Service>,
+            ]
+        });
         let (leader, leader_thread) =
             leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
             leader,
+            node_id: here,
+            store: store.clone(),
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });

@@ -13,6 +13,9 @@ pub enum Stopped {
     Asked,
     /// It left the swarm or was removed from it; its log was moved aside.
     Removed,
+    /// It is a manager no more, and still a node of the swarm; its log was moved aside. A node goes on as a worker then, and
+    /// does not end.
+    Demoted,
     /// It belongs to a former history of its swarm, and has had no leader for minutes.
     Outlived(String),
     /// Its state or log cannot be trusted.
@@ -79,9 +82,9 @@ impl<R: Clone + fmt::Debug> StopCell<R> {
 }
 
 impl StopCell<Stopped> {
-    /// Whether the reason is that the node is no longer a member.
-    pub fn is_removed(&self) -> bool {
-        *self.lock() == Some(Stopped::Removed)
+    /// Whether the reason is that the node is no longer a member, and nothing worse.
+    pub fn has_departed(&self) -> bool {
+        matches!(*self.lock(), Some(Stopped::Removed | Stopped::Demoted))
     }
 
     /// A person asked this node to leave the group, or was refused.

@@ -190,16 +190,17 @@ impl Supervisor {
     /// group and may be a worker now.
     fn manage(&mut self, manager: &Arc<Manager>) -> Option<Stopped> {
         let reason = manager.stop.wait();
-        let left = manager.stop.was_asked_to_leave();
-        if reason == Stopped::Removed {
+        let departed = matches!(reason, Stopped::Removed | Stopped::Demoted);
+        let left = reason == Stopped::Removed && manager.stop.was_asked_to_leave();
+        if departed {
             let managers = worker::managers_of(&manager.store, self.shared.node_id);
             worker::remember(&self.house.dir, &managers);
         }
-        if reason == Stopped::Removed && !left {
+        if departed && !left {
             *self.shared.lock() = Engine::Changing;
         }
         manager.halt(PARTING, &reason);
-        if reason != Stopped::Removed {
+        if !departed {
             return Some(reason);
         }
         if left {

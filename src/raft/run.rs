@@ -37,6 +37,8 @@ pub trait Outlet: Send + Sync + 'static {
     fn outcomes(&self, outcomes: Vec<(u64, Outcome)>);
     /// The store moved: watchers have something to read.
     fn moved(&self);
+    /// These nodes were removed, or are managers no more; `None`: any node may have been.
+    fn departed(&self, nodes: Option<Vec<NodeId>>);
     /// Who leads changed.
     fn leadership(&self, leadership: Leadership);
     /// Keep connections to these.
@@ -486,6 +488,11 @@ pub fn on_applied(
         }
         let applied =
             Applied { position: progress.applied, members: progress.members, mark: progress.mark, replicated: now };
+        if progress.installed {
+            outlet.departed(None);
+        } else if !progress.departed.is_empty() {
+            outlet.departed(Some(progress.departed));
+        }
         if outcomes.is_empty() {
             outlet.moved();
         } else {

@@ -79,7 +79,7 @@ mod tests {
         for raft_id in 1..=3 {
             assert!(state.is_removed_raft_id(RaftId(raft_id)), "{raft_id}");
         }
-        assert!(state.is_removed(NodeId(11)) && state.is_removed(NodeId(13)) && !state.is_removed(NodeId(12)));
+        assert!(state.member_of(NodeId(11)).is_none() && state.member_of(NodeId(13)).is_none());
         assert!(state.floors().is_empty());
         let config = |state: &State| state.get(Kind::Config, ObjectId(7)).unwrap().object.clone();
         assert_eq!(config(&state), config(&before));

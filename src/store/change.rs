@@ -21,7 +21,13 @@ pub(super) fn execute(state: &mut State, change: Change) -> Result<EventBatch, R
     let made = if planted(Fault::ClockInApply) { Timestamp(time::monotonic().as_nanos()) } else { change.time };
     // Nearly every change has one operation, and what is kept of it lives as long as the watch ring: no slack.
     let mut events = Vec::with_capacity(change.operations.len());
+    // Carried out when nothing can be refused any more: there is no event to take them back by.
+    let mut revoked = Vec::new();
     for operation in change.operations {
+        if let Operation::Revoke { node, until } = operation {
+            revoked.push((node, until));
+            continue;
+        }
         match step(state, operation, revision, made) {
             Ok(event) => events.extend(event),
             Err(refusal) => {
@@ -31,6 +37,9 @@ pub(super) fn execute(state: &mut State, change: Change) -> Result<EventBatch, R
                 return Err(refusal);
             }
         }
+    }
+    for (node, until) in revoked {
+        state.revoke(node, until, made);
     }
     state.revision = revision;
     Ok(EventBatch::new(revision, events))
@@ -61,6 +70,7 @@ fn step(
             None => Ok(None),
         },
         Operation::UseToken(id) => use_token(state, id, revision, time),
+        Operation::Revoke { .. } => Ok(None),
     }
 }
 

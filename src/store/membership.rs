@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::revoked::Revocations;
 use crate::sys::faults::{Fault, planted};
 use crate::types::log::Configuration;
 use crate::types::{Index, Member, MemberChange, MemberRole, NodeId, RaftId};
 
-/// Members, the ids that were used up, and how far each voter's log is known to reach.
+/// Members, the ids that were used up, how far each voter's log is known to reach, and who is not to come back. Nothing here
+/// grows with the number of those who were once members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Membership {
     pub members: BTreeMap<RaftId, Member>,
-    /// Raft ids that are gone for good, and whose they were.
-    pub removed: BTreeMap<RaftId, NodeId>,
+    /// Every id below was given to a member once.
     pub next_raft_id: RaftId,
     /// Log indexes that members had on disk, as the last marks recorded them.
     pub floors: BTreeMap<RaftId, Index>,
+    /// Nodes that are not to be taken for managers, whatever their certificates say.
+    pub revoked: Revocations,
 }
 
 impl Membership {
@@ -30,20 +33,18 @@ impl Membership {
     /// former raft id too. Floors are about logs that nobody has any more.
     pub fn succeed(&self, node_id: NodeId, addr: String) -> Self {
         let raft_id = self.next_raft_id;
-        let former = self.members.values().map(|member| (member.raft_id, member.node_id));
-        let removed = self.removed.iter().map(|(raft_id, node_id)| (*raft_id, *node_id)).chain(former).collect();
         let member = Member { raft_id, node_id, addr, role: MemberRole::Voter };
         let members = BTreeMap::from([(raft_id, member)]);
-        Self { members, removed, next_raft_id: raft_id.next(), floors: BTreeMap::new() }
+        Self { members, next_raft_id: raft_id.next(), floors: BTreeMap::new(), revoked: self.revoked.clone() }
     }
 
     pub fn of_node(&self, node_id: NodeId) -> Option<&Member> {
         self.members.values().find(|member| member.node_id == node_id)
     }
 
-    /// The node was a member, and is none now.
-    pub fn is_removed(&self, node_id: NodeId) -> bool {
-        self.of_node(node_id).is_none() && self.removed.values().any(|removed| *removed == node_id)
+    /// The id was a member's, and is none's now.
+    pub fn is_removed(&self, raft_id: RaftId) -> bool {
+        raft_id.0 > 0 && raft_id < self.next_raft_id && !self.members.contains_key(&raft_id)
     }
 
     pub fn configuration(&self) -> Configuration {
@@ -51,13 +52,11 @@ impl Membership {
         Configuration { voters: of(MemberRole::Voter).collect(), learners: of(MemberRole::Learner).collect() }
     }
 
-    /// Whether the change may be made. `node_exists` tells whether a node has its object in the store.
-    pub fn allows(&self, change: &MemberChange, node_exists: impl FnOnce(NodeId) -> bool) -> bool {
+    /// Whether the change may be made.
+    pub fn allows(&self, change: &MemberChange) -> bool {
         match change {
             MemberChange::AddLearner { raft_id, node_id, .. } => {
-                *raft_id == self.next_raft_id
-                    && self.of_node(*node_id).is_none()
-                    && (!self.is_removed(*node_id) || node_exists(*node_id))
+                *raft_id == self.next_raft_id && self.of_node(*node_id).is_none() && !self.revoked.contains(*node_id)
             }
             MemberChange::Promote { raft_id } => self.role(*raft_id) == Some(MemberRole::Learner),
             MemberChange::Remove { raft_id } => match self.role(*raft_id) {
@@ -87,9 +86,7 @@ impl Membership {
                 }
             }
             MemberChange::Remove { raft_id } => {
-                if let Some(member) = self.members.remove(raft_id) {
-                    self.removed.insert(*raft_id, member.node_id);
-                }
+                self.members.remove(raft_id);
                 self.floors.remove(raft_id);
                 if planted(Fault::RaftIdReused) {
                     self.next_raft_id = self.members.keys().next_back().map_or(RaftId(1), |last| last.next());

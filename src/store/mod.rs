@@ -40,6 +40,7 @@ mod anew;
 mod change;
 mod handle;
 mod membership;
+mod revoked;
 mod ring;
 pub mod scrub;
 mod snapshot;
@@ -48,6 +49,8 @@ mod table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests;
+#[cfg(test)]
+pub(crate) use tests::samples;
 pub mod watch;
 
 pub use anew::ERA;

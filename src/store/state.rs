@@ -13,7 +13,7 @@ use crate::types::log::{Configuration, StateHash};
 use crate::types::object::Cluster;
 use crate::types::{
     Change, ChangeId, Index, Kind, Lineage, Member, MemberChange, NodeId, Object, ObjectId, Outcome, Position, RaftId,
-    Refusal, Revision, Selector, Term,
+    Refusal, Revision, Role, Selector, Standing, Term, Timestamp,
 };
 
 /// An object as the store keeps it.
@@ -191,14 +191,35 @@ impl State {
         self.membership.next_raft_id
     }
 
-    /// Whether the node was a member and was removed, and is not one again under a newer Raft id.
-    pub fn is_removed(&self, node_id: NodeId) -> bool {
-        self.membership.is_removed(node_id)
+    /// What a node may act as.
+    pub fn standing(&self, node_id: NodeId) -> Standing {
+        if self.is_revoked(node_id) {
+            return Standing::Removed;
+        }
+        match self.get(Kind::Node, node_id.into()).map(|stored| &stored.object) {
+            Some(Object::Node(node)) if node.role == Role::Manager => Standing::Manager,
+            Some(_) => Standing::Worker,
+            None => Standing::Unknown,
+        }
+    }
+
+    /// Whether the node was removed as a manager, and its certificate may still be in force.
+    pub fn is_revoked(&self, node_id: NodeId) -> bool {
+        self.membership.revoked.contains(node_id)
+    }
+
+    /// How many revocations are remembered.
+    pub fn revocations(&self) -> usize {
+        self.membership.revoked.len()
+    }
+
+    pub(super) fn revoke(&mut self, node: NodeId, until: Timestamp, now: Timestamp) {
+        Arc::make_mut(&mut self.membership).revoked.revoke(node, until, now);
     }
 
     /// Whether the Raft id was used and its member removed.
     pub fn is_removed_raft_id(&self, raft_id: RaftId) -> bool {
-        self.membership.removed.contains_key(&raft_id)
+        self.membership.is_removed(raft_id)
     }
 
     /// Log indexes that members are known to have had on disk, from the marks: one that comes back with less was rolled
@@ -309,7 +330,7 @@ impl State {
 
     /// Makes a membership change if the rules allow it; tells whether they do. A refused one changes nothing.
     pub fn apply_member_change(&mut self, change: &MemberChange) -> bool {
-        let allowed = self.membership.allows(change, |node_id| self.get(Kind::Node, node_id.into()).is_some());
+        let allowed = self.membership.allows(change);
         if allowed {
             Arc::make_mut(&mut self.membership).apply(change);
         }

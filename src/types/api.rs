@@ -304,6 +304,29 @@ pub enum Write {
         /// Name, id or prefix.
         node: String,
     },
+    /// Asks something else of a node; `None` leaves it.
+    UpdateNode {
+        /// Which.
+        node: String,
+        /// The role it should have.
+        role: Option<Role>,
+        /// Whether it takes tasks.
+        availability: Option<Availability>,
+        /// Set these labels.
+        set: BTreeMap<String, String>,
+        /// Remove these.
+        remove: Vec<String>,
+        /// Only if the object still has this version.
+        if_version: Option<Revision>,
+    },
+    /// Removes a node: one that is down and no manager, or with `force` any. A manager is demoted first, by the leader,
+    /// and is gone when that is done.
+    RemoveNode {
+        /// Which.
+        node: String,
+        /// Also one that is up, or a manager.
+        force: bool,
+    },
 }
 
 /// Acts on the manager that is asked.

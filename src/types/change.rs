@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::object::{Kind, Object};
 use super::selector::Selector;
-use super::{ChangeId, ObjectId, Revision, Term, Timestamp};
+use super::{ChangeId, NodeId, ObjectId, Revision, Term, Timestamp};
 
 /// One atomic write. The leader proposes it; `apply` checks it on every replica in log order, all or nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +57,13 @@ pub enum Operation {
     /// Takes one use of a join token, which must not have ended at the change's time. Without a version: many nodes may join
     /// with one token at once, and apply counts them.
     UseToken(ObjectId),
+    /// Notes that a manager is removed and its certificates mean nothing any more. Never refused; has no event.
+    Revoke {
+        /// Whose.
+        node: NodeId,
+        /// The end of the last certificate that named it a manager.
+        until: Timestamp,
+    },
 }
 
 /// What [`Operation::Require`] demands.

@@ -32,6 +32,19 @@ impl Role {
     }
 }
 
+/// What the store says of a node, whatever its certificate says: the certificate tells who it is, the store what it may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is not in the store. Perhaps it joined a moment ago, or while this manager was cut off; perhaps it was removed.
+    Unknown,
+    /// It acts as a worker: also a former manager whose certificate still names it one.
+    Worker,
+    /// It acts as a manager, if its certificate names it one.
+    Manager,
+    /// It was a manager and was removed, and its certificate is not over yet.
+    Removed,
+}
+
 /// Whether a member votes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -105,6 +118,18 @@ impl Caller {
         match self {
             Self::Node { node_id, .. } => Some(*node_id),
             Self::Local | Self::Anonymous => None,
+        }
+    }
+
+    /// The caller as the store knows it: a manager by its certificate that the store has as a worker acts as a worker. No
+    /// store makes anyone more than its certificate says.
+    #[must_use]
+    pub fn acting(self, standing: Standing) -> Self {
+        match (self, standing) {
+            (Self::Node { node_id, role: Role::Manager, cluster_id, expired }, Standing::Worker) => {
+                Self::Node { node_id, role: Role::Worker, cluster_id, expired }
+            }
+            (caller, _) => caller,
         }
     }
 

@@ -21,6 +21,6 @@ pub use change::{Change, Expect, Operation, Outcome, Refusal};
 pub use error::{Code, Status};
 pub use ids::{ChangeId, ClusterId, Index, Lineage, NodeId, ObjectId, RaftId, Revision, Term, Timestamp};
 pub use log::Position;
-pub use member::{Caller, Member, MemberChange, MemberRole, Role};
+pub use member::{Caller, Member, MemberChange, MemberRole, Role, Standing};
 pub use object::{Kind, Object};
 pub use selector::Selector;

@@ -213,7 +213,7 @@ impl Serial {
             Operation::Create(object) | Operation::Update(object) => Some((object.kind(), object.id())),
             Operation::Remove { kind, id, .. } => Some((*kind, *id)),
             Operation::UseToken(id) => Some((Kind::Token, *id)).filter(|place| written.contains_key(place)),
-            Operation::Require { .. } | Operation::RequireNone { .. } => None,
+            Operation::Require { .. } | Operation::RequireNone { .. } | Operation::Revoke { .. } => None,
         });
         let told = batch.events.iter().map(|event| (event.object.object.kind(), event.object.object.id()));
         ensure!("serial order", told.eq(asked), "revision {} tells of its operations in another order", self.revision);
@@ -295,6 +295,7 @@ impl Serial {
                         written.insert((kind, id), Some(Object::Token(token)));
                     }
                 }
+                Operation::Revoke { .. } => {}
             }
         }
         Ok(written)

@@ -1,6 +1,7 @@
 //! Tests of the service as a whole: a store, a log of one's own, and requests as they arrive.
 
 mod backups;
+mod nodes;
 mod reads;
 mod redaction;
 mod reports;

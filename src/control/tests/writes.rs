@@ -238,7 +238,8 @@ fn what_must_hold_is_checked_again_when_the_change_is_applied() {
             swarm.write(write).unwrap();
         }
         let request = swarm.request(write);
-        let Decision::Step(Step::Propose(change)) = swarm.view(|state| decide_write(state, &request, 0, NOW_MS)) else {
+        let Decision::Step(Step::Propose(change)) = swarm.view(|state| decide_write(state, &request, 0, NOW_MS, &[]))
+        else {
             panic!("{request:?} is fine as long as nobody interferes")
         };
         let operations = other(&swarm);
@@ -274,7 +275,7 @@ fn a_conflict_with_another_writer_is_built_again_and_repeats_the_same() {
     let mut swarm = Swarm::new();
     let id = swarm.create_config("web");
     let request = swarm.request(label(Kind::Config, "web", &[("mine", "1")], None));
-    let Decision::Step(Step::Propose(first)) = swarm.view(|state| decide_write(state, &request, 0, NOW_MS)) else {
+    let Decision::Step(Step::Propose(first)) = swarm.view(|state| decide_write(state, &request, 0, NOW_MS, &[])) else {
         panic!()
     };
     swarm.write(label(Kind::Config, "web", &[("theirs", "1")], None)).unwrap();
@@ -356,11 +357,11 @@ fn refusals_drawn_from_the_store_ask_to_be_confirmed() {
         },
     ] {
         let request = swarm.request(write);
-        let decision = swarm.view(|state| decide_write(state, &request, 0, NOW_MS));
+        let decision = swarm.view(|state| decide_write(state, &request, 0, NOW_MS, &[]));
         assert!(matches!(decision, Decision::Step(Step::RefuseIfConfirmed(_))), "{request:?}: {decision:?}");
     }
     let request = swarm.request(config(""));
-    let decision = swarm.view(|state| decide_write(state, &request, 0, NOW_MS));
+    let decision = swarm.view(|state| decide_write(state, &request, 0, NOW_MS, &[]));
     assert!(matches!(decision, Decision::Step(Step::Refuse(_))), "{decision:?}");
 }
 

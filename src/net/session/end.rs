@@ -176,6 +176,31 @@ impl<H: Handler> Net<H> {
         }
     }
 
+    /// Ends the connections of nodes that were removed, or are managers no more: of those named, or of any.
+    pub(in crate::net) fn judge(&mut self, nodes: Option<&[NodeId]>) {
+        let open = self.connections.iter().filter(|connection| connection.stage != Stage::Closing);
+        let verdicts: Vec<(ConnectionId, Status)> = open
+            .filter_map(|connection| {
+                let node = connection.node().or(connection.dial.as_ref().map(|dial| dial.peer))?;
+                if nodes.is_some_and(|nodes| !nodes.contains(&node)) {
+                    return None;
+                }
+                let status = match self.handler.standing(node) {
+                    Standing::Removed => removed(node),
+                    // It was there: so much is known of those that are named.
+                    Standing::Unknown if nodes.is_some() => removed(node),
+                    Standing::Unknown if connection.class == Class::Worker => unknown(node),
+                    Standing::Worker if connection.class == Class::Manager => demoted(node),
+                    _ => return None,
+                };
+                Some((connection.id, status))
+            })
+            .collect();
+        for (id, status) in verdicts {
+            self.refuse(id, &status);
+        }
+    }
+
     /// A socket that takes nothing may still hold the reason why.
     pub(super) fn cannot_write(&mut self, id: ConnectionId, error: &std::io::Error) {
         log::debug!("a connection takes no more: {error}");

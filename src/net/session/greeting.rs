@@ -61,7 +61,7 @@ impl<H: Handler> Net<H> {
                 self.set_caller(id, &identity, false, Stage::Greeting);
             }
             (pki::Class::Valid(identity), None) => {
-                if self.handler.is_removed(identity.node_id) {
+                if self.handler.standing(identity.node_id) == Standing::Removed {
                     return self.refuse(id, &removed(identity.node_id));
                 }
                 self.set_caller(id, &identity, false, Stage::Open);
@@ -143,14 +143,23 @@ impl<H: Handler> Net<H> {
         let Some(connection) = self.connections.get(id) else { return };
         let Some(caller) = connection.caller.clone() else { return };
         let Some(node) = caller.node_id() else { return };
-        let accepted = self
-            .check_hello(node, &hello)
-            .and_then(|()| self.handler.greeted(&caller, &hello))
-            .and_then(|()| if self.handler.is_removed(node) { Err(removed(node)) } else { Ok(()) });
+        let for_a_call = header.flags & END != 0;
+        let standing = self.handler.standing(node);
+        let admitted = match standing {
+            Standing::Removed => Err(removed(node)),
+            // It may still ask, above all for the certificate that says what it is now.
+            Standing::Worker if !for_a_call => Err(demoted(node)),
+            _ => Ok(()),
+        };
+        // The handler has the last word only on those whom the store admits: what it remembers of them is of managers.
+        let accepted = self.check_hello(node, &hello).and(admitted).and_then(|()| match standing {
+            Standing::Worker => Ok(()),
+            _ => self.handler.greeted(&caller, &hello),
+        });
         if let Err(status) = accepted {
             return self.refuse(id, &status);
         }
-        self.authenticated(id, Class::Manager);
+        self.authenticated(id, if standing == Standing::Worker { Class::Worker } else { Class::Manager });
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.stage = Stage::Open;
         match connection.dial.as_ref().map(|dial| dial.purpose) {
@@ -162,9 +171,7 @@ impl<H: Handler> Net<H> {
             None => self.send_hello(id),
         }
         // A connection for one call is not for anything else.
-        if header.flags & END == 0
-            && let Some(connection) = self.connections.get_mut(id)
-        {
+        if !for_a_call && let Some(connection) = self.connections.get_mut(id) {
             connection.is_peer_link = true;
             let dialled = connection.dial.is_some();
             self.send_ping(id);
@@ -225,4 +232,15 @@ impl<H: Handler> Net<H> {
 pub(super) fn removed(node: NodeId) -> Status {
     Status::new(Code::PermissionDenied, format!("node {node} was removed from the swarm"))
         .with_hint("to join again, move its data directory aside and run `skep run --join HOST:PORT --token-file FILE`")
+}
+
+/// For a node whose certificate says more than the store.
+pub(super) fn demoted(node: NodeId) -> Status {
+    Status::new(Code::PermissionDenied, format!("node {node} was demoted to a worker"))
+        .with_hint("it asks for a worker's certificate by itself; `skep node promote NODE` makes it a manager again")
+}
+
+/// For a worker that the store does not have, where that says nothing of what others have.
+pub(super) fn unknown(node: NodeId) -> Status {
+    Status::new(Code::Unavailable, format!("this manager does not know node {node}")).with_hint("ask another manager")
 }

@@ -13,8 +13,11 @@ impl<H: Handler> Net<H> {
             return self.malformed(id, Malformed::Order, "a request on a stream that is not its caller's to open");
         }
         let Some(by) = connection.caller.clone() else { return };
+        let authenticated = connection.authenticated;
+        let by = self.acting(by);
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let stream = StreamId { connection: id, stream: header.stream };
-        let streams = if connection.authenticated { limits.streams } else { limits.streams.min(STRANGERS_STREAMS) };
+        let streams = if authenticated { limits.streams } else { limits.streams.min(STRANGERS_STREAMS) };
         let is_full = connection.incoming.len() >= streams;
         let request = match request::decode(body) {
             Ok(request) => request,
@@ -38,10 +41,10 @@ impl<H: Handler> Net<H> {
         let allowed = match &request.forwarded {
             None => routes::check(request.call, &by),
             Some(forwarded) => {
-                let removed_caller = forwarded.caller.node_id().filter(|node| self.handler.is_removed(*node));
-                match removed_caller {
+                // The manager that passed it on may know less of the caller than this one.
+                match forwarded.caller.node_id().filter(|node| self.handler.standing(*node) == Standing::Removed) {
                     Some(node) => Err(removed(node)),
-                    None => routes::check_forwarded(request.call, &by, &forwarded.caller),
+                    None => routes::check_forwarded(request.call, &by, &self.acting(forwarded.caller.clone())),
                 }
             }
         };
@@ -58,7 +61,7 @@ impl<H: Handler> Net<H> {
         }
         let Some(connection) = self.connections.get(id) else { return };
         let (caller, addr, forwarded) = match request.forwarded {
-            Some(forwarded) => (forwarded.caller, forwarded.addr, true),
+            Some(forwarded) => (self.acting(forwarded.caller), forwarded.addr, true),
             None => (by, connection.addr.clone(), false),
         };
         let deadline = self.now + routes::deadline(request.call, &caller, request.deadline_ms);
@@ -76,6 +79,14 @@ impl<H: Handler> Net<H> {
             self.set_deadline(id, None);
         }
         self.handler.request(self.now, incoming, &mut self.out);
+    }
+
+    /// The caller as the store knows it now.
+    fn acting(&self, caller: Caller) -> Caller {
+        match caller.node_id() {
+            Some(node) => caller.acting(self.handler.standing(node)),
+            None => caller,
+        }
     }
 
     fn turn_down(&mut self, stream: StreamId, status: &Status) {

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use crate::sys::time::{Instant, wall_ms};
 use crate::types::api::{Call, FEATURE_LEVEL, Hello, PROTOCOL};
 use crate::types::error::Code;
 use crate::types::limits::MAX_FRAME_BYTES;
-use crate::types::{Caller, ClusterId, Lineage, NodeId, Position, RaftId, Revision, Role, Status};
+use crate::types::{Caller, ClusterId, Lineage, NodeId, Position, RaftId, Revision, Role, Standing, Status};
 
 /// Nothing in these tests takes nearly so long, unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -84,6 +84,9 @@ pub fn hello(cluster: ClusterId, node: NodeId) -> Hello {
     }
 }
 
+/// What a loop is told of nodes; may change while it runs.
+pub type Standings = Arc<Mutex<BTreeMap<NodeId, Standing>>>;
+
 /// What a loop told its handler.
 #[derive(Debug)]
 pub enum Event {
@@ -108,7 +111,7 @@ pub struct Recorder {
     quiet: bool,
     streams: BTreeMap<StreamId, (u32, u32)>,
     pub refuse: Option<Status>,
-    pub removed: Vec<NodeId>,
+    pub standings: Standings,
 }
 
 impl Recorder {
@@ -226,9 +229,14 @@ impl Handler for Recorder {
         }
     }
 
-    fn is_removed(&self, node: NodeId) -> bool {
-        self.removed.contains(&node)
+    fn standing(&self, node: NodeId) -> Standing {
+        self.standings.lock().unwrap().get(&node).copied().unwrap_or(Standing::Unknown)
     }
+}
+
+/// These nodes stand so, and nobody else is known.
+pub fn standings(of: &[(u128, Standing)]) -> Standings {
+    Arc::new(Mutex::new(of.iter().map(|(node, standing)| (NodeId(*node), *standing)).collect()))
 }
 
 /// How a test's loop differs from the usual one.
@@ -237,7 +245,7 @@ pub struct Setup {
     pub limits: Limits,
     pub quiet: bool,
     pub refuse: Option<Status>,
-    pub removed: Vec<NodeId>,
+    pub standings: Standings,
     pub listen: Option<SocketAddr>,
 }
 
@@ -291,7 +299,7 @@ impl Running {
             quiet: setup.quiet,
             streams: BTreeMap::new(),
             refuse: setup.refuse,
-            removed: setup.removed,
+            standings: setup.standings,
         };
         let (handle, inbox) = channel(100_000, &metrics).unwrap();
         let thread = spawn(config, recorder, inbox).unwrap();
@@ -345,6 +353,13 @@ impl Running {
             }
             self.backlog.push(event);
         }
+    }
+
+    /// The first event that has been told by now and that `pick` takes.
+    pub fn pick<T>(&mut self, pick: impl Fn(&Event) -> Option<T>) -> Option<T> {
+        self.backlog.extend(self.events.try_iter());
+        let place = self.backlog.iter().position(|event| pick(event).is_some())?;
+        pick(&self.backlog.remove(place))
     }
 
     /// Whether an event that has been told by now is taken by `pick`.
@@ -407,6 +422,46 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(Clock::now() < deadline, "never: {what}");
         std::thread::yield_now();
+    }
+}
+
+/// A stream whose reads can be bounded in time.
+pub trait Stream: Read + Write {
+    fn patience(&self, patience: Duration);
+}
+
+impl Stream for UnixStream {
+    fn patience(&self, patience: Duration) {
+        self.set_read_timeout(Some(patience)).unwrap();
+    }
+}
+
+impl Stream for Secure {
+    fn patience(&self, patience: Duration) {
+        self.sock.set_read_timeout(Some(patience)).unwrap();
+    }
+}
+
+impl Client<Box<dyn Stream>> {
+    /// The next frame, if one comes within a moment; an error when the other side broke off, with what TLS says of it.
+    pub fn receive_if_any(&mut self) -> Result<Option<(Header, Bytes)>, String> {
+        self.stream.patience(Duration::from_millis(2));
+        loop {
+            let mut input = self.buffer.as_slice();
+            let frame = self.parser.next(&mut input, MAX_FRAME_BYTES).unwrap();
+            let used = self.buffer.len() - input.len();
+            self.buffer.drain(..used);
+            if frame.is_some() {
+                return Ok(frame);
+            }
+            let mut piece = [0; 16 << 10];
+            match self.stream.read(&mut piece) {
+                Ok(0) => panic!("the connection closed without a reason"),
+                Ok(length) => self.buffer.extend_from_slice(&piece[..length]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
     }
 }
 

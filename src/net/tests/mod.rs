@@ -4,6 +4,7 @@
 
 mod harness;
 mod links;
+mod matrix;
 mod refusals;
 mod speed;
 mod strangers;

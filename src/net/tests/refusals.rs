@@ -10,7 +10,7 @@ use crate::pki;
 use crate::sys::time::wall_ms;
 use crate::types::api::{Call, Forwarded};
 use crate::types::error::Code;
-use crate::types::{Caller, ClusterId, NodeId, Role, Status};
+use crate::types::{Caller, ClusterId, NodeId, Role, Standing, Status};
 
 /// Calls `Health` at an address where `peer` is expected.
 fn health(net: &mut Running, peer: NodeId, addr: &str) -> Reply {
@@ -155,7 +155,8 @@ fn a_hello_must_match_its_certificate_and_come_first() {
 #[test]
 fn a_removed_manager_is_refused_and_told_so() {
     let swarm = Swarm::new(10);
-    let two = Running::start_with(&swarm, 2, Setup { removed: vec![NodeId(1)], ..Setup::default() });
+    let two =
+        Running::start_with(&swarm, 2, Setup { standings: standings(&[(1, Standing::Removed)]), ..Setup::default() });
     let mut one = Running::start(&swarm, 1);
     let (code, message) = refused(health(&mut one, two.id, &two.addr.to_string()));
     assert_eq!(code, Code::PermissionDenied);

@@ -74,6 +74,7 @@ fn a_change_keeps_its_golden_bytes() {
             Operation::Require { kind: Kind::Extension, id: ObjectId(0x61), expect: Expect::Present },
             Operation::RequireNone { kind: Kind::Service, any_of: vec![Selector::ReferencedSecret(ObjectId(0x41))] },
             Operation::UseToken(ObjectId(0xa1)),
+            Operation::Revoke { node: NodeId(0x51), until: Timestamp(1_800_000_000_000) },
         ],
     };
     check("change", &envelope::encode(&crate::types::log::Command::Change(change)));
@@ -106,6 +107,7 @@ fn a_snapshot_stream_keeps_its_golden_bytes() {
     let operations = samples::all().into_iter().map(Operation::Create).collect();
     assert_eq!(log.run(operations), Outcome::Committed(Revision(1)));
     log.run(Vec::new());
+    log.run(vec![Operation::Revoke { node: NodeId(0x51), until: Timestamp(1_800_000_000_000) }]);
     log.state.mark(&[(RaftId(1), Index(3))]);
     let chunks: Result<Vec<_>, _> = SnapshotEncoder::new(log.state.clone()).collect();
     let stream = chunks.unwrap().concat();

@@ -135,6 +135,7 @@ impl Model {
                         None => {}
                     }
                 }
+                Operation::Revoke { .. } => {}
             }
         }
         Ok(())

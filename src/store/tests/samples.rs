@@ -114,6 +114,7 @@ pub(super) fn node() -> Object {
     node.certificate.reported_issuer = "reported".into();
     node.certificate.in_use = true;
     node.certificate.approved_until = Some(Timestamp(1_700_000_000_000));
+    node.manager_until = Timestamp(1_790_000_000_000);
     node.attachments = vec![attachment()];
     node.vxlan_udp_port = 4789;
     node.into()

@@ -23,6 +23,8 @@ pub struct Node {
     pub attachments: Vec<NetworkAttachment>,
     /// UDP port of VXLAN traffic; zero means 4789.
     pub vxlan_udp_port: u32,
+    /// The end of the last certificate that named it a manager, noted when it was demoted; zero: it was not.
+    pub manager_until: Timestamp,
 }
 
 impl Node {
@@ -43,7 +45,15 @@ impl Node {
             role,
             attachments: Vec::new(),
             vxlan_udp_port: 0,
+            manager_until: Timestamp(0),
         }
+    }
+
+    /// The end of the last certificate that names it a manager, if there is one: until then it must be revoked when the
+    /// node is removed.
+    pub fn revoked_until(&self) -> Option<Timestamp> {
+        let now = if self.certificate.role == Role::Manager { self.certificate.expires_at } else { Timestamp(0) };
+        Some(now.max(self.manager_until)).filter(|until| until.0 > 0)
     }
 }
 
@@ -68,6 +78,8 @@ pub enum MembershipState {
     Pending,
     /// Takes part.
     Accepted,
+    /// Is being removed: it leaves the managers first.
+    Leaving,
 }
 
 /// Whether a node takes tasks.

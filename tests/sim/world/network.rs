@@ -180,7 +180,8 @@ impl World {
         if self.connectable(a, b) {
             self.silent.remove(&pair);
             for (one, other) in [(a, b), (b, a)] {
-                if self.view(one, |state| state.is_removed(other)) {
+                let raft_id = self.nodes[&other].raft_id;
+                if self.view(one, |state| state.is_removed_raft_id(raft_id)) {
                     // Whoever it dials tells it.
                     self.links.remove(&pair);
                     return self.stop(other, Cause::Stop(Stop::Removed));
@@ -257,7 +258,7 @@ impl World {
                     Some(Stopped::Fenced(why)) => self.stop(guest, Cause::Stop(Stop::Fenced(why))),
                     // Nothing here begins a new history.
                     Some(Stopped::Outlived(why)) => fail("stopped", format!("node {} was outlived: {why}", guest.0)),
-                    Some(Stopped::Asked | Stopped::Rotten(_)) | None => {}
+                    Some(Stopped::Asked | Stopped::Demoted | Stopped::Rotten(_)) | None => {}
                 }
                 false
             }

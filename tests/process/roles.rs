@@ -1,0 +1,106 @@
+//! Managers that become workers, and managers that go for good.
+
+use serde_json::Value;
+
+use super::swarm::{Manager, Swarm, eventually};
+
+/// What `node inspect` says of a node by name, asked of a manager.
+fn inspect(by: &Manager, name: &str) -> Value {
+    by.json(&["node", "inspect", name])
+}
+
+fn voters(by: &Manager) -> usize {
+    let members = by.json(&["members"]);
+    members.as_array().unwrap().iter().filter(|member| member["role"] == "voter").count()
+}
+
+/// It is a worker to the swarm, and at most its certificate is not one's yet.
+fn is_worker(by: &Manager, name: &str) -> bool {
+    let node = inspect(by, name);
+    let phase = node["phase"].as_str().unwrap();
+    node["role"] == "worker" && (phase.is_empty() || phase == "demoting: waiting for its worker certificate")
+}
+
+#[test]
+fn followers_and_leaders_are_demoted_and_the_last_manager_stays() {
+    let swarm = Swarm::of(3);
+    let leader = swarm.leader();
+    let follower = swarm.followers()[0];
+    let last = swarm.followers()[1];
+    let name = |swarm: &Swarm, place: usize| swarm.managers[place].name.clone();
+    let (leading, following, staying) = (name(&swarm, leader), name(&swarm, follower), name(&swarm, last));
+
+    // Asked of a manager that does not lead.
+    swarm.managers[last].skep(&["node", "demote", &following]).ok();
+    eventually("the follower is a worker", || is_worker(&swarm.managers[last], &following).then_some(()));
+    assert_eq!(voters(&swarm.managers[last]), 2);
+    let shown = swarm.managers[last].skep(&["members"]).ok();
+    assert!(shown.ends_with("2 voters, tolerates 0"), "{shown}");
+    let status = swarm.managers[last].json(&["status"]);
+    assert!(status["warnings"].to_string().contains("2 managers tolerate no failure"), "{status}");
+
+    // The leader hands over first, also when it is asked to demote itself.
+    swarm.managers[leader].skep(&["node", "demote", &leading]).ok();
+    eventually("the leader is a worker", || is_worker(&swarm.managers[last], &leading).then_some(()));
+    assert_eq!((voters(&swarm.managers[last]), swarm.leader_among(&[last])), (1, last));
+    swarm.managers[last].create_config("alone", b"x");
+
+    let said = swarm.managers[last].skep(&["node", "demote", &staying]);
+    said.refused_with_hint(3, &["cannot demote node", "attempting to demote the last manager of the swarm"]);
+    let said = swarm.managers[last].skep(&["node", "rm", "--force", &staying]);
+    said.refused_with_hint(3, &["cannot remove node", "attempting to remove the last manager of the swarm"]);
+}
+
+#[test]
+fn a_manager_that_is_down_is_demoted_or_removed_and_what_the_majority_needs_is_not() {
+    let mut swarm = Swarm::of(4);
+    let leader = swarm.leader();
+    let others = swarm.followers();
+    let names: Vec<String> = swarm.managers.iter().map(|manager| manager.name.clone()).collect();
+    for place in &others[..1] {
+        swarm.managers[*place].kill();
+    }
+    let (down, up) = (names[others[0]].clone(), names[others[1]].clone());
+    let by = &swarm.managers[leader];
+    by.skep(&["node", "rm", &up]).refused_with_hint(3, &["is a cluster manager and is a member of the raft cluster"]);
+    eventually("it is seen to be down", || {
+        let members = by.json(&["members"]);
+        let gone =
+            members.as_array().unwrap().iter().any(|member| member["name"] == *down && member["reachable"] == false);
+        gone.then_some(())
+    });
+    let said = by.skep(&["node", "rm", "--force", "--wait", "--timeout", "50s", &down]).ok();
+    assert_eq!(said.len(), 25, "{said}");
+    assert_eq!(voters(by), 3);
+    by.skep(&["node", "inspect", &down]).refused_with_hint(3, &["not found"]);
+
+    // It comes back to a swarm that it does not belong to any more.
+    swarm.managers[others[0]].spawn();
+    assert_eq!(swarm.managers[others[0]].ended(), Some(3), "{}", swarm.managers[others[0]].log_since(0));
+    assert!(swarm.managers[others[0]].log_since(0).contains("was removed from the swarm"));
+
+    // Of three, one down: the others are needed.
+    let third = names[others[2]].clone();
+    swarm.managers[others[2]].kill();
+    let by = &swarm.managers[leader];
+    eventually("that one is seen to be down", || {
+        let text = by.skep(&["node", "demote", &up]);
+        (text.code == Some(3)).then(|| text.refused_with_hint(3, &["this would result in a loss of quorum"]))
+    });
+    by.skep(&["node", "demote", &third]).ok();
+    eventually("the one that is down is a worker", || is_worker(by, &third).then_some(()));
+    assert_eq!(voters(by), 2);
+}
+
+#[test]
+fn a_leader_is_removed_by_force_and_hears_it() {
+    let mut swarm = Swarm::of(3);
+    let leader = swarm.leader();
+    let other = swarm.followers()[0];
+    let name = swarm.managers[leader].name.clone();
+    swarm.managers[other].skep(&["node", "rm", "--force", "--wait", "--timeout", "50s", &name]).ok();
+    assert_eq!(swarm.managers[leader].ended(), Some(3), "{}", swarm.managers[leader].log_since(0));
+    let rows = swarm.managers[other].json(&["node", "ls"]);
+    assert_eq!(rows.as_array().unwrap().len(), 2);
+    assert_eq!(voters(&swarm.managers[other]), 2);
+}
