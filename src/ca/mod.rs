@@ -243,16 +243,26 @@ fn role_of_token(cluster: &Cluster, token: &Sensitive) -> Result<Role, Status> {
     }
 }
 
+/// Whoever signs now: in a rotation the new root, whose chains end with what the old one signed.
 fn signer(cluster: &Cluster) -> Result<RootCa, Status> {
     let root = &cluster.root_ca;
-    if root.key.0.is_empty() {
+    match &root.rotation {
+        None => load_root(&root.certificate, &root.key),
+        Some(rotation) => {
+            Ok(load_root(&rotation.certificate, &rotation.key)?.succeeding(rotation.cross_signed_certificate.clone()))
+        }
+    }
+}
+
+fn load_root(certificate: &str, key: &Sensitive) -> Result<RootCa, Status> {
+    if key.0.is_empty() {
         let message = "this swarm does not hold its root key, so it cannot sign certificates";
         return Err(Status::new(Code::FailedPrecondition, message));
     }
     // A failure is the swarm's, not the newcomer's, and the text could not help it.
     let broken = || Status::new(Code::Internal, "the swarm's root certificate or key is unusable");
-    let key = std::str::from_utf8(&root.key.0).map_err(|_| broken())?;
-    RootCa::load(&root.certificate, key).map_err(|_| broken())
+    let key = std::str::from_utf8(&key.0).map_err(|_| broken())?;
+    RootCa::load(certificate, key).map_err(|_| broken())
 }
 
 fn certificate_validity(cluster: &Cluster) -> Duration {

@@ -42,6 +42,7 @@ mod query;
 pub mod redact;
 mod refusal;
 mod report;
+mod rotate;
 mod validate;
 mod watch;
 mod write;

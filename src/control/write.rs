@@ -11,7 +11,7 @@ use crate::types::{
 };
 
 use super::Feed;
-use super::{encode, refusal, validate};
+use super::{encode, refusal, rotate, validate};
 
 /// What to do with a write.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub enum Decision {
 }
 
 /// Why there is no change to propose.
-enum No {
+pub(super) enum No {
     /// Whatever the state says.
     Never(Status),
     /// As the state is now.
@@ -54,7 +54,7 @@ pub fn decide_write(state: &State, request: &WriteRequest, attempt: u32, now_ms:
         // What the state says now may be this very change's doing, so none of it is an answer.
         return Decision::Remembered(Outcome::Forgotten);
     }
-    Decision::Step(match operations(state, request) {
+    Decision::Step(match operations(state, request, now_ms) {
         Ok(operations) => {
             Step::Propose(Change { id, after: request.after, time: Timestamp(now_ms), term: None, operations })
         }
@@ -76,7 +76,7 @@ pub(super) fn ended(store: &Store, request: &WriteRequest, outcome: &Outcome) ->
     }
 }
 
-fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, No> {
+fn operations(state: &State, request: &WriteRequest, now_ms: u64) -> Result<Vec<Operation>, No> {
     match &request.write {
         Write::CreateConfig { name, labels, data } => {
             validate::data_name(Kind::Config, name)?;
@@ -175,6 +175,10 @@ fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, N
                 Ok(())
             })
         }
+        Write::RotateRoot { root, skip, resume } => {
+            let cluster = rotate::rotate(state, root, skip, *resume, request.change, now_ms)?;
+            Ok(vec![Operation::Update(Object::Cluster(Box::new(cluster)))])
+        }
     }
 }
 
@@ -254,7 +258,7 @@ fn user_names(state: &State, by: Kind, any_of: &[Selector]) -> Vec<String> {
     state.find(by, any_of).iter().take(11).map(|user| refusal::name(state, by, user.object.id())).collect()
 }
 
-fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
+pub(super) fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
     state.resolve(kind, reference).map_err(|error| No::Now(refusal::unresolved(state, kind, reference, &error)))
 }
 
@@ -287,7 +291,7 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateResource { .. } => return object_id(request.change, Kind::Resource),
         Write::UpdateLabels { kind, object, .. } | Write::Remove { kind, object, .. } => (*kind, object.as_str()),
         Write::UpdateResource { object, .. } => (Kind::Resource, object.as_str()),
-        Write::UpdateCluster { .. } => (Kind::Cluster, ""),
+        Write::UpdateCluster { .. } | Write::RotateRoot { .. } => (Kind::Cluster, ""),
     };
     // The events say it, for as long as they are kept; a name may have changed hands since.
     let before = Revision(revision.0.saturating_sub(1));
@@ -344,7 +348,7 @@ fn argument(write: &Write, id: ObjectId) -> String {
         Write::UpdateLabels { object, .. } | Write::UpdateResource { object, .. } | Write::Remove { object, .. } => {
             object.clone()
         }
-        Write::UpdateCluster { .. } => "default".to_owned(),
+        Write::UpdateCluster { .. } | Write::RotateRoot { .. } => "default".to_owned(),
         _ => id.to_string(),
     }
 }
