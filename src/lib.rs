@@ -65,6 +65,7 @@
 //! | `wal` | the log and snapshot files; knows index and term, not contents |
 //! | `store` | tables, indexes, read snapshots, transactions, watch |
 //! | `apply` | committed entries to store; deterministic, exactly once, the one writer |
+//! | `term` | the services of a leader: what each is told and may ask for |
 //! | `backup` | the file that holds a whole swarm: written as a stream, sealed, checked |
 //! | `raft` | agreement: tikv/raft-rs wrapped in a machine; membership, proposals, reads, snapshots |
 //! | `net` | sockets, TLS, frames, peers, routing by call and role; knows no service |
@@ -87,6 +88,7 @@ pub mod pki;
 pub mod raft;
 pub mod store;
 pub mod sys;
+pub mod term;
 pub mod types;
 pub mod wal;
 

@@ -15,6 +15,7 @@
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
 //! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
+//! leader.rs     the leader's services of a term
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
@@ -32,6 +33,7 @@ pub mod fuzz;
 pub mod greeting;
 mod handler;
 mod join;
+mod leader;
 mod lobby;
 mod outlet;
 mod pace;

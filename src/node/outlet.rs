@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use bytes::Bytes;
 
 use super::handler::Active;
+use super::leader::LeaderHandle;
 use super::snapshots::Job;
 use super::stop::StopCell;
 use crate::net::handler::StreamId;
@@ -67,6 +68,8 @@ pub struct Post {
     pub net: NetHandle<Completion>,
     /// Writes snapshots.
     pub snapshots: Sender<Job>,
+    /// Runs the services of a leader.
+    pub leader: LeaderHandle,
     /// Ends the node.
     pub stop: Arc<StopCell>,
     /// Somebody watches the store.
@@ -74,6 +77,12 @@ pub struct Post {
 }
 
 impl Post {
+    fn tell_watchers(&self) {
+        if self.watched.load(Relaxed) {
+            self.send(Completion::Moved);
+        }
+    }
+
     fn send(&self, completion: Completion) {
         if self.net.send(completion).is_err() {
             // Answers must not be lost, and nobody can wait for room.
@@ -89,20 +98,29 @@ impl Outlet for Post {
     }
 
     fn replies(&self, replies: Vec<Reply>) {
-        self.send(Completion::Replies(replies));
-    }
-
-    fn outcomes(&self, outcomes: Vec<(u64, Outcome)>) {
-        self.send(Completion::Outcomes(outcomes));
-    }
-
-    fn moved(&self) {
-        if self.watched.load(Relaxed) {
-            self.send(Completion::Moved);
+        let replies = self.leader.take_replies(replies);
+        if !replies.is_empty() {
+            self.send(Completion::Replies(replies));
         }
     }
 
+    fn outcomes(&self, outcomes: Vec<(u64, Outcome)>) {
+        self.leader.moved();
+        let outcomes = self.leader.take_outcomes(outcomes);
+        if outcomes.is_empty() {
+            self.tell_watchers();
+        } else {
+            self.send(Completion::Outcomes(outcomes));
+        }
+    }
+
+    fn moved(&self) {
+        self.leader.moved();
+        self.tell_watchers();
+    }
+
     fn leadership(&self, leadership: Leadership) {
+        self.leader.leadership(leadership);
         self.send(Completion::Leadership(leadership));
     }
 

@@ -13,7 +13,7 @@ use super::outlet::{Completion, Post};
 use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, snapshots, space};
+use super::{Config, Node, Running, StartError, StartFailure, join, leader, snapshots, space};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
@@ -393,9 +393,14 @@ impl Starter {
             Pace::of(self.file.profile),
         )
         .map_err(internal)?;
+        let here = self.identity.node_id;
+        let services: leader::Services = Box::new(move |_term| Vec::new());
+        let (leader, leader_thread) =
+            leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
+            leader,
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });
@@ -455,7 +460,8 @@ impl Starter {
         .map_err(internal)?;
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, scrub_thread];
+        let threads =
+            vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, scrub_thread, leader_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {

@@ -10,8 +10,8 @@ use crate::types::api::{Call, Forwarded};
 use crate::types::error::Status;
 use crate::types::{Change, NodeId, Outcome};
 
-/// Names one thing that this machine asked for; never used again. Below 2^63, so that the node can make calls of its own
-/// under tokens above.
+/// Names one thing that this machine asked for; never used again. Below 2^62, so that the leader's services and the node
+/// itself can ask under tokens above.
 pub type Token = u64;
 
 /// Decides what requests mean, from the store as it is when asked.
