@@ -17,11 +17,15 @@
 //!
 //! Everything is a function of the request, the [`Directory`], time and entropy.
 //!
-//! Not here: certificates for nodes that have one already (renewal), for nodes that only wait for approval, and new
-//! roots. They meet this code in two places: a caller with a certificate is told from a newcomer before [`issue`] looks
-//! for a token, and [`IssuanceState`] has the states in between, for which [`status`] asks the caller to come again.
+//! A new root: [`rotation`].
+//!
+//! Not here: certificates for nodes that have one already (renewal), and for nodes that only wait for approval. They meet
+//! this code in two places: a caller with a certificate is told from a newcomer before [`issue`] looks for a token, and
+//! [`IssuanceState`] has the states in between, for which [`status`] asks the caller to come again.
 
 use std::time::Duration;
+
+pub mod rotation;
 
 use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa, same_secret};
 use crate::sys::entropy::Entropy;

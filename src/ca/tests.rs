@@ -13,7 +13,7 @@ use crate::types::{Caller, Revision};
 
 /// 2026-01-01T00:00:00Z.
 const NOW_MS: u64 = 1_767_225_600_000;
-const CLUSTER: ClusterId = ClusterId(0xC1);
+pub(super) const CLUSTER: ClusterId = ClusterId(0xC1);
 const FIRST: NodeId = NodeId(0xF1);
 
 #[derive(Default)]
@@ -74,7 +74,7 @@ impl Store {
     }
 }
 
-fn cluster(root_ca: object::RootCa) -> Cluster {
+pub(super) fn cluster(root_ca: object::RootCa) -> Cluster {
     Cluster {
         id: CLUSTER,
         meta: crate::types::object::Meta::default(),

@@ -39,12 +39,14 @@ mod backup;
 mod connection;
 mod error;
 mod local;
+mod root;
 mod watch;
 
 pub use backup::Backup;
 pub use connection::Connection;
 pub use error::ClientError;
 pub use local::connect_unix;
+pub use root::{given_root, own_root};
 pub use watch::Watch;
 
 /// A connection to one manager, made again when it breaks.

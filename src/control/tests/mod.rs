@@ -4,6 +4,7 @@ mod backups;
 mod reads;
 mod redaction;
 mod reports;
+mod rotation;
 mod watching;
 mod writes;
 
