@@ -59,7 +59,7 @@
 //! | folder | charter |
 //! |---|---|
 //! | `sys` | the only door to time, randomness, threads, queues, files, metrics |
-//! | `types` | the nouns: ids, revisions, the ten object kinds, changes, requests, limits; plain serde data |
+//! | `types` | the nouns: ids, revisions, the eleven object kinds, changes, requests, limits; plain serde data |
 //! | `codec` | bytes: frames, versioned envelopes with size limits, Raft messages |
 //! | `pki` | keys, certificates, tokens, sealing: pure functions of bytes, time and entropy |
 //! | `wal` | the log and snapshot files; knows index and term, not contents |

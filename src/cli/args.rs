@@ -372,6 +372,13 @@ pub enum NodeCommand {
     Ls(LsArgs),
     /// Show one node
     Inspect(ObjectArg),
+    /// Let a node in that waits for it, or back in, once and within 24 hours, when its certificate expired long ago
+    Approve {
+        #[command(flatten)]
+        object: ObjectArg,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -490,6 +497,19 @@ pub enum ClusterCommand {
         /// Validity of node certificates, such as 90d
         #[arg(long, value_name = "D", value_parser = parse::duration, group = "settings")]
         cert_expiry: Option<Duration>,
+        /// How long after its end a certificate still gets its node a new one, such as 365d
+        #[arg(long, value_name = "D", value_parser = parse::duration, group = "settings")]
+        expired_grace: Option<Duration>,
+        /// Nodes that join wait for `skep node approve`; `--approve-joins=false` lets them in again
+        #[arg(
+            long,
+            value_name = "BOOL",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "true",
+            group = "settings"
+        )]
+        approve_joins: Option<bool>,
         #[command(flatten)]
         version: VersionArg,
         #[command(flatten)]
@@ -504,6 +524,42 @@ pub enum TokenCommand {
         /// Only the token for this role
         #[arg(long, value_name = "ROLE")]
         role: Option<RoleArg>,
+    },
+    /// Replace the join tokens, or one of them, and print what is new; nodes that have joined stay
+    Rotate {
+        /// Only the token for this role
+        #[arg(long, value_name = "ROLE")]
+        role: Option<RoleArg>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Make a join token with conditions and print it; it is shown only now
+    Create {
+        /// The role that it admits to
+        #[arg(long, value_name = "ROLE")]
+        role: RoleArg,
+        /// A label for the nodes that it admits; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = parse::pair)]
+        label: Vec<(String, String)>,
+        /// It ends after this time, such as 1h
+        #[arg(long, value_name = "D", value_parser = parse::duration)]
+        ttl: Option<Duration>,
+        /// It admits so many nodes
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        uses: Option<u32>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// List the join tokens with conditions
+    Ls(LsArgs),
+    /// Show one
+    Inspect(ObjectArg),
+    /// Remove one: it admits nobody from then on
+    Rm {
+        #[command(flatten)]
+        object: ObjectArg,
+        #[command(flatten)]
+        write: WriteArgs,
     },
 }
 

@@ -16,7 +16,7 @@ use crate::types::api::{
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
-use crate::types::{MemberRole, Object, Role};
+use crate::types::{MemberRole, Object};
 
 /// A command's end: an exit code, or a failure to print.
 pub type Ended = Result<Exit, Failure>;
@@ -246,6 +246,10 @@ pub fn node(session: &mut Session, command: &NodeCommand) -> Ended {
             DONE
         }
         NodeCommand::Inspect(object) => inspect(session, Kind::Node, &object.object),
+        NodeCommand::Approve { object, write } => {
+            let request = Write::ApproveNode { node: object.object.clone() };
+            write_and_show(session, write, request, || format!("cannot approve node {}", clean(&object.object)))
+        }
     }
 }
 
@@ -332,45 +336,26 @@ pub fn cluster(session: &mut Session, command: &ClusterCommand) -> Ended {
             let id = session.client.hello().cluster_id.to_string();
             inspect(session, Kind::Cluster, &id)
         }
-        ClusterCommand::Update { snapshot_bytes, keep_bytes, cert_expiry, version, write } => {
+        ClusterCommand::Update {
+            snapshot_bytes,
+            keep_bytes,
+            cert_expiry,
+            expired_grace,
+            approve_joins,
+            version,
+            write,
+        } => {
             let request = Write::UpdateCluster {
                 snapshot_bytes: *snapshot_bytes,
                 keep_bytes: *keep_bytes,
                 node_certificate_expiry_ms: cert_expiry.map(milliseconds),
+                expired_grace_ms: expired_grace.map(milliseconds),
+                approve_joins: *approve_joins,
                 if_version: version.if_version,
             };
             write_and_show(session, write, request, || "cannot update the swarm's settings".to_owned())
         }
     }
-}
-
-/// `skep token show`.
-pub fn token(session: &mut Session, command: &TokenCommand) -> Ended {
-    let TokenCommand::Show { role } = command;
-    let mut show = |role: Role| -> Result<String, Failure> {
-        match session.query(QueryKind::Token(role))? {
-            Answer::Token(token) => String::from_utf8(token.0.clone()).map_err(|_| unexpected()),
-            _ => Err(unexpected()),
-        }
-    };
-    match role {
-        Some(role) => {
-            let role = Role::from(*role);
-            let token = show(role)?;
-            match session.out.json {
-                true => session.out.document(&json!({ "role": role, "token": token }))?,
-                false => session.out.line(&token)?,
-            };
-        }
-        None => {
-            let rows = [Role::Manager, Role::Worker]
-                .into_iter()
-                .map(|role| Ok(json!({ "role": role, "token": show(role)? })))
-                .collect::<Result<Vec<_>, Failure>>()?;
-            session.out.rows(&[("ROLE", "role"), ("TOKEN", "token")], &rows)?;
-        }
-    }
-    DONE
 }
 
 /// `skep raft`.
@@ -487,7 +472,7 @@ pub fn leave(session: &mut Session, args: &LeaveArgs) -> Ended {
     DONE
 }
 
-fn list(session: &mut Session, kind: Kind, args: &LsArgs) -> Result<Vec<Object>, Failure> {
+pub(super) fn list(session: &mut Session, kind: Kind, args: &LsArgs) -> Result<Vec<Object>, Failure> {
     let filter = parse::filters(&args.filter);
     session
         .client
@@ -505,7 +490,7 @@ fn ls(session: &mut Session, kind: Kind, args: &LsArgs) -> Ended {
     DONE
 }
 
-fn ids(session: &mut Session, objects: &[Object]) -> Ended {
+pub(super) fn ids(session: &mut Session, objects: &[Object]) -> Ended {
     for object in objects {
         if let Written::Closed = session.out.line(&object.id().to_string())? {
             break;
@@ -514,7 +499,7 @@ fn ids(session: &mut Session, objects: &[Object]) -> Ended {
     DONE
 }
 
-fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended {
+pub(super) fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended {
     let answer = session
         .query(QueryKind::Inspect(kind, object.to_owned()))
         .map_err(|failure| failure.while_attempting(|| format!("cannot show {kind} {}", clean(object))))?;
@@ -538,7 +523,7 @@ fn rm(session: &mut Session, kind: Kind, args: &RmArgs) -> Ended {
     write_and_show(session, &args.write, request, || format!("cannot remove {kind} {}", clean(&args.object.object)))
 }
 
-fn write_and_show(
+pub(super) fn write_and_show(
     session: &mut Session,
     args: &WriteArgs,
     request: Write,
@@ -552,11 +537,11 @@ fn write_and_show(
     DONE
 }
 
-fn pairs(pairs: &[(String, String)]) -> BTreeMap<String, String> {
+pub(super) fn pairs(pairs: &[(String, String)]) -> BTreeMap<String, String> {
     pairs.iter().cloned().collect()
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -48,6 +48,7 @@ mod run;
 mod session;
 mod snapshot;
 mod tar;
+mod tokens;
 mod wal;
 
 use args::{Cli, Command};
@@ -138,7 +139,7 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Extension(command) => commands::extension(session, command),
         Command::Resource(command) => commands::resource(session, command, input),
         Command::Cluster(command) => commands::cluster(session, command),
-        Command::Token(command) => commands::token(session, command),
+        Command::Token(command) => tokens::token(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
         Command::Run(_)

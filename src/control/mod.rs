@@ -43,6 +43,7 @@ pub mod redact;
 mod refusal;
 mod report;
 mod rotate;
+mod tokens;
 mod validate;
 mod watch;
 mod write;

@@ -30,7 +30,7 @@ use crate::types::api::{
     Admin, Answer, Call, DiskLevel, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest,
     SnapshotRequest,
 };
-use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Status};
+use crate::types::{Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Role, Status};
 
 mod diagnose;
 mod members;
@@ -215,7 +215,7 @@ impl NodeHandler {
         let Active { raft_id, lineage, store, transfer, jobs, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
-        let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
+        let requests = Requests::new(self.identity.node_id, Services::new(control), Limits::default());
         self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
@@ -343,7 +343,7 @@ impl Handler for NodeHandler {
         }
     }
 
-    fn request(&mut self, now: Instant, request: Incoming, out: &mut Outbox) {
+    fn request(&mut self, now: Instant, mut request: Incoming, out: &mut Outbox) {
         if request.call == Call::Diagnose {
             let answer = Answer::Diagnosis(Box::new(self.diagnose(now)));
             out.answer(request.stream, control::encode(&answer));
@@ -357,6 +357,11 @@ impl Handler for NodeHandler {
             return;
         }
         self.refresh(now);
+        if request.call == Call::Issue && request.caller == Caller::Local && !request.forwarded {
+            // Whoever may use this socket may act for this node: it asks for a new certificate. The leader must hear for whom.
+            let (node_id, cluster_id) = (self.identity.node_id, self.identity.cluster_id);
+            request.caller = Caller::Node { node_id, role: Role::Manager, cluster_id, expired: false };
+        }
         match request.call {
             Call::Watch => self.watched.store(true, Relaxed),
             Call::Admin => {

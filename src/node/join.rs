@@ -142,7 +142,16 @@ pub fn certificate(
             description: description.clone(),
             availability: Availability::Active,
         };
-        match client.call(Call::Issue, &request, deadline.since(monotonic()))? {
+        let answer = client.call(Call::Issue, &request, deadline.since(monotonic()));
+        if let Err(ClientError::Refused(status)) = &answer
+            && !status.code.is_transient()
+            && status.code != Code::Internal
+        {
+            // What was refused stays refused under its id: the next start, with another token perhaps, asks anew.
+            file.request = None;
+            dir.write(file).map_err(|error| ClientError::Refused(Status::new(Code::Internal, error.to_string())))?;
+        }
+        match answer? {
             Answer::Certificate { node_id, chain, role } => Ok((node_id, chain, role)),
             _ => {
                 Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))

@@ -14,7 +14,8 @@ use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
 use super::{Config, Node, Running, StartError, StartFailure, join, leader, snapshots, space};
-use crate::ca;
+use crate::ca::Janitor;
+use crate::ca::rotation::Rotation;
 use crate::net::{self, Credentials, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity, Trust};
 use crate::raft::machine::{Machine, Options};
@@ -395,7 +396,9 @@ impl Starter {
         )
         .map_err(internal)?;
         let here = self.identity.node_id;
-        let services: leader::Services = Box::new(move |_term| vec![Box::new(ca::rotation::Rotation::default())]);
+        let services: leader::Services = Box::new(move |_term| {
+            vec![Box::new(Janitor::new(Box::new(OsEntropy))), Box::new(Rotation::default())]
+        });
         let (leader, leader_thread) =
             leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {

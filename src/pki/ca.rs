@@ -216,6 +216,14 @@ fn check_name(name: &X509Name<'_>) -> Result<(), PkiError> {
     }
 }
 
+/// Whether a request (PEM) can be signed, as far as the request goes: what [`RootCa::sign_request`] asks of it.
+///
+/// # Errors
+/// When it is unreadable, over 16 KiB, not signed with its own key, or for a key that is neither ed25519 nor P-256.
+pub fn check_request(request_pem: &str) -> Result<(), PkiError> {
+    requested_key(request_pem).map(|_| ())
+}
+
 /// The public key of a signing request that is signed with it. Nothing else of the request is looked at.
 fn requested_key(request_pem: &str) -> Result<PublicKey, PkiError> {
     const WHAT: &str = "signing request";

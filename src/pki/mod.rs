@@ -46,7 +46,7 @@ mod testing;
 pub mod tls;
 pub mod token;
 
-pub use ca::{RootCa, RootFacts, root_facts};
+pub use ca::{RootCa, RootFacts, check_request, root_facts};
 pub use explain::explain;
 pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem, issuer_of};
 pub use keys::{PrivateKey, generate_key, signing_request};
@@ -146,6 +146,9 @@ impl PkiError {
                 "use an ed25519 or P-256 key in PKCS#8 form; `openssl pkcs8 -topk8 -nocrypt` converts older forms"
                     .to_owned()
             }
+            Self::Unreadable { what: "signing request" } | Self::RequestSignature => {
+                "send a PKCS#10 request in PEM form, signed with its own key, as `skep run --join` makes it".to_owned()
+            }
             Self::KeyMismatch { .. } => "give the certificate and the key that were made together".to_owned(),
             Self::NotAnAuthority => "give a CA certificate (basic constraints CA:TRUE, key usage certSign)".to_owned(),
             Self::NoSuccessor => "give a CA certificate without a path length, or with 1 or more".to_owned(),
@@ -160,7 +163,6 @@ impl PkiError {
             | Self::UnknownIssuer
             | Self::Unreadable { .. }
             | Self::TooLarge { .. }
-            | Self::RequestSignature
             | Self::NoIdentity(_)
             | Self::Signing(_) => String::new(),
         }

@@ -263,8 +263,42 @@ pub enum Write {
         keep_bytes: Option<u64>,
         /// Validity of node certificates, milliseconds.
         node_certificate_expiry_ms: Option<u64>,
+        /// For so long after its end a certificate still gets its node a new one, milliseconds.
+        expired_grace_ms: Option<u64>,
+        /// Nodes that join wait until a person approves them.
+        approve_joins: Option<bool>,
         /// Only if the cluster object still has this version.
         if_version: Option<Revision>,
+    },
+    /// Replaces the swarm's join token for a role. Nodes that have joined keep their certificates.
+    RotateToken {
+        /// The role that it admits to.
+        role: Role,
+        /// The new token, made by the caller for the swarm's root, so that a repeated request makes no other.
+        token: Sensitive,
+    },
+    /// Makes a join token with conditions.
+    CreateToken {
+        /// The role that it admits to.
+        role: Role,
+        /// Labels of the nodes that it admits.
+        labels: BTreeMap<String, String>,
+        /// It ends so long after it was made, milliseconds.
+        ttl_ms: Option<u64>,
+        /// It admits so many nodes.
+        uses: Option<u32>,
+        /// Its text, made by the caller for the swarm's root. The swarm keeps a digest of it.
+        token: Sensitive,
+    },
+    /// Removes a join token with conditions.
+    RemoveToken {
+        /// Its id.
+        token: String,
+    },
+    /// Lets a node in that waits for it, or back in, once, when its certificate expired longer ago than the grace.
+    ApproveNode {
+        /// Name, id or prefix.
+        node: String,
     },
     /// Replaces the root certificate: begins a rotation, gives the one under way another target, or ends it when the
     /// certificate is the present one.
@@ -280,7 +314,7 @@ pub enum Write {
 }
 
 /// A root certificate to rotate to, with all that takes randomness: it comes from whoever asks, so that a repeated
-/// request asks for the same. `ca::rotation` makes one.
+/// request asks for the same. `client::own_root` makes one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewRoot {
     /// The certificate, PEM, without any text around it.

@@ -212,6 +212,7 @@ impl Serial {
         let asked = change.operations.iter().filter_map(|operation| match operation {
             Operation::Create(object) | Operation::Update(object) => Some((object.kind(), object.id())),
             Operation::Remove { kind, id, .. } => Some((*kind, *id)),
+            Operation::UseToken(id) => Some((Kind::Token, *id)).filter(|place| written.contains_key(place)),
             Operation::Require { .. } | Operation::RequireNone { .. } => None,
         });
         let told = batch.events.iter().map(|event| (event.object.object.kind(), event.object.object.id()));
@@ -277,6 +278,21 @@ impl Serial {
                 Operation::RequireNone { kind, any_of } => {
                     if let Some(by) = self.first_match(&written, *kind, any_of) {
                         return Err(Refusal::Referenced { kind: *kind, by });
+                    }
+                }
+                Operation::UseToken(id) => {
+                    let (kind, id) = (Kind::Token, *id);
+                    let Some(Object::Token(token)) = now((kind, id)) else {
+                        return Err(Refusal::NotFound { kind, id });
+                    };
+                    if token.is_spent(change.time).is_some() {
+                        return Err(Refusal::TokenSpent { id });
+                    }
+                    if let Some(left) = token.uses_left {
+                        let mut token = token.clone();
+                        (token.uses_left, token.meta.version) = (Some(left - 1), version);
+                        token.meta.updated_at = change.time;
+                        written.insert((kind, id), Some(Object::Token(token)));
                     }
                 }
             }
