@@ -12,7 +12,7 @@
 //!  CLI, peers, agents
 //!      | TLS 1.3 frames (peers, agents) / plain frames on a unix socket (local CLI)
 //!  +---v---+  requests   +--------------------------------------+
-//!  |  net  |------------>| services: control, ca                |
+//!  |  net  |------------>| services: control, ca, dispatcher    |
 //!  | (mio) |<-- replies -+--------+-----------------^-----------+
 //!  +-^---+-+                      | Change          | snapshot + events
 //!    |   | peer messages          v                 |
@@ -72,9 +72,12 @@
 //! | `client` | a blocking caller for the command line, for joining, and for embedders |
 //! | `control` | the service behind the command line: validation, changes, queries, redaction |
 //! | `ca` | the service that hands out the root certificate and signs nodes' requests |
+//! | `dispatcher` | the service that nodes keep a session with: their role, their roots, the managers |
+//! | `agent` | keeps a node's identity alive: certificate, roots, role; talks to the managers for a worker |
 //! | `node` | wires all of it: start, leader term, shutdown order |
 //! | `cli` | what a person types and reads |
 
+pub mod agent;
 pub mod apply;
 pub mod backup;
 pub mod ca;
@@ -82,6 +85,7 @@ pub mod cli;
 pub mod client;
 pub mod codec;
 pub mod control;
+pub mod dispatcher;
 pub mod net;
 pub mod node;
 pub mod pki;

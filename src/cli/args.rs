@@ -57,7 +57,7 @@ pub struct Common {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Run a manager: it begins a swarm, joins one with --join, or starts again
+    /// Run a node: it begins a swarm as its first manager, joins one with --join, as what the token is for, or starts again
     Run(RunArgs),
     /// This manager's state; exits 4 unless it is ready
     Status,

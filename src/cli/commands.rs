@@ -12,7 +12,8 @@ use super::output::{Written, clean, table, tree};
 use super::parse;
 use super::session::{Session, read_data, unexpected};
 use crate::types::api::{
-    Action, Admin, Answer, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest, Write,
+    Action, Admin, Answer, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState, StatusReport,
+    WatchItem, WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
@@ -70,6 +71,9 @@ pub fn status_exit(state: &str) -> Exit {
 
 fn status_text(report: &StatusReport) -> String {
     let named = |id: String, name: &str| if name.is_empty() { id } else { format!("{id} ({})", clean(name)) };
+    if report.role == RaftState::Worker {
+        return worker_text(report, &named(report.node_id.to_string(), &report.name));
+    }
     let leader = match report.leader {
         Some(leader) => named(leader.to_string(), &report.leader_name),
         None => format!("none for {}", seconds(report.leaderless_ms)),
@@ -90,6 +94,9 @@ fn status_text(report: &StatusReport) -> String {
         ("version", clean(&report.version)),
     ] {
         text.push_str(&format!("{key:<9} {value}\n"));
+    }
+    if let Some(certificate) = &report.certificate {
+        text.push_str(&format!("{:<9} {}\n", "identity", certificate_text(certificate)));
     }
     for warning in &report.warnings {
         text.push_str(&format!("warning   {}\n", clean(warning)));
@@ -121,6 +128,36 @@ fn status_text(report: &StatusReport) -> String {
         text.push_str(&table(&columns, &rows));
     }
     text
+}
+
+/// A worker has no log to speak of.
+fn worker_text(report: &StatusReport, node: &str) -> String {
+    let manager = match &report.manager {
+        Some((manager, addr)) => format!("{manager} at {}", clean(addr)),
+        None => "none".to_owned(),
+    };
+    let certificate = report.certificate.as_ref().map(certificate_text).unwrap_or_default();
+    let mut text = String::new();
+    for (key, value) in [
+        ("node", node.to_owned()),
+        ("cluster", report.cluster_id.to_string()),
+        ("state", clean(&report.state)),
+        ("role", "worker".to_owned()),
+        ("manager", manager),
+        ("identity", certificate),
+        ("version", clean(&report.version)),
+    ] {
+        text.push_str(&format!("{key:<9} {value}\n"));
+    }
+    for warning in &report.warnings {
+        text.push_str(&format!("warning   {}\n", clean(warning)));
+    }
+    text
+}
+
+fn certificate_text(certificate: &CertificateReport) -> String {
+    let CertificateReport { role, expires_at, renews_at, .. } = certificate;
+    format!("{} certificate until {expires_at}, renewed about {renews_at}", role.name())
 }
 
 /// `skep members`.

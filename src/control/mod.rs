@@ -30,7 +30,7 @@ use crate::net::handler::Incoming;
 use crate::net::requests::{Pull, Step};
 use crate::store::Store;
 use crate::sys::time::Instant;
-use crate::types::api::{Answer, BackupRequest, Call, LinkReport, RaftReport, RaftState};
+use crate::types::api::{Answer, BackupRequest, Call, CertificateReport, LinkReport, RaftReport, RaftState};
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, NodeId, Outcome};
 
@@ -55,7 +55,7 @@ mod tests;
 pub use backup::Backup;
 pub use http::http;
 pub use query::query;
-pub use report::{joining_status, no_majority};
+pub use report::{certificate_warning, clock_words, joining_status, no_majority};
 pub use watch::Watch;
 pub use write::{Decision, attempt_id, decide_write, object_id};
 
@@ -87,6 +87,8 @@ pub struct Context {
     pub raft: RaftReport,
     /// Links to peers.
     pub links: Vec<LinkReport>,
+    /// This node's certificate.
+    pub certificate: Option<CertificateReport>,
 }
 
 impl Context {
@@ -187,6 +189,9 @@ impl Control {
             }
             Call::GetRoot | Call::Issue | Call::CertificateStatus => {
                 Step::Refuse(Status::new(Code::Unimplemented, "this manager offers no certificate authority"))
+            }
+            Call::Report | Call::Session => {
+                Step::Refuse(Status::new(Code::Unimplemented, "this manager keeps no sessions"))
             }
         }
     }

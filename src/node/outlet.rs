@@ -8,13 +8,30 @@ use bytes::Bytes;
 use super::handler::Active;
 use super::leader::LeaderHandle;
 use super::snapshots::Job;
-use super::stop::StopCell;
+use super::stop::{StopCell, Stopped};
 use crate::net::handler::StreamId;
 use crate::net::run::NetHandle;
 use crate::raft::run::Outlet;
 use crate::raft::{FetchSnapshot, Leadership, Reply, Stop};
 use crate::sys::queue::Sender;
+use crate::sys::time::Instant;
+use crate::types::api::Call;
 use crate::types::{Member, NodeId, Outcome, Position, Status};
+
+/// A request of this node's own, asked of its own services.
+#[derive(Debug)]
+pub struct Ask {
+    /// What.
+    pub call: Call,
+    /// Its envelope.
+    pub body: Bytes,
+    /// When nobody waits for the answer any more.
+    pub deadline: Instant,
+    /// This node's certificate is over.
+    pub expired: bool,
+    /// Where the answer goes.
+    pub reply: Sender<Result<Bytes, Status>>,
+}
 
 /// What other threads send to the net thread.
 #[derive(Debug)]
@@ -57,6 +74,8 @@ pub enum Completion {
     Hint(NodeId, String),
     /// A manager that was called by its address turned this node away.
     TurnedAway(Status),
+    /// This node asks its own services something.
+    Ask(Ask),
     /// Close everything.
     Shutdown,
 }
@@ -71,7 +90,7 @@ pub struct Post {
     /// Runs the services of a leader.
     pub leader: LeaderHandle,
     /// Ends the node.
-    pub stop: Arc<StopCell>,
+    pub stop: Arc<StopCell<Stopped>>,
     /// Somebody watches the store.
     pub watched: Arc<AtomicBool>,
 }

@@ -1,11 +1,12 @@
-//! Puts the services behind the requests machine: `control`, and the certificate authority.
+//! Puts the services behind the requests machine: `control`, the certificate authority, the dispatcher.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::ca::{self, Decision, Gate};
-use crate::control::{self, Control, Feed};
+use crate::control::{self, Control};
+use crate::dispatcher;
 use crate::net::handler::Incoming;
 use crate::net::requests::{Pull, Service, Step};
 use crate::store::{State, Store};
@@ -21,6 +22,30 @@ pub struct Services {
     pub control: Control,
     /// Lets newcomers in, while this manager leads.
     gate: Gate,
+}
+
+/// A stream of answers of one of them.
+#[derive(Debug)]
+pub enum Feed {
+    /// What the command line watches or saves.
+    Control(control::Feed),
+    /// A node's session.
+    Session(Box<dispatcher::Session>),
+}
+
+/// A step of one service as a step of all.
+fn step<W>(step: Step<W>, wrap: impl FnOnce(W) -> Feed) -> Step<Feed> {
+    match step {
+        Step::Stream(stream) => Step::Stream(wrap(stream)),
+        Step::Answer(body) => Step::Answer(body),
+        Step::Refuse(status) => Step::Refuse(status),
+        Step::RefuseIfConfirmed(status) => Step::RefuseIfConfirmed(status),
+        Step::Barrier => Step::Barrier,
+        Step::Propose(change) => Step::Propose(change),
+        Step::Rebuild => Step::Rebuild,
+        Step::Raft(order) => Step::Raft(order),
+        Step::Elsewhere => Step::Elsewhere,
+    }
 }
 
 impl Services {
@@ -103,7 +128,11 @@ impl Service for Services {
     fn decide(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Feed> {
         match request.call {
             Call::GetRoot | Call::Issue | Call::CertificateStatus => self.certificate(request, attempt, confirmed),
-            _ => self.control.decide(request, attempt, confirmed, wall_ms()),
+            Call::Session => {
+                step(dispatcher::session(self.store(), request, confirmed), |session| Feed::Session(Box::new(session)))
+            }
+            Call::Report => dispatcher::report(self.store(), request, confirmed, wall_ms()),
+            _ => step(self.control.decide(request, attempt, confirmed, wall_ms()), Feed::Control),
         }
     }
 
@@ -113,12 +142,16 @@ impl Service for Services {
                 Ok(issue) => issued(&self.store().snapshot(), &request.caller, &issue, outcome),
                 Err(status) => Step::Refuse(status),
             },
-            _ => self.control.ended(request, outcome),
+            Call::Report => dispatcher::reported(outcome),
+            _ => step(self.control.ended(request, outcome), Feed::Control),
         }
     }
 
     fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
-        self.control.pull(now, stream, room)
+        match stream {
+            Feed::Control(feed) => self.control.pull(now, feed, room),
+            Feed::Session(session) => session.pull(now, room),
+        }
     }
 }
 

@@ -190,6 +190,16 @@ impl NodeIdentity {
         tls::client_verifier(roots_pem, None)?.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(PkiError::Tls)
     }
 
+    /// Checks that the chain was signed by one of the roots, and that it was valid once: before its end if it is over, after
+    /// its beginning if that is still to come by our clock.
+    ///
+    /// # Errors
+    /// [`PkiError::Tls`] with the reason.
+    pub fn verify_at_its_time(&self, roots_pem: &str, now_ms: u64) -> Result<(), PkiError> {
+        let Identity { not_before_ms, not_after_ms, .. } = self.identity;
+        self.verify(roots_pem, now_ms.max(not_before_ms).min(not_after_ms))
+    }
+
     /// Who the node is.
     pub const fn identity(&self) -> &Identity {
         &self.identity
@@ -332,6 +342,10 @@ mod tests {
         check(root(2).certificate_pem(), NOW_MS, "not signed by this swarm's root");
         check(&roots, NOW_MS + 3_601_000, "expired at 2026-01-01T01:00:00.000Z");
         check(&roots, NOW_MS - 86_401_000, "not valid before 2025-12-31T00:00:00.000Z");
+        for now_ms in [0, NOW_MS, NOW_MS + 3_601_000, u64::MAX / 2] {
+            assert_eq!(node.verify_at_its_time(&roots, now_ms), Ok(()));
+            assert!(node.verify_at_its_time(root(2).certificate_pem(), now_ms).is_err());
+        }
     }
 
     proptest! {

@@ -28,8 +28,7 @@
 //! [`seal`] is the other half of what is secret here: the encryption of what a manager writes to its disk.
 //!
 //! Everything is a function of bytes, time and entropy: the caller passes milliseconds since 1970 and an
-//! [`Entropy`](crate::sys::entropy::Entropy). Two exceptions lie in libraries: rustls asks its own clock during a
-//! handshake, and ring draws the nonce of a P-256 signature from the operating system (ed25519 has none).
+//! [`Entropy`](crate::sys::entropy::Entropy). Two exceptions: a handshake asks the wall clock of `sys`, and ring draws the nonce of a P-256 signature from the operating system (ed25519 has none).
 //!
 //! Not here: files, sockets, and who was removed or is allowed what; those need the store.
 
@@ -42,12 +41,12 @@ pub mod keys;
 mod pem;
 pub mod seal;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tls;
 pub mod token;
 
 pub use ca::{RootCa, RootFacts, check_request, root_facts};
-pub use explain::explain;
+pub use explain::{UNKNOWN_ROOT, clock_words, concerns_time, explain};
 pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem, issuer_of};
 pub use keys::{PrivateKey, generate_key, signing_request};
 pub use tls::{Trust, check_protocol, client_config, manager_name, server_config, server_name};

@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     ServerConfig, SignatureScheme,
@@ -17,6 +18,7 @@ use rustls::{
 use super::ca::check_authority;
 use super::identity::{Identity, NodeIdentity, identity_of, is_signed_by};
 use super::{PkiError, pem};
+use crate::sys::time::wall_ms;
 use crate::types::{ClusterId, NodeId, Role};
 
 /// The protocol name that both sides must agree on (ALPN).
@@ -92,7 +94,7 @@ pub(super) fn server_settings(identity: &NodeIdentity, roots_pem: &str) -> Resul
         inner: client_verifier(roots_pem, Some(identity))?,
         cluster_id: identity.identity().cluster_id,
     };
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(Clock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(PkiError::Tls)?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -115,7 +117,7 @@ pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> 
         }
         Trust::Anything => Arc::new(AnyServer { provider: provider() }),
     };
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(Clock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(PkiError::Tls)?
         .dangerous()
@@ -127,6 +129,16 @@ pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> 
     config.alpn_protocols = vec![PROTOCOL.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// The clock of `sys`, which knows better than the system's on a machine that has none.
+#[derive(Debug)]
+struct Clock;
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_millis(wall_ms())))
+    }
 }
 
 /// ring, always by name: the process-wide default belongs to whoever embeds us.

@@ -47,11 +47,15 @@ pub enum Call {
     Issue = 49,
     /// A node id to its certificate.
     CertificateStatus = 50,
+    /// [`ReportRequest`] to [`Answer::Done`]: what a node says of itself.
+    Report = 51,
+    /// [`SessionRequest`] to a stream of [`SessionItem`]: what the swarm tells a node of itself.
+    Session = 64,
 }
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Query,
         Self::Write,
         Self::Watch,
@@ -67,6 +71,8 @@ impl Call {
         Self::GetRoot,
         Self::Issue,
         Self::CertificateStatus,
+        Self::Report,
+        Self::Session,
     ];
 
     /// The call of this number.
@@ -76,7 +82,7 @@ impl Call {
 
     /// Whether the answer is a stream.
     pub const fn is_stream(self) -> bool {
-        matches!(self, Self::Watch | Self::Backup | Self::Snapshot)
+        matches!(self, Self::Watch | Self::Backup | Self::Snapshot | Self::Session)
     }
 }
 
@@ -519,6 +525,49 @@ pub struct IssueRequest {
     pub availability: Availability,
 }
 
+/// What a node says of itself once it is up, and again when any of it changes. The caller's certificate says who.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportRequest {
+    /// Fixed before the first attempt.
+    pub change: ChangeId,
+    /// A revision known before the first attempt.
+    pub after: Revision,
+    /// Its machine.
+    pub description: NodeDescription,
+    /// The root that its certificate leads to, as [`SessionRequest::issuer`].
+    pub issuer: String,
+    /// Where others reach it, `host:port`; empty for a node that listens nowhere: then it is where it was seen.
+    pub addr: String,
+}
+
+/// Begins a session: a stream of what the swarm wants of the calling node, the first item at once, the others when
+/// something in it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRequest {
+    /// The caller's machine.
+    pub description: NodeDescription,
+    /// The digest of the public key of the root that the caller's certificate leads to, base36; empty if that is not
+    /// known.
+    pub issuer: String,
+}
+
+/// What the swarm wants of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionItem {
+    /// The role it has now: its certificate should name it.
+    pub role: Role,
+    /// The role it is to have.
+    pub desired_role: Role,
+    /// It has a place in the Raft group.
+    pub member: bool,
+    /// It should ask for a new certificate now.
+    pub renew: bool,
+    /// The roots to trust, PEM.
+    pub roots: String,
+    /// The managers and where they listen.
+    pub managers: Vec<(NodeId, String)>,
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Answer {
@@ -684,6 +733,8 @@ pub enum RaftState {
     Learner,
     /// Has no log yet.
     Joining,
+    /// Takes no part: a worker has no log.
+    Worker,
 }
 
 /// What raft knows of itself; refreshed by the raft thread, read by anyone.
@@ -856,7 +907,7 @@ pub struct StatusReport {
     pub name: String,
     /// The swarm.
     pub cluster_id: ClusterId,
-    /// `ready`, `no leader`, `joining`.
+    /// `ready`, `no leader`, `joining`; of a worker `ready` or `no manager`.
     pub state: String,
     /// What this member does.
     pub role: RaftState,
@@ -886,6 +937,23 @@ pub struct StatusReport {
     pub warnings: Vec<String>,
     /// Links to peers.
     pub links: Vec<LinkReport>,
+    /// The manager that a worker is in touch with: who, and where.
+    pub manager: Option<(NodeId, String)>,
+    /// This node's certificate; `None` until it has one.
+    pub certificate: Option<CertificateReport>,
+}
+
+/// A node's own certificate, and how its renewal goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateReport {
+    /// The role it names.
+    pub role: Role,
+    /// Its end.
+    pub expires_at: Timestamp,
+    /// When the node asks for the next one, unless it is told to before.
+    pub renews_at: Timestamp,
+    /// Why the last attempt to get a new one came to nothing; empty when it did not.
+    pub trouble: String,
 }
 
 /// One line of `skep members`.

@@ -45,6 +45,7 @@ impl Swarm {
             data_dir: "/var/lib/skep".to_owned(),
             version: "1.2.3".to_owned(),
             sync_us: 0,
+            certificate: None,
             raft: report(RaftState::Leader, 1),
             links: Vec::new(),
         };

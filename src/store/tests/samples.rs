@@ -29,7 +29,7 @@ fn key(subsystem: &str) -> EncryptionKey {
     EncryptionKey { subsystem: subsystem.into(), algorithm: 1, key: Sensitive(vec![9; 16]), lamport_time: 3 }
 }
 
-pub(super) fn cluster() -> Object {
+pub(crate) fn cluster() -> Object {
     Cluster {
         id: ClusterId(0xc1),
         meta: meta(1),

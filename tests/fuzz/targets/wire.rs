@@ -99,6 +99,8 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
+        Call::Report => drop(canonical::<ReportRequest>(body)),
+        Call::Session => drop(canonical::<SessionRequest>(body)),
         Call::Health | Call::GetRoot | Call::Diagnose => {}
     }
     let (forwarded, caller) = match request.forwarded {
@@ -187,6 +189,7 @@ fn context() -> Context {
         sync_us: 100,
         raft,
         links: Vec::new(),
+        certificate: None,
     }
 }
 
@@ -357,6 +360,22 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
         ),
         (Call::CertificateStatus, "certificate-status", envelope::encode(&NodeId(0x11))),
         (Call::Health, "health", Vec::new()),
+        (
+            Call::Report,
+            "report",
+            envelope::encode(&ReportRequest {
+                change: ChangeId(5),
+                after: Revision(1),
+                description: NodeDescription::default(),
+                issuer: "issuer".to_owned(),
+                addr: "10.0.0.7:4242".to_owned(),
+            }),
+        ),
+        (
+            Call::Session,
+            "session",
+            envelope::encode(&SessionRequest { description: NodeDescription::default(), issuer: String::new() }),
+        ),
     ];
     let caller =
         Caller::Node { node_id: NodeId(0x11), role: Role::Manager, cluster_id: ClusterId(0xc1), expired: false };
