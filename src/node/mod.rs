@@ -53,7 +53,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub use dir::is_member;
+pub use dir::{NodeFile, Phase, is_member};
 pub use stop::Stopped;
 
 use self::outlet::Completion;
