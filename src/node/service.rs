@@ -115,6 +115,10 @@ impl Service for Services {
         }
     }
 
+    fn holds(&self, stream: &Feed) -> bool {
+        stream.holds()
+    }
+
     fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
         self.control.pull(now, stream, room)
     }
