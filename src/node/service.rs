@@ -147,6 +147,10 @@ impl Service for Services {
         }
     }
 
+    fn holds(&self, stream: &Feed) -> bool {
+        stream.holds()
+    }
+
     fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
         match stream {
             Feed::Control(feed) => self.control.pull(now, feed, room),
