@@ -35,6 +35,8 @@
 //! A token that leaked fills nothing: [`Gate`] lets newcomers in at a bounded rate and refuses them while too many have asked
 //! and never come, and [`Janitor`] removes those after an hour, and tokens that have ended after a day.
 //!
+//! A new root, and how every node gets to it: [`rotation`].
+//!
 //! Everything is a function of the request, the [`State`], time and entropy.
 //!
 //! Not here: which of its nodes the swarm tells to renew, and when a node does so by itself; who may make the calls
@@ -55,6 +57,7 @@ use crate::types::{ChangeId, ClusterId, Code, Kind, NodeId, Object, Role, Status
 mod gate;
 mod issue;
 mod janitor;
+pub mod rotation;
 
 pub use gate::Gate;
 pub use issue::{Decision, in_words, issue, subject};
@@ -235,17 +238,26 @@ fn new_node(id: NodeId, description: NodeDescription, availability: Availability
     node
 }
 
-/// Who signs for the swarm.
+/// Who signs for the swarm: in a rotation the new root, whose chains end with what the old one signed.
 fn signer(cluster: &Cluster) -> Result<RootCa, Status> {
     let root = &cluster.root_ca;
-    if root.key.0.is_empty() {
+    match &root.rotation {
+        None => load_root(&root.certificate, &root.key),
+        Some(rotation) => {
+            Ok(load_root(&rotation.certificate, &rotation.key)?.succeeding(rotation.cross_signed_certificate.clone()))
+        }
+    }
+}
+
+fn load_root(certificate: &str, key: &Sensitive) -> Result<RootCa, Status> {
+    if key.0.is_empty() {
         let message = "this swarm does not hold its root key, so it cannot sign certificates";
         return Err(Status::new(Code::FailedPrecondition, message));
     }
     // A failure is the swarm's, not the caller's, and the text could not help it.
     let broken = || Status::new(Code::Internal, "the swarm's root certificate or key is unusable");
-    let key = std::str::from_utf8(&root.key.0).map_err(|_| broken())?;
-    RootCa::load(&root.certificate, key).map_err(|_| broken())
+    let key = std::str::from_utf8(&key.0).map_err(|_| broken())?;
+    RootCa::load(certificate, key).map_err(|_| broken())
 }
 
 fn certificate_validity(cluster: &Cluster) -> Duration {

@@ -86,6 +86,9 @@ pub enum Command {
     /// Join tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The root certificate
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// The Raft group
     #[command(subcommand)]
     Raft(RaftCommand),
@@ -621,6 +624,32 @@ pub enum TokenCommand {
         #[command(flatten)]
         write: WriteArgs,
     },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum CaCommand {
+    /// Show the root certificate, and how far its replacement is
+    Show,
+    /// Replace the root certificate: every node gets a new certificate, and the swarm works on meanwhile
+    Rotate(RotateArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RotateArgs {
+    /// The new root certificate, PEM; the present one ends a rotation [default: a new one is made]
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Its private key, PKCS#8 PEM, or `-` for standard input
+    #[arg(long, value_name = "FILE|-")]
+    pub key: Option<PathBuf>,
+    /// Do not wait for this node, which has to join again afterwards; may be repeated. A rotation that is under way goes on
+    #[arg(long, value_name = "NODE")]
+    pub skip: Vec<String>,
+    /// Show how far it is until it has ended
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub write: WriteArgs,
 }
 
 #[derive(Clone, Debug, Subcommand)]

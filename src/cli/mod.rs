@@ -30,6 +30,7 @@ mod args;
 mod backup;
 mod bench;
 mod bundle;
+mod ca;
 mod commands;
 mod daemon;
 mod doctor;
@@ -105,6 +106,7 @@ fn dispatch(cli: Cli) -> commands::Ended {
             return Ok(exit);
         }
         Command::Backup(command) => return backup::run(&cli.common, command, out),
+        Command::Ca(command) => return ca::run(&cli.common, command, out),
         Command::Recover(args) => {
             let exit = recover::run(&cli.common, args, &mut out)?;
             out.flush()?;
@@ -148,8 +150,9 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         | Command::Snapshot(_)
         | Command::Recover(_)
         | Command::Backup(_)
+        | Command::Ca(_)
         | Command::Bench(_) => {
-            unreachable!("dispatch has handled the commands that ask nobody")
+            unreachable!("dispatch has handled the commands that ask nobody, or in their own way")
         }
     }
 }

@@ -44,6 +44,7 @@ mod query;
 pub mod redact;
 mod refusal;
 mod report;
+mod rotate;
 mod tokens;
 mod validate;
 mod watch;
@@ -68,6 +69,19 @@ pub enum Feed {
     /// A backup.
     Backup(Box<Backup>),
 }
+
+impl Feed {
+    /// Whether it holds a state of some time ago, whatever has changed since.
+    pub fn holds(&self) -> bool {
+        match self {
+            Self::Watch(watch) => watch.has_snapshot(),
+            Self::Backup(_) => true,
+        }
+    }
+}
+
+/// Backups that one manager makes at a time: each holds a state of its own.
+const MAX_BACKUPS: usize = 2;
 
 /// What a manager knows beside its store. The node refreshes it; it may be a little old.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,12 +125,14 @@ pub struct Control {
     store: Arc<Store>,
     /// What this manager knows beside its store.
     pub context: Context,
+    /// Shared with each backup that is being made.
+    backups: Arc<()>,
 }
 
 impl Control {
     /// A service over `store`.
-    pub const fn new(store: Arc<Store>, context: Context) -> Self {
-        Self { store, context }
+    pub fn new(store: Arc<Store>, context: Context) -> Self {
+        Self { store, context, backups: Arc::new(()) }
     }
 
     /// The store it decides from.
@@ -160,8 +176,14 @@ impl Control {
                     let why = "this manager has not received the swarm's data yet: there is nothing to back up";
                     Step::Refuse(Status::new(Code::Unavailable, why).with_hint("take the backup from another manager"))
                 }
+                Ok(BackupRequest { .. }) if Arc::strong_count(&self.backups) > MAX_BACKUPS => {
+                    let why = format!("this manager is making {MAX_BACKUPS} backups already");
+                    let hint = "wait until one of them is done, or take this one from another manager with --socket";
+                    Step::Refuse(Status::new(Code::ResourceExhausted, why).with_hint(hint))
+                }
                 Ok(BackupRequest { .. }) => {
-                    Step::Stream(Feed::Backup(Box::new(Backup::new(self.store.snapshot(), &self.context, now_ms))))
+                    let backup = Backup::new(self.store.snapshot(), &self.context, now_ms, self.backups.clone());
+                    Step::Stream(Feed::Backup(Box::new(backup)))
                 }
                 Err(status) => Step::Refuse(status),
             },

@@ -8,7 +8,7 @@ use crate::types::error::{Code, Status};
 use crate::types::object::{IssuanceState, MembershipState};
 use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Object, Revision, Selector, Term};
 
-use super::{Context, refusal};
+use super::{Context, refusal, rotate};
 
 /// Clocks further apart than this confuse people who read logs and certificates.
 const CLOCK_WARNING_MS: u64 = 2000;
@@ -166,6 +166,7 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
     warnings.extend(sync_warning("this manager", context.sync_us));
     warnings.extend(disk_warning(&context.raft.disk));
     warnings.extend(waiting_warnings(state));
+    warnings.extend(rotate::warning(state, context));
     warnings
 }
 
@@ -232,7 +233,7 @@ fn disk_warning(disk: &DiskSpace) -> Option<String> {
     ))
 }
 
-fn name(state: &State, context: &Context, node_id: NodeId) -> String {
+pub(super) fn name(state: &State, context: &Context, node_id: NodeId) -> String {
     let known = state.get(Kind::Node, node_id.into()).is_some();
     if node_id == context.node_id && !known {
         return context.hostname.clone();

@@ -15,7 +15,7 @@ use crate::types::{
 };
 
 use super::Feed;
-use super::{encode, nodes, refusal, tokens, validate};
+use super::{encode, nodes, refusal, rotate, tokens, validate};
 
 /// What to do with a write.
 #[derive(Debug)]
@@ -254,6 +254,10 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
             tokens::approve(node, now_ms);
             Ok(())
         }),
+        Write::RotateRoot { root, skip, resume } => {
+            let cluster = rotate::rotate(state, root, skip, *resume, request.change, now_ms)?;
+            Ok(vec![Operation::Update(Object::Cluster(Box::new(cluster)))])
+        }
     }
 }
 
@@ -333,7 +337,7 @@ fn user_names(state: &State, by: Kind, any_of: &[Selector]) -> Vec<String> {
     state.find(by, any_of).iter().take(11).map(|user| refusal::name(state, by, user.object.id())).collect()
 }
 
-fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
+pub(super) fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
     state.resolve(kind, reference).map_err(|error| No::Now(refusal::unresolved(state, kind, reference, &error)))
 }
 
@@ -378,7 +382,7 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateResource { .. } => return object_id(request.change, Kind::Resource),
         Write::UpdateLabels { kind, object, .. } | Write::Remove { kind, object, .. } => (*kind, object.as_str()),
         Write::UpdateResource { object, .. } => (Kind::Resource, object.as_str()),
-        Write::UpdateCluster { .. } | Write::RotateToken { .. } => (Kind::Cluster, ""),
+        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } => (Kind::Cluster, ""),
         Write::CreateToken { .. } => (Kind::Token, ""),
         Write::RemoveToken { token } => (Kind::Token, token.as_str()),
         Write::ApproveNode { node } => (Kind::Node, node.as_str()),
@@ -440,7 +444,7 @@ fn argument(write: &Write, id: ObjectId) -> String {
             object.clone()
         }
         Write::RemoveToken { token: object } | Write::ApproveNode { node: object } => object.clone(),
-        Write::UpdateCluster { .. } | Write::RotateToken { .. } => "default".to_owned(),
+        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } => "default".to_owned(),
         Write::UpdateNode { node, .. } | Write::RemoveNode { node, .. } => node.clone(),
         _ => id.to_string(),
     }

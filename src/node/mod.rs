@@ -67,7 +67,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use dir::is_member;
+pub use dir::{NodeFile, Phase, is_member};
 pub use stop::Stopped;
 
 use self::supervisor::{Engine, Shared};

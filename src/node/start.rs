@@ -22,6 +22,7 @@ use super::{Config, Node, StartError, StartFailure, join, leader, snapshots, spa
 use crate::agent::Own;
 use crate::agent::run::{self as agent_run, Agent, Follow};
 use crate::ca::Janitor;
+use crate::ca::rotation::Rotation;
 use crate::net::{self, NetHandle, NetInbox};
 use crate::pki::{self, NodeIdentity};
 use crate::raft::machine::{Machine as RaftMachine, Options};
@@ -486,6 +487,7 @@ impl<'a> Starter<'a> {
             vec![
                 Box::new(Janitor::new(Box::new(OsEntropy))) as Box<dyn Service>,
                 Box::new(Roles::new(term)) as Box<dyn Service>,
+                Box::new(Rotation::default()) as Box<dyn Service>,
             ]
         });
         let (leader, leader_thread) =

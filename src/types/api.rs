@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::object::{Availability, Kind, NodeDescription, Object, Profile, Sensitive};
+use super::object::{Availability, JoinTokens, Kind, NodeDescription, Object, Profile, Sensitive, Standing};
 use super::{
     Caller, ChangeId, ClusterId, Index, Lineage, Member, MemberRole, NodeId, ObjectId, Position, RaftId, Revision,
     Role, Term, Timestamp,
@@ -150,6 +150,8 @@ pub enum QueryKind {
     Token(Role),
     /// What became of a change.
     Change(ChangeId, Revision),
+    /// The root certificate, and how far its rotation is.
+    RootCa,
 }
 
 /// Which objects of a kind. Several values of one field mean any; several fields mean all, except that for secrets,
@@ -327,6 +329,29 @@ pub enum Write {
         /// Also one that is up, or a manager.
         force: bool,
     },
+    /// Replaces the root certificate: begins a rotation, gives the one under way another target, or ends it when the
+    /// certificate is the present one.
+    RotateRoot {
+        /// The root to rotate to.
+        root: NewRoot,
+        /// Nodes that the rotation does not wait for. They have to join again when it has ended.
+        skip: Vec<String>,
+        /// A rotation that is under way goes on to its own target, and only `skip` counts; `root` is for when there is
+        /// none.
+        resume: bool,
+    },
+}
+
+/// A root certificate to rotate to, with all that takes randomness: it comes from whoever asks, so that a repeated
+/// request asks for the same. `client::own_root` makes one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewRoot {
+    /// The certificate, PEM, without any text around it.
+    pub certificate: String,
+    /// Its key, PKCS#8 PEM.
+    pub key: Sensitive,
+    /// The swarm's join tokens once the rotation has ended, made for this certificate.
+    pub join_tokens: JoinTokens,
 }
 
 /// Acts on the manager that is asked.
@@ -627,6 +652,81 @@ pub enum Answer {
     Joined(Box<JoinAnswer>),
     /// A manager's own health.
     Diagnosis(Box<Diagnosis>),
+    /// The root certificate, and how far its rotation is.
+    RootCa(Box<RootCaReport>),
+}
+
+/// The swarm's root certificate. No secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCaReport {
+    /// The digest of what nodes are given to trust, as join tokens show it.
+    pub digest: String,
+    /// The certificates in it.
+    pub roots: Vec<RootCertificate>,
+    /// The swarm holds the key.
+    pub has_key: bool,
+    /// A rotation under way.
+    pub rotation: Option<RotationReport>,
+}
+
+/// What a root certificate says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCertificate {
+    /// The digest of this certificate, as join tokens show it.
+    pub digest: String,
+    /// The digest of its public key: the `issuer` of certificates that it signs.
+    pub issuer: String,
+    /// Its subject.
+    pub subject: String,
+    /// Valid from.
+    pub not_before: Timestamp,
+    /// Valid through this second.
+    pub not_after: Timestamp,
+    /// The certificate, PEM.
+    pub certificate: String,
+}
+
+/// A root rotation under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationReport {
+    /// The new root.
+    pub root: RootCertificate,
+    /// When it became the target.
+    pub started_at: Timestamp,
+    /// Nodes that have a certificate.
+    pub total: u64,
+    /// Those of them that use one of the new root.
+    pub converged: u64,
+    /// How many of the others the rotation waits for.
+    pub waiting: u64,
+    /// Some of those: managers first, those without a connection before the others; at most [`MAX_ROTATION_NODES`].
+    pub waiting_for: Vec<RotationNode>,
+    /// Some that it does not wait for, and that have to join again if they are no further when it ends; as many at most.
+    pub skipped: Vec<RotationNode>,
+}
+
+/// Nodes named in a [`RotationReport`], of either sort.
+pub const MAX_ROTATION_NODES: usize = 100;
+
+/// A node that has no certificate of the new root yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationNode {
+    /// The node.
+    pub node_id: NodeId,
+    /// Its host name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// How far it is.
+    pub standing: Standing,
+    /// Since when it is no further.
+    pub since: Timestamp,
+    /// Whether the manager that answers is connected to it; `None` when that is not known.
+    pub connected: Option<bool>,
+    /// Why its request was refused, or empty.
+    pub error: String,
+    /// It was to be skipped. It is waited for all the same while too few managers would be left for a majority without it.
+    pub in_skip_list: bool,
 }
 
 /// What became of a change.

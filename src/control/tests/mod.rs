@@ -5,6 +5,7 @@ mod nodes;
 mod reads;
 mod redaction;
 mod reports;
+mod rotation;
 mod tokens;
 mod watching;
 mod writes;
@@ -130,6 +131,13 @@ impl Swarm {
             Step::Refuse(status) => Err(status),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn node(&self, id: u128) -> Node {
+        self.view(|state| match &state.get(Kind::Node, ObjectId(id)).unwrap().object {
+            Object::Node(node) => (**node).clone(),
+            other => panic!("{other:?}"),
+        })
     }
 
     fn create_config(&mut self, name: &str) -> ObjectId {

@@ -17,7 +17,7 @@ use skep::sys::time::Instant;
 use skep::types::api::*;
 use skep::types::error::Code;
 use skep::types::limits::{MAX_FRAME_BYTES, MAX_UNAUTHENTICATED_FRAME_BYTES};
-use skep::types::object::{Kind, NodeDescription, Profile, Sensitive};
+use skep::types::object::{JoinTokens, Kind, NodeDescription, Profile, Sensitive};
 use skep::types::*;
 
 use super::state::{LINEAGE, sample_state};
@@ -305,6 +305,20 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
         ),
         (Call::Write, "remove-token", write(Write::RemoveToken { token: object() })),
         (Call::Write, "approve-node", write(Write::ApproveNode { node: object() })),
+        (
+            Call::Write,
+            "rotate-root",
+            write(Write::RotateRoot {
+                root: NewRoot {
+                    certificate: "-----BEGIN CERTIFICATE-----".to_owned(),
+                    key: Sensitive(b"-----BEGIN PRIVATE KEY-----".to_vec()),
+                    join_tokens: JoinTokens { worker: "SWMTKN-1-a-b".to_owned(), manager: "SWMTKN-1-a-c".to_owned() },
+                },
+                skip: vec!["m3".to_owned()],
+                resume: true,
+            }),
+        ),
+        (Call::Query, "root-ca", envelope::encode(&Query { stale: true, what: QueryKind::RootCa })),
         (Call::Backup, "backup", envelope::encode(&BackupRequest { stale: true })),
         (
             Call::Watch,
