@@ -22,6 +22,15 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 static CLOCK: Mutex<()> = Mutex::new(());
 
+#[track_caller]
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A manager that begins a swarm, and who meets it.
 struct Swarm {
     manager: Node,
@@ -49,6 +58,8 @@ impl Swarm {
         };
         swarm.token.parse::<pki::JoinToken>().unwrap().verify_root(&root).unwrap();
         swarm.root_pem = root;
+        // What the manager says of itself is written a moment after it serves.
+        eventually("the manager has reported", || swarm.nodes().iter().all(|node| node.certificate.in_use));
         swarm
     }
 
@@ -154,11 +165,7 @@ fn who_took_a_certificate_and_never_came_is_forgotten_and_the_rest_stays() {
     wind(HOUR + Duration::from_secs(60));
     // Another newcomer makes the manager look.
     let fresh = swarm.certificate(None, &key(), &swarm.token).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while swarm.knows(id) {
-        assert!(Instant::now() < deadline, "it is not forgotten");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    eventually("it is forgotten", || !swarm.knows(id));
     assert!(swarm.knows(fresh.identity().node_id) && swarm.knows(swarm.manager.node_id()));
     let refusal = swarm.certificate(Some(&silent), &key(), &swarm.token);
     check_refusal(refusal, Code::NotFound, "not found when attempting to renew certificate");
