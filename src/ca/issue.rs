@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{awaits_approval, check_description, new_node, node_of, node_of_change, not_issued, sign, starting};
+use super::{
+    awaits_approval, check_description, new_node, node_of, node_of_change, not_issued, renewed, sign, starting,
+};
 use crate::pki::{self, JoinToken, same_secret};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
@@ -84,7 +86,7 @@ fn renew(
         check_grace(cluster, node, now_ms)?;
     }
     pki::check_request(&request.csr)?;
-    let renewed = match sign(cluster, node.id, node.role, &request.csr, now_ms, entropy) {
+    let certificate = match sign(cluster, node.id, node.role, &request.csr, now_ms, entropy) {
         Ok(signed) => Certificate { reported_issuer: before.reported_issuer.clone(), ..signed },
         Err(why) if is_repeated && waits => return Err(not_issued(node.id, &why.message)),
         // It keeps the one it has, and the permission to come back, until the new one is signed.
@@ -96,7 +98,7 @@ fn renew(
             ..before.clone()
         },
     };
-    let node = Node { certificate: renewed, ..node.clone() };
+    let node = renewed(node, certificate);
     let operations = vec![Operation::Update(Object::Node(Box::new(node)))];
     Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: false })
 }

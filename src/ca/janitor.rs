@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{is_complete, sign, signer};
+use super::{is_complete, renewed, sign, signer};
 use crate::codec::digest128;
 use crate::pki;
 use crate::store::State;
@@ -74,8 +74,8 @@ impl Janitor {
                 Object::Token(token) => self.token(cluster, token, now_ms),
                 _ => None,
             };
-            if let Some(operation) = step {
-                let change = change(state, place, operation, now_ms);
+            if let Some(operations) = step {
+                let change = change(state, place, operations, now_ms);
                 self.next_token += 1;
                 self.under_way.insert(self.next_token, place);
                 effects.push(Effect::Propose { token: self.next_token, change });
@@ -91,12 +91,12 @@ impl Janitor {
         node: &Node,
         can_sign: bool,
         now_ms: u64,
-    ) -> Option<Operation> {
+    ) -> Option<Vec<Operation>> {
         let waits = matches!(node.certificate.state, IssuanceState::Pending | IssuanceState::Renew);
         if waits && can_sign && node.spec.membership == MembershipState::Accepted {
             let certificate = self.certificate(cluster, node, now_ms)?;
-            let node = Node { certificate, ..node.clone() };
-            return Some(Operation::Update(Object::Node(Box::new(node))));
+            let node = renewed(node, certificate);
+            return Some(vec![Operation::Update(Object::Node(Box::new(node)))]);
         }
         if is_complete(state, node) {
             return None;
@@ -105,7 +105,10 @@ impl Janitor {
         let id = node.id.into();
         self.remove_at(node.meta.created_at.0.saturating_add(patience_ms), now_ms, || {
             log::info!("node {} asked for a certificate and was not heard of since: it is forgotten", node.id);
-            Operation::Remove { kind: Kind::Node, id, version: Some(node.meta.version) }
+            // Its certificate is somewhere, and a manager's would be taken for one that is not known here yet.
+            let revoke = node.revoked_until().map(|until| Operation::Revoke { node: node.id, until });
+            let remove = Operation::Remove { kind: Kind::Node, id, version: Some(node.meta.version) };
+            revoke.into_iter().chain([remove]).collect()
         })
     }
 
@@ -125,7 +128,7 @@ impl Janitor {
         }
     }
 
-    fn token(&mut self, cluster: &Cluster, token: &Token, now_ms: u64) -> Option<Operation> {
+    fn token(&mut self, cluster: &Cluster, token: &Token, now_ms: u64) -> Option<Vec<Operation>> {
         let ended_ms = match (token.expires_at, token.uses_left) {
             _ if token.root_digest != cluster.root_ca.digest => 0,
             (_, Some(0)) => token.meta.updated_at.0.saturating_add(ENDED_TOKEN_MS),
@@ -133,10 +136,15 @@ impl Janitor {
             (None, _) => return None,
         };
         let (id, version) = (token.id, Some(token.meta.version));
-        self.remove_at(ended_ms, now_ms, || Operation::Remove { kind: Kind::Token, id, version })
+        self.remove_at(ended_ms, now_ms, || vec![Operation::Remove { kind: Kind::Token, id, version }])
     }
 
-    fn remove_at(&mut self, at_ms: u64, now_ms: u64, remove: impl FnOnce() -> Operation) -> Option<Operation> {
+    fn remove_at(
+        &mut self,
+        at_ms: u64,
+        now_ms: u64,
+        remove: impl FnOnce() -> Vec<Operation>,
+    ) -> Option<Vec<Operation>> {
         if at_ms <= now_ms {
             return Some(remove());
         }
@@ -179,12 +187,12 @@ impl Service for Janitor {
 
 /// The same decision about the same version has the same id within a term. Not over terms: a change that a former leader's
 /// entry lost to the end of its term is remembered as refused.
-fn change(state: &State, (kind, id): (Kind, ObjectId), operation: Operation, now_ms: u64) -> Change {
+fn change(state: &State, (kind, id): (Kind, ObjectId), operations: Vec<Operation>, now_ms: u64) -> Change {
     let version = state.get(kind, id).map_or(0, |stored| stored.object.meta().version.0);
     let term = state.applied().term.0;
     let parts = [b"janitor", kind.name().as_bytes(), &id.0.to_le_bytes(), &version.to_le_bytes(), &term.to_le_bytes()];
     let (id, after) = (ChangeId(digest128(&parts)), state.revision());
-    Change { id, after, time: Timestamp(now_ms), term: None, operations: vec![operation] }
+    Change { id, after, time: Timestamp(now_ms), term: None, operations }
 }
 
 const HOUR_MS: u64 = 3_600_000;

@@ -33,7 +33,8 @@
 //! - Secrets are compared in a time that does not depend on them. No answer holds a private key or a token.
 //!
 //! A token that leaked fills nothing: [`Gate`] lets newcomers in at a bounded rate and refuses them while too many have asked
-//! and never come, and [`Janitor`] removes those after an hour, and tokens that have ended after a day.
+//! and never come, and [`Janitor`] removes those after an hour, and tokens that have ended after a day. A manager's certificate
+//! that nobody came back with is revoked with its node.
 //!
 //! A new root, and how every node gets to it: [`rotation`].
 //!
@@ -263,6 +264,17 @@ fn load_root(certificate: &str, key: &Sensitive) -> Result<RootCa, Status> {
 fn certificate_validity(cluster: &Cluster) -> Duration {
     let asked = Duration::from_millis(cluster.spec.ca.node_certificate_expiry_ms);
     if asked < MIN_VALIDITY { DEFAULT_VALIDITY } else { asked }
+}
+
+/// The node with its new certificate. A former one that named it a manager may end later, when validity was shortened: that
+/// is noted, for when the node is removed.
+fn renewed(node: &Node, certificate: Certificate) -> Node {
+    let until = node.revoked_until();
+    let mut next = Node { certificate, ..node.clone() };
+    if next.revoked_until() < until {
+        next.manager_until = until.unwrap_or_default();
+    }
+    next
 }
 
 /// Whether the node has completed its join: it said which certificate it uses, or took its place among the managers.

@@ -437,6 +437,24 @@ fn a_renewal_keeps_the_node_and_takes_the_role_that_was_observed() {
 }
 
 #[test]
+fn a_renewal_for_a_shorter_time_forgets_no_certificate_of_a_manager() {
+    let (mut swarm, _) = Swarm::founded();
+    let long = swarm.node(FIRST).certificate.expires_at;
+    let asked_by = caller(FIRST, Role::Manager, false);
+    swarm.ask_as(&asked_by, &request(""), 10, NOW_MS).unwrap();
+    let node = swarm.node(FIRST);
+    assert!(node.certificate.expires_at < long);
+    assert_eq!(node.revoked_until(), Some(long));
+    // One that ends later needs no note of those before it.
+    let (other, _) = Swarm::founded();
+    swarm = other;
+    swarm.set_cluster(|cluster| cluster.spec.ca.node_certificate_expiry_ms = 100 * 86_400_000);
+    swarm.ask_as(&asked_by, &request(""), 10, NOW_MS).unwrap();
+    assert_eq!(swarm.node(FIRST).manager_until, Timestamp(0));
+    assert_eq!(swarm.node(FIRST).revoked_until(), Some(Timestamp(NOW_MS + 100 * 86_400_000)));
+}
+
+#[test]
 fn a_node_that_is_gone_does_not_renew() {
     let (mut swarm, _) = Swarm::founded();
     let id = swarm.join(&request(&swarm.tokens().worker), 10).unwrap();

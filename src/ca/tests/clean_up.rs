@@ -100,8 +100,18 @@ fn who_asked_and_never_came_is_forgotten() {
     let is_there = |swarm: &Swarm, id| node_of(&swarm.state, id).is_some();
     assert!(!is_there(&swarm, silent) && is_there(&swarm, came) && is_there(&swarm, member) && is_there(&swarm, FIRST));
     assert!(is_there(&swarm, waiting));
+    // Its certificate is still in force: other managers must not take it for one that they do not know yet.
+    assert!(swarm.state.is_revoked(silent));
     assert_eq!(clean(&mut swarm, NOW_MS + WAITING_JOIN_MS), (1, None));
-    assert!(!is_there(&swarm, waiting));
+    assert!(!is_there(&swarm, waiting) && !swarm.state.is_revoked(waiting));
+}
+
+#[test]
+fn a_worker_that_never_came_needs_no_revocation() {
+    let (mut swarm, _) = Swarm::founded();
+    let id = swarm.join(&request(&swarm.tokens().worker), 10).unwrap();
+    assert_eq!(clean(&mut swarm, NOW_MS + SIGNED_JOIN_MS).0, 1);
+    assert!(node_of(&swarm.state, id).is_none() && !swarm.state.is_revoked(id));
 }
 
 #[test]

@@ -23,7 +23,8 @@ pub struct Node {
     pub attachments: Vec<NetworkAttachment>,
     /// UDP port of VXLAN traffic; zero means 4789.
     pub vxlan_udp_port: u32,
-    /// The end of the last certificate that named it a manager, noted when it was demoted; zero: it was not.
+    /// The end of the certificate that named it a manager longest, noted when it was demoted or got one that ends earlier;
+    /// zero: neither was.
     pub manager_until: Timestamp,
 }
 
