@@ -38,4 +38,5 @@ mod swarm;
 mod tokens;
 mod tools;
 mod watch;
+mod workers;
 mod writers;
