@@ -47,6 +47,7 @@ mod run;
 mod session;
 mod snapshot;
 mod tar;
+mod unlock;
 mod wal;
 
 use args::{Cli, Command};
@@ -116,6 +117,14 @@ fn dispatch(cli: Cli) -> commands::Ended {
         }
         _ => {}
     }
+    if let Command::Unlock(args) = &cli.command {
+        // Before a manager is asked: a person who types keeps no connection waiting.
+        let key = unlock::key_to_unlock_with(args)?;
+        let mut session = Session::open(&cli.common, out)?;
+        let exit = unlock::unlock(&mut session, &key)?;
+        session.out.flush()?;
+        return Ok(exit);
+    }
     let input = commands::input(&cli.command)?;
     let mut session = Session::open(&cli.common, out)?;
     let exit = ask(&mut session, &cli.command, input)?;
@@ -137,9 +146,11 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Resource(command) => commands::resource(session, command, input),
         Command::Cluster(command) => commands::cluster(session, command),
         Command::Token(command) => commands::token(session, command),
+        Command::UnlockKey(command) => unlock::key(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
         Command::Run(_)
+        | Command::Unlock(_)
         | Command::Completions { .. }
         | Command::Doctor
         | Command::Debug(_)

@@ -3,9 +3,12 @@
 use crate::codec::digest128;
 use crate::net::requests::Step;
 use crate::store::{State, Store, Stored};
-use crate::types::api::{Answer, Write, WriteRequest};
+use crate::types::api::{Answer, Autolock, Write, WriteRequest};
 use crate::types::error::{Code, Status};
-use crate::types::object::{Annotations, Config, ConfigSpec, Extension, Kind, Meta, Resource, Secret, SecretSpec};
+use crate::types::object::{
+    Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM, Meta, Resource, Secret,
+    SecretSpec, Sensitive,
+};
 use crate::types::{
     Change, ChangeId, Expect, Object, ObjectId, Operation, Outcome, Refusal, Revision, Selector, Timestamp,
 };
@@ -156,14 +159,17 @@ fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, N
             })
         }
         Write::Remove { kind, object, if_version } => remove(state, *kind, object, *if_version),
-        Write::UpdateCluster { snapshot_bytes, keep_bytes, node_certificate_expiry_ms, .. } => {
-            if snapshot_bytes.or(*keep_bytes).or(*node_certificate_expiry_ms).is_none() {
+        Write::UpdateCluster { snapshot_bytes, keep_bytes, node_certificate_expiry_ms, autolock, .. } => {
+            if snapshot_bytes.or(*keep_bytes).or(*node_certificate_expiry_ms).is_none() && autolock.is_none() {
                 let status = Status::new(Code::InvalidArgument, "no setting is named, so nothing would change");
                 return Err(No::Never(status.with_hint("`skep cluster update --help` lists the settings")));
             }
             snapshot_bytes.map_or(Ok(()), |bytes| validate::log_bytes("--snapshot-bytes", bytes))?;
             keep_bytes.map_or(Ok(()), |bytes| validate::log_bytes("--keep-bytes", bytes))?;
             node_certificate_expiry_ms.map_or(Ok(()), validate::certificate_expiry)?;
+            if let Some(Autolock::On { key }) = autolock {
+                validate::unlock_key(&key.0)?;
+            }
             let id = cluster_id(state)?.to_string();
             update(state, request, Kind::Cluster, &id, |object| {
                 let Object::Cluster(cluster) = object else { return Ok(()) };
@@ -172,10 +178,41 @@ fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, N
                 spec.raft.keep_bytes = keep_bytes.unwrap_or(spec.raft.keep_bytes);
                 let expiry = &mut spec.ca.node_certificate_expiry_ms;
                 *expiry = node_certificate_expiry_ms.unwrap_or(*expiry);
+                match autolock {
+                    None => {}
+                    Some(Autolock::Off) => set_unlock_key(cluster, None),
+                    // The key that there is stays: people have written it down.
+                    Some(Autolock::On { .. }) if cluster.unlock_key().is_some() => {}
+                    Some(Autolock::On { key }) => set_unlock_key(cluster, Some(key)),
+                }
+                Ok(())
+            })
+        }
+        Write::RotateUnlockKey { key } => {
+            validate::unlock_key(&key.0)?;
+            let id = cluster_id(state)?.to_string();
+            update(state, request, Kind::Cluster, &id, |object| {
+                let Object::Cluster(cluster) = object else { return Ok(()) };
+                if cluster.unlock_key().is_none() {
+                    let status = Status::new(Code::FailedPrecondition, "managers do not lock: there is no unlock key");
+                    return Err(status.with_hint("`skep cluster update --autolock` makes them lock"));
+                }
+                set_unlock_key(cluster, Some(key));
                 Ok(())
             })
         }
     }
+}
+
+/// Turns the managers' lock on with this key, or off.
+fn set_unlock_key(cluster: &mut Cluster, key: Option<&Sensitive>) {
+    cluster.spec.auto_lock_managers = key.is_some();
+    cluster.unlock_keys.retain(|key| key.subsystem != MANAGER_SUBSYSTEM);
+    cluster.unlock_keys.extend(key.map(|key| EncryptionKey {
+        subsystem: MANAGER_SUBSYSTEM.to_owned(),
+        key: key.clone(),
+        ..EncryptionKey::default()
+    }));
 }
 
 /// The id of what is made stands in for all objects of the change: it is derived from the caller's change id, so a
@@ -287,7 +324,7 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateResource { .. } => return object_id(request.change, Kind::Resource),
         Write::UpdateLabels { kind, object, .. } | Write::Remove { kind, object, .. } => (*kind, object.as_str()),
         Write::UpdateResource { object, .. } => (Kind::Resource, object.as_str()),
-        Write::UpdateCluster { .. } => (Kind::Cluster, ""),
+        Write::UpdateCluster { .. } | Write::RotateUnlockKey { .. } => (Kind::Cluster, ""),
     };
     // The events say it, for as long as they are kept; a name may have changed hands since.
     let before = Revision(revision.0.saturating_sub(1));
@@ -344,7 +381,7 @@ fn argument(write: &Write, id: ObjectId) -> String {
         Write::UpdateLabels { object, .. } | Write::UpdateResource { object, .. } | Write::Remove { object, .. } => {
             object.clone()
         }
-        Write::UpdateCluster { .. } => "default".to_owned(),
+        Write::UpdateCluster { .. } | Write::RotateUnlockKey { .. } => "default".to_owned(),
         _ => id.to_string(),
     }
 }

@@ -70,6 +70,8 @@ pub const fn route(call: Call) -> Route {
         Call::Admin             => (LOCAL,           Here,   KIB,      30, true,  false, false),
         // Tells of directories, peers and load: for whoever may read the manager's files anyway.
         Call::Diagnose          => (LOCAL,           Here,   KIB,      10, false, true,  true),
+        // A locked manager takes it; every other one says that it is not locked.
+        Call::Unlock            => (LOCAL,           Here,   KIB,      10, false, false, true),
         // Everything, the root key too: who may ask for it can take over the swarm.
         Call::Backup            => (LOCAL,           Here,   KIB,      30, false, false, true),
         Call::Snapshot          => (MANAGER,         Here,   KIB,      60, false, false, true),
@@ -81,6 +83,7 @@ pub const fn route(call: Call) -> Route {
         Call::GetRoot           => (ANYONE,          Leader, KIB,      10, true,  false, true),
         Call::Issue             => (ANYONE,          Leader, CSR,      30, true,  false, true),
         Call::CertificateStatus => (ANYONE,          Leader, KIB,      10, true,  false, true),
+        Call::GetUnlockKey      => (MANAGER,         Leader, KIB,      10, true,  false, true),
     };
     let deadline = Duration::from_secs(seconds);
     let changes = !matches!(
@@ -94,6 +97,7 @@ pub const fn route(call: Call) -> Route {
             | Call::Health
             | Call::GetRoot
             | Call::CertificateStatus
+            | Call::GetUnlockKey
     );
     Route { callers, served, body_limit, deadline, forwardable, before_joining, repeatable, changes }
 }
@@ -174,6 +178,8 @@ pub const fn name(call: Call) -> &'static str {
         Call::GetRoot => "fetching the root certificate",
         Call::Issue => "issuing a certificate",
         Call::CertificateStatus => "asking for a certificate",
+        Call::Unlock => "unlocking a manager",
+        Call::GetUnlockKey => "fetching the unlock key",
     }
 }
 
@@ -198,12 +204,13 @@ mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    const PROMISED: [(Call, &str, bool); 15] = [
+    const PROMISED: [(Call, &str, bool); 17] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),
         (Call::Admin, "l", true),
         (Call::Diagnose, "l", false),
+        (Call::Unlock, "l", false),
         (Call::Backup, "l", false),
         (Call::Snapshot, "m", false),
         (Call::ResolveAddress, "m", false),
@@ -214,6 +221,7 @@ mod tests {
         (Call::GetRoot, "lawme", true),
         (Call::Issue, "lawme", true),
         (Call::CertificateStatus, "lawme", true),
+        (Call::GetUnlockKey, "m", true),
     ];
 
     #[test]

@@ -5,7 +5,7 @@
 //! node.json                who this node is and how far its start has come
 //! peers.json               the newest start seen of each peer
 //! pki/root.crt node.crt    the swarm's root and this node's chain
-//! pki/node.key             this node's key, and the key that seals what is on disk
+//! pki/node.key             this node's key, and the keys that seal what is on disk (`keys`)
 //! raft/                    log and snapshots (`wal`)
 //! raft.next/               a log that is to take its place (`rebuild`)
 //! ```
@@ -17,13 +17,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::keys::{self, KEY_FILE, KeyStore};
 use super::{StartError, StartFailure};
-use crate::pki::seal::DataKey;
-use crate::pki::{NodeIdentity, PrivateKey};
+use crate::pki::{KeyFile, NodeIdentity, UnlockKey};
 use crate::sys::files::{self, Disk, RealDisk};
 use crate::types::object::Profile;
 use crate::types::{ChangeId, ClusterId, Lineage, NodeId, RaftId, Revision};
@@ -110,7 +111,6 @@ impl NodeFile {
 /// What stands in a new state directory besides ours without meaning that it is somebody else's.
 const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
 const OURS: [&str; 4] = [NODE_FILE, "peers.json", "pki", "raft"];
-const DATA_KEY: &str = "SKEP DATA KEY";
 /// What the log of a node that is no longer a member is called from then on.
 const RETIRED: &str = "raft.removed-";
 
@@ -266,56 +266,28 @@ impl DataDir {
         Ok(())
     }
 
-    /// Writes the node's key with a new data key, its chain and the swarm's root. The key goes first: a chain without
-    /// its key is of no use.
-    pub fn write_identity(
-        &self,
-        identity: &NodeIdentity,
-        root_pem: &str,
-        data_key: &DataKey,
-    ) -> Result<(), StartError> {
-        self.write_key(identity.key(), data_key)?;
+    /// Writes a new key file.
+    pub fn create_keys(&self, file: KeyFile) -> Result<KeyStore, StartError> {
+        KeyStore::create(Arc::new(RealDisk), &self.path, file).map_err(|error| {
+            let what = format!("cannot write {}", self.path.join(KEY_FILE).display());
+            StartError::new(StartFailure::Internal, what, error, "")
+        })
+    }
+
+    /// What the key file holds, with the unlock key if it takes one; `None` when there is none.
+    pub fn open_keys(&self, key: Option<&UnlockKey>) -> Result<Option<KeyStore>, StartError> {
+        Ok(keys::open(&self.path, key)?.map(|file| self.keys(file)))
+    }
+
+    /// The key file that was read from here and holds this.
+    pub fn keys(&self, file: KeyFile) -> KeyStore {
+        KeyStore::new(Arc::new(RealDisk), &self.path, file)
+    }
+
+    /// Writes the node's chain and the swarm's root. Their key comes first: a chain without its key is of no use.
+    pub fn write_certificate(&self, identity: &NodeIdentity, root_pem: &str) -> Result<(), StartError> {
         self.replace("pki/node.crt", identity.chain_pem().as_bytes())?;
         self.replace("pki/root.crt", root_pem.as_bytes())
-    }
-
-    /// Writes the node's key and the data key.
-    pub fn write_key(&self, key: &PrivateKey, data_key: &DataKey) -> Result<(), StartError> {
-        let dir = self.path.join("pki");
-        RealDisk.create_dir(&dir).map_err(|error| {
-            StartError::new(StartFailure::Internal, format!("cannot make {}", dir.display()), error, "")
-        })?;
-        let mut text = zeroize::Zeroizing::new(key.to_pem().to_string());
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text.push_str(&format!("-----BEGIN {DATA_KEY}-----\n"));
-        for byte in data_key.expose() {
-            text.push_str(&format!("{byte:02x}"));
-        }
-        text.push_str(&format!("\n-----END {DATA_KEY}-----\n"));
-        self.replace("pki/node.key", text.as_bytes())
-    }
-
-    /// What seals the log and the snapshots of the node whose directory `path` is, without taking its lock: the key
-    /// does not change while a node runs.
-    pub fn data_key(path: &Path) -> Result<Option<DataKey>, StartError> {
-        let path = path.join("pki/node.key");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => parse_key(&path, text).map(|(_, data_key)| Some(data_key)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                let what = format!("cannot read {}", path.display());
-                Err(StartError::new(StartFailure::Internal, what, error, "run as the owner of the data directory"))
-            }
-        }
-    }
-
-    /// The node's key and the data key, if they are there.
-    pub fn read_key(&self) -> Result<Option<(PrivateKey, DataKey)>, StartError> {
-        let path = self.path.join("pki/node.key");
-        let Some(text) = self.read_text("pki/node.key")? else { return Ok(None) };
-        parse_key(&path, text).map(Some)
     }
 
     /// A text file of the directory, if it is there.
@@ -370,31 +342,6 @@ pub(super) fn phase(path: &Path) -> Option<Phase> {
 /// Whether an empty directory may hold a file of this name.
 pub(super) fn is_harmless(name: &str) -> bool {
     HARMLESS.contains(&name)
-}
-
-fn parse_key(path: &Path, text: String) -> Result<(PrivateKey, DataKey), StartError> {
-    let text = zeroize::Zeroizing::new(text);
-    let damaged = |why: String| {
-        let hint = "put the file back from a backup; without it this node's log cannot be read";
-        StartError::new(StartFailure::Damaged, format!("cannot use {}", path.display()), why, hint)
-    };
-    let begin = format!("-----BEGIN {DATA_KEY}-----");
-    let (key, rest) = text.split_once(&begin).ok_or_else(|| damaged("it holds no data key".to_owned()))?;
-    let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
-    let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
-    let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
-    Ok((key, DataKey::from_bytes(bytes)))
-}
-
-fn parse_hex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (place, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use super::addresses::Addresses;
 use super::greeting::{Greetings, Verdict};
-use super::lobby::{Joiner, Progress};
+use super::keeper;
+use super::lobby::{Joiner, Porter as _, Progress};
 use super::outlet::Completion;
 use super::service::Services;
 use super::snapshots::{Job, Transfer};
@@ -89,6 +90,8 @@ pub struct Active {
     pub transfer: Sender<Transfer>,
     /// Writes files.
     pub jobs: Sender<Job>,
+    /// Keeps the key file.
+    pub keeper: Sender<keeper::Order>,
     /// Where it listens, as the swarm was told.
     pub advertise: String,
 }
@@ -99,6 +102,7 @@ struct Membership {
     store: Arc<Store>,
     transfer: Sender<Transfer>,
     jobs: Sender<Job>,
+    keeper: Sender<keeper::Order>,
     requests: Requests<Services>,
 }
 
@@ -212,11 +216,11 @@ impl NodeHandler {
 
     /// The node has its place: requests are served from now on.
     pub fn activate(&mut self, active: Active) {
-        let Active { raft_id, lineage, store, transfer, jobs, advertise } = active;
+        let Active { raft_id, lineage, store, transfer, jobs, keeper, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
-        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
+        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, keeper, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
 
@@ -281,6 +285,14 @@ impl NodeHandler {
                  manager, move its data directory away and start it with --join HOST:PORT and a token of that swarm; \
                  otherwise stop the managers of that one"
             );
+        }
+    }
+
+    /// Written by the keeper's thread, because a file is synced; several orders at once are one.
+    fn rotate_data_key(&self, request: &Incoming, out: &mut Outbox) {
+        if let Some(member) = &self.member {
+            let _ = member.keeper.try_send(keeper::Order::RotateDataKey);
+            out.answer(request.stream, control::encode(&Answer::Done));
         }
     }
 
@@ -363,6 +375,10 @@ impl Handler for NodeHandler {
                 let admin: Result<Admin, _> = crate::codec::envelope::decode(&request.body, request.body.len());
                 if matches!(admin, Ok(Admin::Leave { .. })) && request.caller == Caller::Local {
                     self.leaving.insert(request.stream);
+                }
+                if matches!(admin, Ok(Admin::RotateDataKey)) && request.caller == Caller::Local && !request.forwarded {
+                    self.rotate_data_key(&request, out);
+                    return;
                 }
             }
             _ => {}

@@ -11,7 +11,7 @@ use super::lobby::Progress;
 use super::{StartError, StartFailure};
 use crate::client::{Client, ClientError, TlsTarget};
 use crate::pki::seal::DataKey;
-use crate::pki::{self, JoinToken, NodeIdentity, Trust};
+use crate::pki::{self, JoinToken, KeyFile, NodeIdentity, Trust};
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, IssueRequest, JoinAnswer, JoinRequest};
@@ -111,14 +111,14 @@ pub fn certificate(
     })?;
     parsed.verify_root(&root_pem).map_err(|error| refused(addr, &error))?;
 
-    let (key, data_key) = match dir.read_key()? {
-        Some(keys) => keys,
+    let store = match dir.open_keys(None)? {
+        Some(store) => store,
         None => {
-            let keys = (pki::generate_key(&mut OsEntropy), DataKey::generate(&mut OsEntropy));
-            dir.write_key(&keys.0, &keys.1)?;
-            keys
+            let (key, data_key) = (pki::generate_key(&mut OsEntropy), DataKey::generate(&mut OsEntropy));
+            dir.create_keys(KeyFile::new(key, data_key))?
         }
     };
+    let key = store.file().node_key;
     let csr = pki::signing_request(&key).map_err(|error| refused(addr, &error))?;
     let connect = target(addr, None, Trust::Roots(root_pem.clone()), None)?;
     let (node_id, chain, role) = patiently(addr, "a certificate", progress, |deadline| {
@@ -157,8 +157,8 @@ pub fn certificate(
     identity.verify(&root_pem, wall_ms()).map_err(|error| refused(addr, &error))?;
     file.node_id = Some(node_id);
     file.cluster_id = Some(identity.identity().cluster_id);
-    let keys = Keys { identity, root_pem, data_key };
-    dir.write_identity(&keys.identity, &keys.root_pem, &keys.data_key)?;
+    let keys = Keys { identity, root_pem, store };
+    dir.write_certificate(&keys.identity, &keys.root_pem)?;
     dir.write(file)?;
     Ok(keys)
 }

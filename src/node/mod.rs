@@ -15,6 +15,8 @@
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
 //! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
+//! keys.rs       the key file                            keeper.rs     new data keys, and the lock the swarm wants
+//! locked.rs     waiting for the unlock key
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
@@ -32,7 +34,10 @@ pub mod fuzz;
 pub mod greeting;
 mod handler;
 mod join;
+mod keeper;
+mod keys;
 mod lobby;
+mod locked;
 mod outlet;
 mod pace;
 pub mod rebuild;
@@ -54,12 +59,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use dir::is_member;
+pub use locked::is_locked;
 pub use stop::Stopped;
 
 use self::outlet::Completion;
 use self::stop::StopCell;
 use crate::client::{Client, ClientError};
 use crate::net::NetHandle;
+use crate::pki::UnlockKey;
 use crate::raft::run::Handle;
 use crate::raft::{Event, Timing};
 use crate::store::scrub::Scrub;
@@ -101,6 +108,8 @@ pub struct Config {
     pub profile: Profile,
     /// The node's name; `None`: the machine's.
     pub name: Option<String>,
+    /// Opens a directory that is locked.
+    pub unlock_key: Option<UnlockKey>,
 }
 
 impl Config {
@@ -119,6 +128,7 @@ impl Config {
             http: None,
             profile: Profile::Lan,
             name: None,
+            unlock_key: None,
         }
     }
 }
@@ -198,6 +208,8 @@ struct Running {
     scrub: Scrub,
     /// Dropped, it ends the thread that watches the disk.
     space: crate::sys::queue::Sender<()>,
+    /// The same for the one that keeps the key file.
+    keeper: crate::sys::queue::Sender<keeper::Order>,
     /// Keeps the directory locked.
     dir: dir::DataDir,
 }
@@ -209,8 +221,16 @@ const HAND_OVER: Duration = Duration::from_millis(1500);
 
 impl Node {
     /// Starts a node. When this returns it listens and has replayed its log; it may not have found a leader yet.
+    ///
+    /// A directory whose keys are locked is refused, unless [`Config::unlock_key`] opens it.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        start::start(config)
+        start::start(config, None)
+    }
+
+    /// As [`Self::start`], but a locked directory is waited for: its control socket answers that it is locked, and takes
+    /// the unlock key. `while_locked` is called as soon as that begins, and then about every second.
+    pub fn start_unlocked_by_others(config: Config, while_locked: &mut dyn FnMut()) -> Result<Self, StartError> {
+        start::start(config, Some(while_locked))
     }
 
     /// This node's identity.
@@ -292,6 +312,7 @@ impl Node {
         self.raft.stop();
         self.pulse.give_up();
         drop(running.space);
+        drop(running.keeper);
         for thread in threads {
             let name = thread.name().to_owned();
             if !thread.join(until.since(monotonic())) {

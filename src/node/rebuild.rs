@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::dir::{self, NodeFile};
-use crate::pki::seal::DataKey;
+use crate::pki::Keyring;
 use crate::raft::recover::{self, RecoverError, Snapshots};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
@@ -78,15 +78,15 @@ fn stored(state: &State, node_id: NodeId) -> Option<Node> {
 pub fn write_log(
     disk: Arc<dyn Disk>,
     dir: &Path,
-    key: &DataKey,
+    keys: &Keyring,
     state: State,
     segment_bytes: u64,
     entropy: &dyn Fn() -> Box<dyn Entropy>,
 ) -> Result<(), WriteError> {
     clear(disk.as_ref(), dir)?;
     let options = Options { segment_bytes, lineage: state.lineage() };
-    let snapshots = Snapshots { disk: disk.clone(), dir: dir.to_owned(), key: key.clone(), lineage: options.lineage };
-    let (mut wal, _) = Wal::open_with(disk, dir, key, options, entropy(), false).map_err(RecoverError::from)?;
+    let snapshots = Snapshots { disk: disk.clone(), dir: dir.to_owned(), keys: keys.clone(), lineage: options.lineage };
+    let (mut wal, _) = Wal::open_with(disk, dir, keys, options, entropy(), false).map_err(RecoverError::from)?;
     recover::bootstrap(&mut wal, &snapshots, state, entropy().as_mut())?;
     wal.close().map_err(RecoverError::from)?;
     Ok(())
@@ -170,6 +170,7 @@ mod tests {
 
     use super::*;
     use crate::node::dir::Phase;
+    use crate::pki::seal::DataKey;
     use crate::sys::entropy::SeededEntropy;
     use crate::sys::files::{File, RealDisk};
     use crate::types::object::{Config, Profile};
@@ -187,8 +188,8 @@ mod tests {
         Box::new(SeededEntropy::new(*seed))
     }
 
-    fn key() -> DataKey {
-        DataKey::from_bytes([7; 32])
+    fn key() -> Keyring {
+        DataKey::from_bytes([7; 32]).into()
     }
 
     /// A swarm of two with their nodes and a config.
@@ -249,7 +250,7 @@ mod tests {
         let options = Options { segment_bytes: SEGMENT_BYTES, lineage };
         let log = dir.join(LOG);
         let (_, recovered) = wal::look(&RealDisk, &log, &key(), &options).unwrap();
-        let snapshots = Snapshots { disk: Arc::new(RealDisk), dir: log, key: key(), lineage };
+        let snapshots = Snapshots { disk: Arc::new(RealDisk), dir: log, keys: key(), lineage };
         let state = snapshots.load(recovered.snapshot.unwrap().position.index).unwrap();
         assert_eq!(Some(state.member_of(HERE).unwrap().raft_id), file.raft_id);
         (lineage, state)

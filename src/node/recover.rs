@@ -18,6 +18,7 @@ use super::dir::{DataDir, NodeFile, Phase};
 use super::found::Keys;
 use super::rebuild::{self, Heir, NEXT_LOG};
 use super::{StartError, StartFailure, start};
+use crate::pki::UnlockKey;
 use crate::raft::recover::{self, Snapshots};
 use crate::store::State;
 use crate::sys::entropy::{Entropy, OsEntropy};
@@ -81,7 +82,8 @@ pub struct Recovered {
 
 impl Recovery {
     /// Locks the directory, finishes a recovery that was interrupted after it had been decided, and reads everything.
-    pub fn open(path: &Path) -> Result<Self, StartError> {
+    /// `unlock` opens a key file that is locked. Whether the certificate is in force does not matter.
+    pub fn open(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
         let what = || format!("cannot recover {}", path.display());
         let nothing =
             |why: &str| StartError::refused(what(), why, "name the data directory of a manager with --data-dir");
@@ -99,13 +101,13 @@ impl Recovery {
             return Err(StartError::refused(what(), "its manager never became a member of a swarm", hint));
         }
         let attempted = |error| StartError { what: what(), ..error };
-        let keys = start::member_keys(&dir, &file).map_err(attempted)?;
+        let keys = start::member_keys(&dir, &file, unlock).map_err(attempted)?;
         let lineage = start::lineage(&dir, &file).map_err(attempted)?;
         let disk = Arc::new(RealDisk);
         let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
-        let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), &keys.data_key, &options)
+        let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), keys.store.keyring(), &options)
             .map_err(|error| mendable(start::log_error(&dir, &error)))?;
-        let snapshots = Snapshots { disk, dir: dir.raft(), key: keys.data_key.clone(), lineage };
+        let snapshots = Snapshots { disk, dir: dir.raft(), keys: keys.store.keyring(), lineage };
         let mut all = recovered.clone();
         all.hard_state.commit = recovered.last.index;
         let recovery =
@@ -161,7 +163,7 @@ impl Recovery {
         let segment_bytes = start::segment_bytes(file.profile);
         let next = dir.path().join(NEXT_LOG);
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
-        rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, segment_bytes, random)
+        rebuild::write_log(Arc::new(RealDisk), &next, &keys.store.keyring(), state, segment_bytes, random)
             .map_err(|error| failed(&error))?;
         // Nothing else is taken over: whatever kept the former member from starting is about its log.
         let file = NodeFile {
@@ -254,7 +256,7 @@ mod tests {
     fn append_uncommitted(dir: &Path, count: u64) {
         let opened = DataDir::open(dir).unwrap();
         let file = opened.read().unwrap().unwrap();
-        let (_, key) = opened.read_key().unwrap().unwrap();
+        let key = opened.open_keys(None).unwrap().unwrap().keyring();
         let options = wal::Options { segment_bytes: wal::SEGMENT_BYTES, lineage: file.lineage.unwrap() };
         let (mut wal, recovered) = Wal::open(Arc::new(RealDisk), &opened.raft(), &key, options).unwrap();
         let Position { term, index } = recovered.last;
@@ -274,9 +276,9 @@ mod tests {
     #[test]
     fn entries_that_were_not_known_to_be_committed_are_kept_and_counted() {
         let dir = stopped();
-        let known = Recovery::open(dir.path()).unwrap().found().uncommitted;
+        let known = Recovery::open(dir.path(), None).unwrap().found().uncommitted;
         append_uncommitted(dir.path(), 3);
-        let recovery = Recovery::open(dir.path()).unwrap();
+        let recovery = Recovery::open(dir.path(), None).unwrap();
         let found = recovery.found().clone();
         assert_eq!(found.uncommitted, known + 3);
         let configs = found.objects.iter().find(|(kind, _)| *kind == Kind::Config).unwrap().1;
@@ -310,19 +312,19 @@ mod tests {
             files
         };
         let before = read();
-        Recovery::open(dir.path()).unwrap();
+        Recovery::open(dir.path(), None).unwrap();
         assert!(before == read());
     }
 
     #[test]
     fn a_recovery_that_was_decided_and_interrupted_is_finished_by_the_next_start() {
         let dir = stopped();
-        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path()).unwrap();
+        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path(), None).unwrap();
         let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term };
         let (state, raft_id) = rebuild::succeed(state, Lineage(2), heir, 9, &mut OsEntropy);
         let next = opened.path().join(NEXT_LOG);
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
-        rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, wal::SEGMENT_BYTES, random).unwrap();
+        rebuild::write_log(Arc::new(RealDisk), &next, &keys.store.keyring(), state, wal::SEGMENT_BYTES, random).unwrap();
         let file = NodeFile { raft_id: Some(raft_id), lineage: Some(Lineage(2)), ..file };
         let decided = NodeFile { replaced_log: Some("raft.before-recover-x".to_owned()), ..file };
         opened.write(&decided).unwrap();
@@ -342,7 +344,7 @@ mod tests {
         drop(opened);
         let error = Node::start(Config::local(dir.path())).unwrap_err();
         assert!(error.failure == StartFailure::Refused && error.hint.contains("recover --data-dir "), "{error:?}");
-        Recovery::open(dir.path()).unwrap().carry_out(None).unwrap();
+        Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
         let node = Node::start(Config::local(dir.path())).unwrap();
         node.stop(Duration::from_secs(5));
     }
@@ -350,7 +352,7 @@ mod tests {
     #[test]
     fn what_is_no_member_is_not_recovered() {
         let refusal = |path: &Path| {
-            let error = Recovery::open(path).unwrap_err();
+            let error = Recovery::open(path, None).unwrap_err();
             assert_eq!(error.failure, StartFailure::Refused);
             error.why
         };

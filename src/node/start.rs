@@ -13,9 +13,9 @@ use super::outlet::{Completion, Post};
 use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, snapshots, space};
+use super::{Config, Node, Running, StartError, StartFailure, join, keeper, locked, snapshots, space};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
-use crate::pki::{self, NodeIdentity, Trust};
+use crate::pki::{self, NodeIdentity, Trust, UnlockKey};
 use crate::raft::machine::{Machine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
@@ -38,8 +38,9 @@ const WORK_QUEUE: usize = 1024;
 /// Completions that wait for the net thread.
 const NET_QUEUE: usize = 1 << 13;
 
-/// Starts a node as `config` says.
-pub fn start(config: Config) -> Result<Node, StartError> {
+/// Starts a node as `config` says. While its keys are locked and nobody has given the unlock key, `while_locked` is called
+/// at once and then about every second; without it a locked directory is refused.
+pub fn start(config: Config, while_locked: Option<&mut dyn FnMut()>) -> Result<Node, StartError> {
     let dir = DataDir::open(&config.data_dir)?;
     let known = dir.read()?;
     if let Some(cut) = known.as_ref().and_then(|file| file.repaired.as_ref()) {
@@ -60,6 +61,10 @@ pub fn start(config: Config) -> Result<Node, StartError> {
         check_new(&config, &dir)?;
     }
     let sockets = sockets::bind(&config)?;
+    let (sockets, unlock) = match known.as_ref().filter(|file| file.phase == Phase::Member) {
+        Some(file) => locked::unlock(&config, &dir, file, sockets, while_locked)?,
+        None => (sockets, None),
+    };
     let mut file = match known {
         Some(file) => file,
         None => begin(&config, &dir)?,
@@ -93,7 +98,7 @@ pub fn start(config: Config) -> Result<Node, StartError> {
         Phase::Member => {
             // Raised and synced before anybody hears of this start.
             dir.write(&file)?;
-            reopen(&dir, &file)?
+            reopen(&dir, &file, unlock.as_ref())?
         }
     };
     Starter::new(config, dir, file, sockets, opened, progress)?.run()
@@ -151,8 +156,11 @@ fn join_begin(
         file.join.clone_from(&config.join);
     }
     dir.write(file)?;
-    let keys = match read_keys(dir, file)? {
-        Some(keys) => keys,
+    let keys = match read_keys(dir, file, None)? {
+        Some(keys) => {
+            check_in_force(dir, &keys)?;
+            keys
+        }
         None => {
             let addr = file.join.clone().unwrap_or_default();
             let description = describe(config.name.as_deref());
@@ -163,36 +171,51 @@ fn join_begin(
                 hostname: description.hostname.clone(),
                 progress: progress.clone(),
             };
-            let _lobby = Lobby::open(sockets, joiner).map_err(internal)?;
+            let Sockets { unix, of_group, http, .. } = sockets;
+            let _lobby = Lobby::open(unix, *of_group, http.as_ref(), joiner).map_err(internal)?;
             join::certificate(dir, file, &addr, config.token.as_ref(), description, progress)?
         }
     };
     Ok(Opened { keys, log: None })
 }
 
-/// Certificate, root and keys, if a certificate was issued already.
-pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
+/// Certificate, root and keys, if a certificate was issued already. `unlock` opens a key file that is locked.
+pub(super) fn read_keys(
+    dir: &DataDir,
+    file: &NodeFile,
+    unlock: Option<&UnlockKey>,
+) -> Result<Option<Keys>, StartError> {
     let what = || format!("cannot use the certificate in {}", dir.path().display());
     let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
         return Ok(None);
     };
-    let Some((key, data_key)) = dir.read_key()? else { return Ok(None) };
+    let Some(store) = dir.open_keys(unlock)? else { return Ok(None) };
     let damaged = |error: pki::PkiError| StartError::new(StartFailure::Damaged, what(), &error, error.hint());
-    let identity = NodeIdentity::new(&chain, key).map_err(damaged)?;
+    let identity = NodeIdentity::new(&chain, store.file().node_key).map_err(damaged)?;
     if file.node_id.is_some_and(|node_id| node_id != identity.identity().node_id) {
         let hint = "put the files of pki/ back that belong to this node.json";
         return Err(StartError::new(StartFailure::Damaged, what(), "it names another node than node.json", hint));
     }
-    if let Err(error) = identity.verify(&root_pem, wall_ms()) {
-        return Err(StartError::refused(what(), &error, error.hint()));
-    }
-    Ok(Some(Keys { identity, root_pem, data_key }))
+    Ok(Some(Keys { identity, root_pem, store }))
 }
 
-/// What a member needs to read its log. Every way to an existing log leads through here.
-pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
+/// Refuses a certificate that nobody would take.
+fn check_in_force(dir: &DataDir, keys: &Keys) -> Result<(), StartError> {
+    keys.identity.verify(&keys.root_pem, wall_ms()).map_err(|error| {
+        let what = format!("cannot use the certificate in {}", dir.path().display());
+        StartError::refused(what, &error, error.hint())
+    })
+}
+
+/// What a member needs to read its log, whether its certificate is in force or not. Every way to an existing log leads
+/// through here.
+pub(super) fn member_keys(
+    dir: &DataDir,
+    file: &NodeFile,
+    unlock: Option<&UnlockKey>,
+) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
-    let Some(keys) = read_keys(dir, file)? else {
+    let Some(keys) = read_keys(dir, file, unlock)? else {
         let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
         return Err(StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint));
     };
@@ -211,8 +234,9 @@ pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartE
     Ok(keys)
 }
 
-fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
-    let keys = member_keys(dir, file)?;
+fn reopen(dir: &DataDir, file: &NodeFile, unlock: Option<&UnlockKey>) -> Result<Opened, StartError> {
+    let keys = member_keys(dir, file, unlock)?;
+    check_in_force(dir, &keys)?;
     let lineage = lineage(dir, file)?;
     Ok(Opened { log: Some(open_log(dir, &keys, file.profile, lineage)?), keys })
 }
@@ -231,7 +255,7 @@ pub(super) fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartEr
 
 fn open_log(dir: &DataDir, keys: &Keys, profile: Profile, lineage: Lineage) -> Result<(Wal, Recovered), StartError> {
     let options = wal::Options { segment_bytes: segment_bytes(profile), lineage };
-    Wal::open(Arc::new(RealDisk), &dir.raft(), &keys.data_key, options).map_err(|error| log_error(dir, &error))
+    Wal::open(Arc::new(RealDisk), &dir.raft(), keys.store.keyring(), options).map_err(|error| log_error(dir, &error))
 }
 
 pub(super) fn log_error(dir: &DataDir, error: &WalError) -> StartError {
@@ -353,7 +377,7 @@ impl Starter {
         let snapshots = Snapshots {
             disk: Arc::new(RealDisk),
             dir: self.dir.raft(),
-            key: self.opened.keys.data_key.clone(),
+            keys: self.opened.keys.store.keyring(),
             lineage,
         };
         let ring = if self.file.profile == Profile::Sdcard { WATCH_RING_BYTES_SDCARD } else { WATCH_RING_BYTES };
@@ -399,6 +423,16 @@ impl Starter {
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });
+        let surroundings = keeper::Surroundings {
+            keys: self.opened.keys.store.clone(),
+            store: store.clone(),
+            disk: Arc::new(RealDisk),
+            dir: self.dir.path().to_owned(),
+            log: reader.clone(),
+            raft: self.raft.clone(),
+            snapshots: snapshot_jobs.clone(),
+        };
+        let (keeper, keeper_thread) = keeper::spawn(surroundings, &self.metrics).map_err(internal)?;
         let (wal_queue, wal_inbox) = bounded(WORK_QUEUE, self.metrics.queue("wal"));
         let (apply_queue, apply_inbox) = bounded(WORK_QUEUE, self.metrics.queue("apply"));
         let on_durable = raft_run::on_durable(self.raft.clone(), outlet.clone());
@@ -429,6 +463,7 @@ impl Starter {
             store,
             transfer,
             jobs: snapshot_jobs,
+            keeper: keeper.clone(),
             advertise: self.identity.advertise.clone(),
         };
         let mut active = Some(active);
@@ -455,7 +490,7 @@ impl Starter {
         .map_err(internal)?;
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, scrub_thread];
+        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, keeper_thread, scrub_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -474,7 +509,7 @@ impl Starter {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, scrub, space, dir: self.dir })),
+            running: Mutex::new(Some(Running { threads, scrub, space, keeper, dir: self.dir })),
             #[cfg(debug_assertions)]
             store: kept,
         })

@@ -29,6 +29,8 @@ pub enum Call {
     Backup = 5,
     /// Nothing to [`Answer::Diagnosis`]: what this manager knows of its own health, leader or not, member or not.
     Diagnose = 6,
+    /// [`UnlockRequest`] to [`Answer::Done`]: gives a locked manager its unlock key.
+    Unlock = 7,
     /// [`SnapshotRequest`] to a stream of raw snapshot bytes.
     Snapshot = 16,
     /// [`ResolveAddress`] to [`Answer::Address`].
@@ -47,17 +49,20 @@ pub enum Call {
     Issue = 49,
     /// A node id to its certificate.
     CertificateStatus = 50,
+    /// Nothing to [`Answer::UnlockKey`]: what a manager seals its keys under.
+    GetUnlockKey = 52,
 }
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Query,
         Self::Write,
         Self::Watch,
         Self::Admin,
         Self::Backup,
         Self::Diagnose,
+        Self::Unlock,
         Self::Snapshot,
         Self::ResolveAddress,
         Self::Health,
@@ -67,6 +72,7 @@ impl Call {
         Self::GetRoot,
         Self::Issue,
         Self::CertificateStatus,
+        Self::GetUnlockKey,
     ];
 
     /// The call of this number.
@@ -144,6 +150,8 @@ pub enum QueryKind {
     Token(Role),
     /// What became of a change.
     Change(ChangeId, Revision),
+    /// The key that unlocks managers.
+    UnlockKey,
 }
 
 /// Which objects of a kind. Several values of one field mean any; several fields mean all, except that for secrets,
@@ -263,6 +271,25 @@ pub enum Write {
         node_certificate_expiry_ms: Option<u64>,
         /// Only if the cluster object still has this version.
         if_version: Option<Revision>,
+        /// Whether managers seal their keys under an unlock key.
+        autolock: Option<Autolock>,
+    },
+    /// Replaces the unlock key; refused while managers do not lock.
+    RotateUnlockKey {
+        /// The new key, 32 bytes.
+        key: Sensitive,
+    },
+}
+
+/// Whether managers seal their keys under an unlock key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Autolock {
+    /// They do not.
+    Off,
+    /// They do.
+    On {
+        /// The key, 32 bytes, if the swarm has none yet: that one stays.
+        key: Sensitive,
     },
 }
 
@@ -281,6 +308,15 @@ pub enum Admin {
         /// Even if quorum would be lost or no leader can be asked.
         force: bool,
     },
+    /// Seals what this manager writes from now on with a new data key, and lets go of the one before.
+    RotateDataKey,
+}
+
+/// Gives a locked manager its unlock key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlockRequest {
+    /// The key, 32 bytes.
+    pub key: Sensitive,
 }
 
 /// Begins a watch. A change is one item, however large it is, and waits until the watcher has granted so many bytes: a
@@ -521,6 +557,13 @@ pub enum Answer {
     Joined(Box<JoinAnswer>),
     /// A manager's own health.
     Diagnosis(Box<Diagnosis>),
+    /// What managers seal their keys under.
+    UnlockKey {
+        /// The key, 32 bytes; `None` while they do not lock.
+        key: Option<Sensitive>,
+        /// The version of the swarm's settings that say so.
+        version: Revision,
+    },
 }
 
 /// What became of a change.
@@ -722,7 +765,7 @@ pub struct StatusReport {
     pub name: String,
     /// The swarm.
     pub cluster_id: ClusterId,
-    /// `ready`, `no leader`, `joining`.
+    /// `ready`, `no leader`, `joining`, `locked`.
     pub state: String,
     /// What this member does.
     pub role: RaftState,

@@ -351,6 +351,7 @@ fn refusals_drawn_from_the_store_ask_to_be_confirmed() {
             keep_bytes: None,
             node_certificate_expiry_ms: None,
             if_version: None,
+            autolock: None,
         },
     ] {
         let request = swarm.request(write);
@@ -370,6 +371,7 @@ fn settings_are_changed_within_bounds() {
             keep_bytes,
             node_certificate_expiry_ms,
             if_version: if_version.map(Revision),
+            autolock: None,
         };
     let mut swarm = Swarm::ready();
     check(

@@ -99,7 +99,8 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
-        Call::Health | Call::GetRoot | Call::Diagnose => {}
+        Call::Unlock => drop(canonical::<UnlockRequest>(body)),
+        Call::Health | Call::GetRoot | Call::Diagnose | Call::GetUnlockKey => {}
     }
     let (forwarded, caller) = match request.forwarded {
         Some(forwarded) => (true, forwarded.caller),
@@ -280,8 +281,10 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
                 keep_bytes: None,
                 node_certificate_expiry_ms: Some(7_776_000_000),
                 if_version: None,
+                autolock: Some(Autolock::On { key: Sensitive(vec![7; 32]) }),
             }),
         ),
+        (Call::Write, "unlock-key", write(Write::RotateUnlockKey { key: Sensitive(vec![7; 32]) })),
         (Call::Backup, "backup", envelope::encode(&BackupRequest { stale: true })),
         (
             Call::Watch,
@@ -322,6 +325,8 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
             }),
         ),
         (Call::CertificateStatus, "certificate-status", envelope::encode(&NodeId(0x11))),
+        (Call::Unlock, "unlock", envelope::encode(&UnlockRequest { key: Sensitive(vec![7; 32]) })),
+        (Call::GetUnlockKey, "get-unlock-key", envelope::encode(&())),
         (Call::Health, "health", Vec::new()),
     ];
     let caller =
