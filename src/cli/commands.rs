@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use super::args::*;
 use super::exit::{Exit, Failure};
 use super::objects;
-use super::unlock;
 use super::output::{Written, clean, table, tree};
 use super::parse;
 use super::session::{Session, read_data, unexpected};
+use super::unlock;
 use crate::types::api::{
-    Action, Admin, Answer, Autolock, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest, Write,
+    Action, Admin, Answer, Autolock, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem,
+    WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};

@@ -25,7 +25,11 @@ use crate::sys::time::{Instant, monotonic};
 use crate::types::object::Sensitive;
 
 /// Runs a manager until it is told to stop or stops by itself.
-pub fn run(common: &Common, args: &RunArgs, start: impl FnOnce(Options, &mut dyn FnMut()) -> Result<Arc<dyn Daemon>, Failure>) -> Ended {
+pub fn run(
+    common: &Common,
+    args: &RunArgs,
+    start: impl FnOnce(Options, &mut dyn FnMut()) -> Result<Arc<dyn Daemon>, Failure>,
+) -> Ended {
     let options = options(common, args)?;
     logger::install(args.log.into());
     let (events, inbox) = bounded(8, Gauge::default());

@@ -255,7 +255,8 @@ mod tests {
     fn a_directory_without_a_log_is_told_from_one_that_is_missing() {
         let check = |dir: &Path| {
             let mut out = Output::new(Box::new(std::io::sink()), false);
-            run(&mut out, &WalCommand::Inspect { dir: dir.to_owned(), unlock: UnlockArgs::default() }).map_err(|failure| failure.exit)
+            run(&mut out, &WalCommand::Inspect { dir: dir.to_owned(), unlock: UnlockArgs::default() })
+                .map_err(|failure| failure.exit)
         };
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert_eq!(check(dir.path()), Err(Exit::Refused));

@@ -185,7 +185,8 @@ impl Control {
                 Err(status) => Step::Refuse(status),
             },
             Call::Unlock => Step::Refuse(
-                Status::new(Code::FailedPrecondition, "this manager is not locked").with_hint("`skep status` shows its state"),
+                Status::new(Code::FailedPrecondition, "this manager is not locked")
+                    .with_hint("`skep status` shows its state"),
             ),
             Call::Diagnose => {
                 Step::Refuse(Status::new(Code::Unimplemented, "the node that this service belongs to tells that"))

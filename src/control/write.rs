@@ -6,8 +6,8 @@ use crate::store::{State, Store, Stored};
 use crate::types::api::{Answer, Autolock, Write, WriteRequest};
 use crate::types::error::{Code, Status};
 use crate::types::object::{
-    Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM, Meta, Resource, Secret,
-    SecretSpec, Sensitive,
+    Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM, Meta, Resource,
+    Secret, SecretSpec, Sensitive,
 };
 use crate::types::{
     Change, ChangeId, Expect, Object, ObjectId, Operation, Outcome, Refusal, Revision, Selector, Timestamp,

@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::addresses::Addresses;
 use super::greeting::{Greetings, Verdict};
-use super::keeper;
 use super::lobby::{Joiner, Porter as _, Progress};
+use super::locksmith;
 use super::outlet::Completion;
 use super::service::Services;
 use super::snapshots::{Job, Transfer};
@@ -91,7 +91,7 @@ pub struct Active {
     /// Writes files.
     pub jobs: Sender<Job>,
     /// Keeps the key file.
-    pub keeper: Sender<keeper::Order>,
+    pub locksmith: Sender<locksmith::Order>,
     /// Where it listens, as the swarm was told.
     pub advertise: String,
 }
@@ -102,7 +102,7 @@ struct Membership {
     store: Arc<Store>,
     transfer: Sender<Transfer>,
     jobs: Sender<Job>,
-    keeper: Sender<keeper::Order>,
+    locksmith: Sender<locksmith::Order>,
     requests: Requests<Services>,
 }
 
@@ -216,11 +216,11 @@ impl NodeHandler {
 
     /// The node has its place: requests are served from now on.
     pub fn activate(&mut self, active: Active) {
-        let Active { raft_id, lineage, store, transfer, jobs, keeper, advertise } = active;
+        let Active { raft_id, lineage, store, transfer, jobs, locksmith, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
-        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, keeper, requests }));
+        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, locksmith, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
 
@@ -288,10 +288,10 @@ impl NodeHandler {
         }
     }
 
-    /// Written by the keeper's thread, because a file is synced; several orders at once are one.
+    /// Written by the locksmith's thread, because a file is synced; several orders at once are one.
     fn rotate_data_key(&self, request: &Incoming, out: &mut Outbox) {
         if let Some(member) = &self.member {
-            let _ = member.keeper.try_send(keeper::Order::RotateDataKey);
+            let _ = member.locksmith.try_send(locksmith::Order::RotateDataKey);
             out.answer(request.stream, control::encode(&Answer::Done));
         }
     }

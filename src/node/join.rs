@@ -10,8 +10,9 @@ use super::found::Keys;
 use super::lobby::Progress;
 use super::{StartError, StartFailure};
 use crate::client::{Client, ClientError, TlsTarget};
+use crate::pki::keyfile::Lock;
 use crate::pki::seal::DataKey;
-use crate::pki::{self, JoinToken, KeyFile, NodeIdentity, Trust};
+use crate::pki::{self, JoinToken, KeyFile, NodeIdentity, Trust, UnlockKey};
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, IssueRequest, JoinAnswer, JoinRequest};
@@ -183,6 +184,25 @@ pub fn place(
             }
         }
     })
+}
+
+/// What the swarm's managers seal their keys under, so that a new manager's data key is never on its disk in the clear.
+/// `None` when nobody tells: the manager follows its own store as soon as it has one.
+pub fn lock(addr: &str, keys: &Keys, hello: &Hello) -> Option<Lock> {
+    let trust = Trust::Roots(keys.root_pem.clone());
+    let connect = target(addr, Some(&keys.identity), trust, Some(hello.clone())).ok()?;
+    let asked = Client::tls(connect, ATTEMPT).and_then(|mut client| client.call(Call::GetUnlockKey, &(), ATTEMPT));
+    match asked {
+        Ok(Answer::UnlockKey { key: Some(key), version }) => {
+            let key = UnlockKey::from_bytes(&key.0)?;
+            Some(Lock { key: Some(key), version })
+        }
+        Ok(_) => None,
+        Err(error) => {
+            log::warn!("the swarm did not tell whether its managers lock: {}", error.into_status());
+            None
+        }
+    }
 }
 
 /// Finds the managers behind `--peer` addresses: the hello of each says who it is. What is found is handed to `found`;

@@ -2,7 +2,7 @@
 //!
 //! `pki/node.key` holds the private key of the node's certificate and the data keys of its disk, in the clear or sealed
 //! (`pki::keyfile` has the bytes). It is read once, when the node starts; from then on [`KeyStore`] is what it holds. Two
-//! threads change it, `keeper` (the data keys and the lock) and whoever renews the certificate, each only its own part:
+//! threads change it, `locksmith` (the data keys and the lock) and whoever renews the certificate, each only its own part:
 //! [`KeyStore::change`] takes one after the other, and writes the whole file anew, at once or not at all.
 //!
 //! A new data key is in the file before anything is sealed with it, and an old one leaves it only when no file names it any

@@ -170,3 +170,114 @@ fn decode<T: serde::de::DeserializeOwned>(request: &Incoming) -> Result<T, Statu
             .with_hint("use a command line of the same version as the manager")
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::node::Node;
+    use crate::sys::entropy::SeededEntropy;
+    use crate::types::api::{Autolock, Write};
+    use crate::types::object::Sensitive;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn key(seed: u64) -> UnlockKey {
+        UnlockKey::generate(&mut SeededEntropy::new(seed))
+    }
+
+    fn sensitive(key: &UnlockKey) -> Sensitive {
+        Sensitive(key.expose().to_vec())
+    }
+
+    fn autolock(node: &Node, autolock: Autolock) {
+        let write = Write::UpdateCluster {
+            snapshot_bytes: None,
+            keep_bytes: None,
+            node_certificate_expiry_ms: None,
+            if_version: None,
+            autolock: Some(autolock),
+        };
+        node.client().unwrap().write(write, PATIENCE).unwrap();
+    }
+
+    /// The data keys in a directory.
+    fn data_keys(dir: &Path, unlock: Option<&UnlockKey>) -> Vec<crate::pki::seal::DataKey> {
+        keys::open(dir, unlock).unwrap().unwrap().data_keys
+    }
+
+    #[test]
+    fn a_locked_manager_tells_that_it_is_and_works_once_it_has_its_key() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path();
+        let node = Node::start(Config::local(dir)).unwrap();
+        let plain = data_keys(dir, None);
+        let motd = Write::CreateConfig { name: "motd".into(), labels: Default::default(), data: b"x".to_vec() };
+        node.client().unwrap().write(motd, PATIENCE).unwrap();
+        autolock(&node, Autolock::On { key: sensitive(&key(1)) });
+        eventually("the key file is sealed", || is_locked(dir).then_some(()));
+        let sealed = eventually("the data key that was never sealed is gone", || {
+            let keys = data_keys(dir, Some(&key(1)));
+            (keys.len() == 1 && keys != plain).then_some(keys)
+        });
+        // It works all the while, also for one who says that it is to be unlocked.
+        let refused = node.client().unwrap().call(Call::Unlock, &UnlockRequest { key: sensitive(&key(1)) }, PATIENCE);
+        assert_eq!(refused.unwrap_err().into_status().code, Code::FailedPrecondition);
+        node.stop(Duration::from_secs(5));
+        drop(node);
+
+        // Without the key, and with another.
+        let error = Node::start(Config::local(dir)).unwrap_err();
+        assert!(error.failure == StartFailure::Refused && error.why.contains("locked"), "{error:?}");
+        let wrong = Config { unlock_key: Some(key(2)), ..Config::local(dir) };
+        let error = Node::start(wrong).unwrap_err();
+        assert!(error.failure == StartFailure::Refused && error.why.contains("not the unlock key"), "{error:?}");
+
+        // One that waits for it.
+        let http = "127.0.0.1:0".to_owned();
+        let config = Config { http: Some(http), ..Config::local(dir) };
+        let waiting = std::thread::spawn(move || {
+            let mut told = 0;
+            let node = Node::start_unlocked_by_others(config, &mut || told += 1).unwrap();
+            assert!(told > 0);
+            node
+        });
+        let socket = dir.join("skep.sock");
+        let mut client = eventually("it answers", || Client::local(&socket, Duration::from_secs(5)).ok());
+        let Ok(Answer::Status(status)) = client.query(QueryKind::Status, false, PATIENCE) else { panic!() };
+        assert_eq!((status.state.as_str(), status.node_id == NodeId(0)), ("locked", false));
+        assert!(status.warnings[0].contains("skep unlock"));
+        let mut ask = |what: QueryKind| client.query(what, true, PATIENCE).unwrap_err().into_status();
+        assert_eq!(ask(QueryKind::Members).code, Code::Unavailable);
+        assert!(ask(QueryKind::UnlockKey).hint.contains("skep unlock"));
+        let mut give = |key: Sensitive| client.call(Call::Unlock, &UnlockRequest { key }, PATIENCE);
+        assert_eq!(give(sensitive(&key(2))).unwrap_err().into_status().code, Code::PermissionDenied);
+        assert_eq!(give(Sensitive(vec![1; 31])).unwrap_err().into_status().code, Code::InvalidArgument);
+        assert_eq!(give(sensitive(&key(1))).unwrap(), Answer::Done);
+        let node = waiting.join().unwrap();
+        let configs = node.client().unwrap().list(crate::types::Kind::Config, &Default::default(), false, PATIENCE);
+        assert_eq!(configs.unwrap().len(), 1);
+
+        // Off again: in the clear, and the data key stays.
+        autolock(&node, Autolock::Off);
+        eventually("the key file is in the clear", || (!is_locked(dir)).then_some(()));
+        assert_eq!(data_keys(dir, None), sealed);
+        node.stop(Duration::from_secs(5));
+        drop(node);
+        Node::start(Config::local(dir)).unwrap().stop(Duration::from_secs(5));
+    }
+}

@@ -15,7 +15,7 @@
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
 //! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
-//! keys.rs       the key file                            keeper.rs     new data keys, and the lock the swarm wants
+//! keys.rs       the key file                            locksmith.rs  new data keys, and the lock the swarm wants
 //! locked.rs     waiting for the unlock key
 //! ```
 //!
@@ -34,10 +34,10 @@ pub mod fuzz;
 pub mod greeting;
 mod handler;
 mod join;
-mod keeper;
 mod keys;
 mod lobby;
 mod locked;
+mod locksmith;
 mod outlet;
 mod pace;
 pub mod rebuild;
@@ -209,7 +209,7 @@ struct Running {
     /// Dropped, it ends the thread that watches the disk.
     space: crate::sys::queue::Sender<()>,
     /// The same for the one that keeps the key file.
-    keeper: crate::sys::queue::Sender<keeper::Order>,
+    locksmith: crate::sys::queue::Sender<locksmith::Order>,
     /// Keeps the directory locked.
     dir: dir::DataDir,
 }
@@ -312,7 +312,7 @@ impl Node {
         self.raft.stop();
         self.pulse.give_up();
         drop(running.space);
-        drop(running.keeper);
+        drop(running.locksmith);
         for thread in threads {
             let name = thread.name().to_owned();
             if !thread.join(until.since(monotonic())) {

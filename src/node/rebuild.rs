@@ -25,7 +25,7 @@ pub struct Heir {
     pub node_id: NodeId,
     /// Where it listens, `host:port`.
     pub addr: String,
-    /// Its node object, if the state has none yet.
+    /// Its node object, if the state has none yet; of one that is there the certificate is replaced.
     pub node: Option<Node>,
     /// The newest term that it may have voted in.
     pub voted: Term,
@@ -34,7 +34,7 @@ pub struct Heir {
 /// The first state of the history `lineage`: all of `state`, the heir as the only member, and the former members' nodes
 /// marked as down, which is what they are to the new swarm. Also the heir's place in it.
 pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy: &mut dyn Entropy) -> (State, RaftId) {
-    let Heir { node_id, addr, node, voted } = heir;
+    let Heir { node_id, addr, node: heir_node, voted } = heir;
     let dropped: Vec<Member> = state.members().values().filter(|member| member.node_id != node_id).cloned().collect();
     let mut state = state.begin_anew(lineage, node_id, addr.as_str(), voted);
     let raft_id = state.member_of(node_id).expect("it is the only member").raft_id;
@@ -43,8 +43,11 @@ pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy:
         node.status.addr.clone_from(&addr);
         node.status.state = NodeState::Ready;
         node.status.message.clear();
+        if let Some(Node { certificate, .. }) = heir_node {
+            node.certificate = certificate;
+        }
         operations.push(Operation::Update(Object::Node(Box::new(node))));
-    } else if let Some(node) = node {
+    } else if let Some(node) = heir_node {
         operations.push(Operation::Create(Object::Node(Box::new(node))));
     }
     for mut node in dropped.iter().filter_map(|member| stored(&state, member.node_id)) {

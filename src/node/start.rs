@@ -13,8 +13,9 @@ use super::outlet::{Completion, Post};
 use super::pace::Pace;
 use super::sockets::{self, Sockets};
 use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, keeper, locked, snapshots, space};
+use super::{Config, Node, Running, StartError, StartFailure, join, keys, locked, locksmith, snapshots, space};
 use crate::net::{self, Credentials, NetHandle, NetInbox};
+use crate::pki::seal::DataKey;
 use crate::pki::{self, NodeIdentity, Trust, UnlockKey};
 use crate::raft::machine::{Machine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
@@ -209,11 +210,7 @@ fn check_in_force(dir: &DataDir, keys: &Keys) -> Result<(), StartError> {
 
 /// What a member needs to read its log, whether its certificate is in force or not. Every way to an existing log leads
 /// through here.
-pub(super) fn member_keys(
-    dir: &DataDir,
-    file: &NodeFile,
-    unlock: Option<&UnlockKey>,
-) -> Result<Keys, StartError> {
+pub(super) fn member_keys(dir: &DataDir, file: &NodeFile, unlock: Option<&UnlockKey>) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
     let Some(keys) = read_keys(dir, file, unlock)? else {
         let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
@@ -423,7 +420,7 @@ impl Starter {
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });
-        let surroundings = keeper::Surroundings {
+        let surroundings = locksmith::Surroundings {
             keys: self.opened.keys.store.clone(),
             store: store.clone(),
             disk: Arc::new(RealDisk),
@@ -432,7 +429,7 @@ impl Starter {
             raft: self.raft.clone(),
             snapshots: snapshot_jobs.clone(),
         };
-        let (keeper, keeper_thread) = keeper::spawn(surroundings, &self.metrics).map_err(internal)?;
+        let (locksmith, locksmith_thread) = locksmith::spawn(surroundings, &self.metrics).map_err(internal)?;
         let (wal_queue, wal_inbox) = bounded(WORK_QUEUE, self.metrics.queue("wal"));
         let (apply_queue, apply_inbox) = bounded(WORK_QUEUE, self.metrics.queue("apply"));
         let on_durable = raft_run::on_durable(self.raft.clone(), outlet.clone());
@@ -463,7 +460,7 @@ impl Starter {
             store,
             transfer,
             jobs: snapshot_jobs,
-            keeper: keeper.clone(),
+            locksmith: locksmith.clone(),
             advertise: self.identity.advertise.clone(),
         };
         let mut active = Some(active);
@@ -490,7 +487,8 @@ impl Starter {
         .map_err(internal)?;
         self.look_for_peers(raft_id, lineage)?;
         let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads = vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, keeper_thread, scrub_thread];
+        let threads =
+            vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, locksmith_thread, scrub_thread];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
         Ok(Node {
@@ -509,7 +507,7 @@ impl Starter {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, scrub, space, keeper, dir: self.dir })),
+            running: Mutex::new(Some(Running { threads, scrub, space, locksmith, dir: self.dir })),
             #[cfg(debug_assertions)]
             store: kept,
         })
@@ -577,9 +575,29 @@ impl Starter {
         self.file.lineage = Some(lineage);
         self.file.raft_id = Some(raft_id);
         self.file.phase = Phase::Member;
+        self.lock_early(&addr, &hello)?;
         let log = open_log(&self.dir, &self.opened.keys, profile, lineage)?;
         self.dir.write(&self.file)?;
         Ok(log)
+    }
+}
+
+impl Starter {
+    /// Where managers lock, the first thing that a new one seals is sealed with a key that never was on the disk in the
+    /// clear.
+    fn lock_early(&self, addr: &str, hello: &Hello) -> Result<(), StartError> {
+        let keys = &self.opened.keys;
+        let Some(lock) = join::lock(addr, keys, hello) else { return Ok(()) };
+        let locked = keys.store.change(|file| {
+            file.follow(lock);
+            // The one before stays for now: an earlier attempt may have begun a log with it.
+            file.data_keys.insert(0, DataKey::generate(&mut OsEntropy));
+            file.rotate = false;
+        });
+        locked.map_err(|error| {
+            let what = format!("cannot write {}", self.dir.path().join(keys::KEY_FILE).display());
+            StartError::new(StartFailure::Internal, what, error, "")
+        })
     }
 }
 

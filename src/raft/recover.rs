@@ -105,7 +105,8 @@ impl Snapshots {
     pub fn save(&self, state: State, entropy: &mut dyn Entropy) -> Result<SnapshotMark, RecoverError> {
         let (disk, keys, lineage) = (self.disk.clone(), &self.keys, self.lineage);
         let (position, configuration) = (state.applied(), state.configuration());
-        let mut writer = SnapshotWriter::create_with(disk, &self.dir, keys, lineage, position, &configuration, entropy)?;
+        let mut writer =
+            SnapshotWriter::create_with(disk, &self.dir, keys, lineage, position, &configuration, entropy)?;
         for chunk in SnapshotEncoder::new(state) {
             writer.write_chunk(&chunk.map_err(|source| RecoverError::Snapshot { index: position.index, source })?)?;
         }

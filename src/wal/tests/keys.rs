@@ -114,8 +114,7 @@ fn rotate(disk: &TestDisk, keys: &Keyring, acknowledged: &mut u64) -> Result<(),
     wal.write(&[persist(entries(1, last + 1..last + 2, 900), Some(hard_state(1, 1, last)))])?;
     *acknowledged = last + 1;
     let snapshot = position(1, last + 1);
-    let mut writer =
-        SnapshotWriter::create(Arc::new(disk.clone()), dir(), keys, LINEAGE, snapshot, &members())?;
+    let mut writer = SnapshotWriter::create(Arc::new(disk.clone()), dir(), keys, LINEAGE, snapshot, &members())?;
     writer.write_chunk(b"the state")?;
     writer.finish()?;
     wal.write(&[Persist { snapshot: Some(SnapshotMark::Created(snapshot)), ..persist(vec![], None) }])?;

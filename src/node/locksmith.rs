@@ -17,7 +17,7 @@
 //! file, and is served after it. A log that was kept aside (`raft.before-…`) keeps its key in the key file, too, for as long
 //! as it is there; that holds up nothing.
 //!
-//! [`Keeper`] decides; [`spawn`] gives it a thread, the store and the files.
+//! [`Locksmith`] decides; [`spawn`] gives it a thread, the store and the files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ pub enum Step {
 
 /// Decides what the key file needs. Touches nothing.
 #[derive(Debug, Default)]
-pub struct Keeper {
+pub struct Locksmith {
     /// When raft was asked last, and when it is asked again.
     asked: Option<(Instant, Duration)>,
     /// The last look at the files found that only logs kept aside need old keys.
@@ -100,7 +100,7 @@ pub struct Keeper {
     contradiction: Option<Revision>,
 }
 
-impl Keeper {
+impl Locksmith {
     /// Whether [`Self::step`] wants to know who needs the old keys.
     pub fn wants_needed(&self, now: Instant, file: &KeyFile) -> bool {
         file.data_keys.len() > 1 && self.rests_until.is_none_or(|until| now >= until || file.rotate)
@@ -171,14 +171,14 @@ pub struct Surroundings {
     pub snapshots: Sender<Job>,
 }
 
-/// Starts the thread `keeper`. It ends when all senders are gone.
+/// Starts the thread `locksmith`. It ends when all senders are gone.
 pub fn spawn(surroundings: Surroundings, metrics: &Metrics) -> io::Result<(Sender<Order>, Thread)> {
-    let (sender, inbox) = bounded(4, metrics.queue("keeper"));
-    let thread = thread::spawn("keeper", move || {
-        let mut keeper = Keeper::default();
+    let (sender, inbox) = bounded(4, metrics.queue("locksmith"));
+    let thread = thread::spawn("locksmith", move || {
+        let mut locksmith = Locksmith::default();
         let mut told = None;
         loop {
-            match surroundings.look(&mut keeper) {
+            match surroundings.look(&mut locksmith) {
                 Ok(()) => told = None,
                 Err(error) => {
                     // Once for each reason: the next look is soon.
@@ -205,12 +205,12 @@ pub fn spawn(surroundings: Surroundings, metrics: &Metrics) -> io::Result<(Sende
 
 impl Surroundings {
     /// Does what is to be done, until there is nothing more for now.
-    fn look(&self, keeper: &mut Keeper) -> Result<(), Failed> {
+    fn look(&self, locksmith: &mut Locksmith) -> Result<(), Failed> {
         let word = self.store.view(|state| state.cluster().and_then(word));
         loop {
             let (now, file) = (monotonic(), self.keys.file());
-            let needed = keeper.wants_needed(now, &file).then(|| self.needed(&file)).transpose()?;
-            match keeper.step(now, &file, word.as_ref(), needed.as_ref()) {
+            let needed = locksmith.wants_needed(now, &file).then(|| self.needed(&file)).transpose()?;
+            match locksmith.step(now, &file, word.as_ref(), needed.as_ref()) {
                 Step::Rest => return Ok(()),
                 Step::Follow(word) => {
                     self.keys.change(|file| file.follow(word.clone()))?;
@@ -229,7 +229,9 @@ impl Surroundings {
                         file.data_keys.insert(0, key);
                         file.rotate = false;
                     })?;
-                    log::info!("what is written from now on is sealed with data key {id:016x}; the one before goes when it can");
+                    log::info!(
+                        "what is written from now on is sealed with data key {id:016x}; the one before goes when it can"
+                    );
                     // What is being written at this moment may still be sealed with the one before: it is seen next time.
                     return Ok(());
                 }
@@ -304,4 +306,220 @@ pub enum Failed {
     /// The log's files could not be looked at.
     #[error(transparent)]
     Log(#[from] wal::WalError),
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::pki::generate_key;
+    use crate::sys::entropy::SeededEntropy;
+    use crate::types::Lineage;
+    use crate::types::log::Configuration;
+    use crate::types::{Position, RaftId, Term};
+    use crate::wal::tests::disk::TestDisk;
+    use crate::wal::{HardState, Options, Persist, SnapshotMark, SnapshotWriter, Wal};
+
+    fn key(byte: u8) -> DataKey {
+        DataKey::from_bytes([byte; 32])
+    }
+
+    fn file(keys: &[u8], rotate: bool) -> KeyFile {
+        let new = KeyFile::new(generate_key(&mut SeededEntropy::new(1)), key(1));
+        KeyFile { data_keys: keys.iter().map(|byte| key(*byte)).collect(), rotate, ..new }
+    }
+
+    fn needed(live: &[u8], aside: &[u8]) -> Needed {
+        let ids = |keys: &[u8]| keys.iter().map(|byte| key(*byte).id()).collect();
+        Needed { live: ids(live), aside: ids(aside), unknown: false }
+    }
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_nanos(1) + Duration::from_millis(ms)
+    }
+
+    fn word(byte: Option<u8>, version: u64) -> Lock {
+        Lock { key: byte.map(|byte| UnlockKey::from_bytes(&[byte; 32]).unwrap()), version: Revision(version) }
+    }
+
+    #[test]
+    fn the_swarms_word_is_followed_first_and_a_contradiction_told_once() {
+        let mut locksmith = Locksmith::default();
+        let mut now = file(&[1], false);
+        assert_eq!(locksmith.step(at(0), &now, None, None), Step::Rest);
+        assert_eq!(locksmith.step(at(0), &now, Some(&word(None, 9)), None), Step::Rest);
+        assert_eq!(locksmith.step(at(0), &now, Some(&word(Some(5), 9)), None), Step::Follow(word(Some(5), 9)));
+        now.follow(word(Some(5), 9));
+        assert_eq!(locksmith.step(at(0), &now, Some(&word(Some(5), 11)), None), Step::NewDataKey);
+        now.rotate = false;
+        assert_eq!(locksmith.step(at(0), &now, Some(&word(Some(6), 9)), None), Step::Contradiction(Revision(9)));
+        assert_eq!(locksmith.step(at(0), &now, Some(&word(Some(6), 9)), None), Step::Rest);
+        assert_eq!(locksmith.step(at(0), &now, Some(&word(Some(6), 8)), None), Step::Rest);
+        assert_eq!(locksmith.step(at(0), &now, Some(&word(None, 10)), None), Step::Follow(word(None, 10)));
+    }
+
+    #[test]
+    fn an_old_key_is_forgotten_when_nothing_needs_it_and_raft_is_asked_until_then() {
+        let mut locksmith = Locksmith::default();
+        let now = file(&[2, 1], false);
+        assert!(locksmith.wants_needed(at(0), &now));
+        let step = |locksmith: &mut Locksmith, ms, needed: &Needed| locksmith.step(at(ms), &now, None, Some(needed));
+        assert_eq!(step(&mut locksmith, 0, &needed(&[1, 2], &[])), Step::Retire);
+        assert_eq!(step(&mut locksmith, 1, &needed(&[1, 2], &[])), Step::Tidy);
+        assert_eq!(step(&mut locksmith, 10_000, &needed(&[1], &[])), Step::Retire);
+        assert_eq!(step(&mut locksmith, 20_000, &needed(&[1], &[])), Step::Tidy);
+        assert_eq!(step(&mut locksmith, 30_000, &needed(&[1], &[])), Step::Retire);
+        let unknown = Needed { unknown: true, ..needed(&[2], &[]) };
+        assert_eq!(step(&mut locksmith, 31_000, &unknown), Step::Rest);
+        assert_eq!(step(&mut locksmith, 31_000, &needed(&[2], &[])), Step::Forget(BTreeSet::new()));
+        let mut file = now.clone();
+        forget(&mut file, &BTreeSet::new());
+        assert_eq!(file.data_keys, [key(2)]);
+        assert!(!locksmith.wants_needed(at(0), &file));
+    }
+
+    #[test]
+    fn one_key_is_replaced_at_a_time_and_a_log_kept_aside_holds_up_nothing() {
+        let mut locksmith = Locksmith::default();
+        let asked_again = file(&[2, 1], true);
+        let mut step = |ms, file: &KeyFile, needed: &Needed| locksmith.step(at(ms), file, None, Some(needed));
+        assert_eq!(step(0, &asked_again, &needed(&[1, 2], &[])), Step::Retire);
+        assert_eq!(step(1, &asked_again, &needed(&[2], &[1])), Step::NewDataKey);
+        let third = file(&[3, 2, 1], false);
+        assert_eq!(step(2, &third, &needed(&[2], &[1])), Step::Retire);
+        let kept: BTreeSet<u64> = [key(1).id()].into();
+        assert_eq!(step(3, &third, &needed(&[3], &[1])), Step::Forget(kept.clone()));
+        let mut left = third;
+        forget(&mut left, &kept);
+        assert_eq!(left.data_keys, [key(3), key(1)]);
+        assert_eq!(step(4, &left, &needed(&[3], &[1])), Step::Rest);
+        assert!(!locksmith.wants_needed(at(5), &left) && locksmith.wants_needed(at(70_000), &left));
+        let mut step = |ms, file: &KeyFile, needed: &Needed| locksmith.step(at(ms), file, None, Some(needed));
+        assert_eq!(step(70_000, &left, &needed(&[3], &[])), Step::Forget(BTreeSet::new()));
+    }
+
+    const LINEAGE: Lineage = Lineage(0x5ee9);
+
+    fn dir() -> &'static Path {
+        Path::new("skep")
+    }
+
+    /// The key file on a disk, as the next start reads it.
+    fn stored(disk: &TestDisk, unlock: &UnlockKey) -> KeyFile {
+        use crate::pki::keyfile::{Read, read};
+        let text = crate::sys::files::read(disk, &dir().join(super::super::keys::KEY_FILE)).unwrap();
+        match read(std::str::from_utf8(&text).unwrap()).unwrap() {
+            Read::Open(file) => file,
+            Read::Locked(locked) => locked.unlock(unlock).unwrap(),
+        }
+    }
+
+    /// A life of a manager that is told to lock: it writes, follows, and replaces its data key, until it is done or the power
+    /// fails. How many entries it has acknowledged.
+    fn live(disk: &TestDisk, word: &Lock, seed: u64) -> (u64, Result<(), Failed>) {
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let unlock = UnlockKey::from_bytes(&[5; 32]).unwrap();
+        let keys = KeyStore::new(shared.clone(), dir(), stored(disk, &unlock));
+        let raft = dir().join("raft");
+        let options = Options { segment_bytes: 4096, lineage: LINEAGE };
+        let entropy = Box::new(SeededEntropy::new(seed));
+        let mut acknowledged = 0;
+        let run = || -> Result<(), Failed> {
+            let (mut wal, recovered) = Wal::open_with(shared.clone(), &raft, keys.keyring(), options, entropy, false)?;
+            let mut last = recovered.last.index.0;
+            acknowledged = last;
+            let mut locksmith = Locksmith::default();
+            for turn in 0..60 {
+                last += 1;
+                let mut entry = ::raft::eraftpb::Entry::default();
+                (entry.term, entry.index, entry.data) = (1, last, vec![7; 300].into());
+                let hard_state = HardState { term: Term(1), vote: RaftId(1), commit: Index(last) };
+                let persist = Persist {
+                    number: last,
+                    entries: vec![entry],
+                    hard_state: Some(hard_state),
+                    snapshot: None,
+                    must_sync: true,
+                };
+                wal.write(&[persist])?;
+                acknowledged = last;
+                let file = keys.file();
+                let needed = locksmith
+                    .wants_needed(at(turn * 500), &file)
+                    .then(|| super::needed(shared.as_ref(), &raft, &[], &keys, &file));
+                match locksmith.step(at(turn * 500), &file, Some(word), needed.transpose()?.as_ref()) {
+                    Step::Rest if file.data_keys.len() == 1 && !file.rotate => return Ok(()),
+                    Step::Rest | Step::Contradiction(_) => {}
+                    Step::Follow(word) => keys.change(|file| file.follow(word))?,
+                    Step::NewDataKey => keys.change(|file| {
+                        file.data_keys.insert(0, key(100 + (seed % 100) as u8));
+                        file.rotate = false;
+                    })?,
+                    Step::Retire | Step::Tidy => {
+                        // What raft and the snapshot thread do then.
+                        let position = Position { term: Term(1), index: Index(last) };
+                        let members = Configuration { voters: vec![RaftId(1)], learners: Vec::new() };
+                        let ring = keys.keyring();
+                        let mut writer =
+                            SnapshotWriter::create(shared.clone(), &raft, &ring, LINEAGE, position, &members)?;
+                        writer.write_chunk(b"the state")?;
+                        writer.finish()?;
+                        let snapshot = Some(SnapshotMark::Created(position));
+                        wal.write(&[Persist { number: last, snapshot, must_sync: true, ..Persist::default() }])?;
+                        wal.compact(Index(last + 1))?;
+                        wal::remove_snapshots_before(shared.as_ref(), &raft, position.index)?;
+                    }
+                    Step::Forget(kept) => {
+                        shared.sync_dir(&raft)?;
+                        keys.change(|file| forget(file, &kept))?;
+                    }
+                }
+            }
+            Ok(())
+        };
+        let ended = run();
+        (acknowledged, ended)
+    }
+
+    #[test]
+    fn a_power_cut_at_any_call_of_locking_and_rotation_loses_nothing_and_the_next_start_ends_it() {
+        let unlock = UnlockKey::from_bytes(&[5; 32]).unwrap();
+        let mut random = SeededEntropy::new(3);
+        let mut interrupted = 0;
+        for budget in 0.. {
+            let mut disk = TestDisk::new();
+            let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+            shared.create_dir(dir()).unwrap();
+            KeyStore::create(shared, dir(), file(&[1], false)).unwrap();
+            // A first life in the clear, so that there is something to lose.
+            let (before, ended) = live(&disk, &word(None, 0), 1);
+            ended.unwrap();
+            assert!(before > 0);
+            disk.set_budget(budget);
+            let (mut acknowledged, ended) = live(&disk, &word(Some(5), 9), 2);
+            acknowledged = acknowledged.max(before);
+            let done = ended.is_ok();
+            interrupted += u64::from(!done);
+            disk = disk.crash_at_random(&mut random);
+            // And once more within what the next start does.
+            if !done {
+                disk.set_budget(random.below(40));
+                let (again, _) = live(&disk, &word(Some(5), 9), 3);
+                acknowledged = acknowledged.max(again);
+                disk = disk.crash_at_random(&mut random);
+            }
+            let (found, ended) = live(&disk, &word(Some(5), 9), 4);
+            ended.unwrap_or_else(|error| panic!("after {budget} operations: {error}"));
+            assert!(found > acknowledged, "{budget}: {found} of {acknowledged}");
+            let last = stored(&disk, &unlock);
+            assert_eq!((last.data_keys.len(), last.rotate, &last.lock), (1, false, &word(Some(5), 9)), "{budget}");
+            assert!(last.renew && last.data_keys[0] != key(1), "{budget}");
+            let named = wal::named_keys(&disk, &dir().join("raft")).unwrap();
+            assert_eq!(named.ids, [last.data_keys[0].id()].into(), "{budget}");
+            if done {
+                break;
+            }
+        }
+        assert!(interrupted > 30, "{interrupted}");
+    }
 }
