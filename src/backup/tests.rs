@@ -28,6 +28,7 @@ fn cluster() -> Cluster {
                 signing_ca_certificate: String::new(),
                 signing_ca_key: Sensitive::default(),
                 force_rotate: 0,
+                expired_grace_ms: 31_536_000_000,
             },
             default_log_driver: None,
             auto_lock_managers: false,

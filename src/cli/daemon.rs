@@ -42,9 +42,9 @@ pub struct Options {
     pub unlock_key: Option<UnlockKey>,
 }
 
-/// A running manager, as far as the command line deals with it.
+/// A running node, as far as the command line deals with it.
 pub trait Daemon: Send + Sync {
-    /// Where it listens.
+    /// Where it listens for peers; port 0 for a worker, which listens nowhere.
     fn listen_addr(&self) -> SocketAddr;
     /// Blocks until it has stopped, and says why.
     fn wait(&self) -> Stopped;
@@ -54,7 +54,7 @@ pub trait Daemon: Send + Sync {
     fn progress(&self) -> bool;
 }
 
-/// Why a manager has stopped.
+/// Why a node has stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
     /// For people.
@@ -65,7 +65,7 @@ pub struct Stopped {
     pub exit: Exit,
 }
 
-/// Starts a manager; it listens when this returns. While its keys are locked, `while_locked` is called again and again.
+/// Starts a node; a manager listens when this returns. While its keys are locked, `while_locked` is called again and again.
 pub fn start(options: Options, while_locked: &mut dyn FnMut()) -> Result<Arc<dyn Daemon>, Failure> {
     let config = node::Config {
         data_dir: options.data_dir,
@@ -109,7 +109,7 @@ impl Daemon for Node {
         match Self::wait(self) {
             node::Stopped::Asked => Stopped { reason: "stopped".to_owned(), hint: String::new(), exit: Exit::Done },
             node::Stopped::Removed => Stopped {
-                reason: "this node is no longer a member of the swarm; its log was moved aside".to_owned(),
+                reason: "this node is no longer a member of the swarm; a log that it had was moved aside".to_owned(),
                 hint: format!(
                     "to join again, move {} away and start with --join HOST:PORT and a token",
                     self.data_dir().display()

@@ -60,6 +60,8 @@ fn common_flags_stand_after_any_command() {
         "cluster update --snapshot-bytes 64MiB --keep-bytes 1GiB --cert-expiry 90d --if-version 9",
         "node ls -q --filter name=m",
         "token show --role worker",
+        "ca show --json",
+        "ca rotate --cert f --key - --skip m3 --skip m4 --wait --change-id 0000000000000000000000000@4",
         "raft transfer m2",
         "leave --force",
         "backup save f --stale --passphrase-file p --force",

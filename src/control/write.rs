@@ -6,15 +6,15 @@ use crate::store::{State, Store, Stored};
 use crate::types::api::{Answer, Autolock, Write, WriteRequest};
 use crate::types::error::{Code, Status};
 use crate::types::object::{
-    Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM, Meta, Resource,
-    Secret, SecretSpec, Sensitive,
+    AcceptancePolicy, Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM, Meta,
+    Resource, Secret, SecretSpec, Sensitive, Token,
 };
 use crate::types::{
-    Change, ChangeId, Expect, Object, ObjectId, Operation, Outcome, Refusal, Revision, Selector, Timestamp,
+    Change, ChangeId, Expect, Object, ObjectId, Operation, Outcome, Refusal, Revision, Role, Selector, Timestamp,
 };
 
 use super::Feed;
-use super::{encode, refusal, validate};
+use super::{encode, refusal, rotate, tokens, validate};
 
 /// What to do with a write.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub enum Decision {
 }
 
 /// Why there is no change to propose.
-enum No {
+pub(super) enum No {
     /// Whatever the state says.
     Never(Status),
     /// As the state is now.
@@ -57,7 +57,7 @@ pub fn decide_write(state: &State, request: &WriteRequest, attempt: u32, now_ms:
         // What the state says now may be this very change's doing, so none of it is an answer.
         return Decision::Remembered(Outcome::Forgotten);
     }
-    Decision::Step(match operations(state, request) {
+    Decision::Step(match operations(state, request, now_ms) {
         Ok(operations) => {
             Step::Propose(Change { id, after: request.after, time: Timestamp(now_ms), term: None, operations })
         }
@@ -79,7 +79,7 @@ pub(super) fn ended(store: &Store, request: &WriteRequest, outcome: &Outcome) ->
     }
 }
 
-fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, No> {
+fn operations(state: &State, request: &WriteRequest, now_ms: u64) -> Result<Vec<Operation>, No> {
     match &request.write {
         Write::CreateConfig { name, labels, data } => {
             validate::data_name(Kind::Config, name)?;
@@ -159,8 +159,17 @@ fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, N
             })
         }
         Write::Remove { kind, object, if_version } => remove(state, *kind, object, *if_version),
-        Write::UpdateCluster { snapshot_bytes, keep_bytes, node_certificate_expiry_ms, autolock, .. } => {
-            if snapshot_bytes.or(*keep_bytes).or(*node_certificate_expiry_ms).is_none() && autolock.is_none() {
+        Write::UpdateCluster {
+            snapshot_bytes,
+            keep_bytes,
+            node_certificate_expiry_ms,
+            expired_grace_ms,
+            approve_joins,
+            autolock,
+            ..
+        } => {
+            let numbers = [snapshot_bytes, keep_bytes, node_certificate_expiry_ms, expired_grace_ms];
+            if numbers.iter().all(|number| number.is_none()) && approve_joins.is_none() && autolock.is_none() {
                 let status = Status::new(Code::InvalidArgument, "no setting is named, so nothing would change");
                 return Err(No::Never(status.with_hint("`skep cluster update --help` lists the settings")));
             }
@@ -170,6 +179,7 @@ fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, N
             if let Some(Autolock::On { key }) = autolock {
                 validate::unlock_key(&key.0)?;
             }
+            expired_grace_ms.map_or(Ok(()), validate::expired_grace)?;
             let id = cluster_id(state)?.to_string();
             update(state, request, Kind::Cluster, &id, |object| {
                 let Object::Cluster(cluster) = object else { return Ok(()) };
@@ -178,6 +188,11 @@ fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, N
                 spec.raft.keep_bytes = keep_bytes.unwrap_or(spec.raft.keep_bytes);
                 let expiry = &mut spec.ca.node_certificate_expiry_ms;
                 *expiry = node_certificate_expiry_ms.unwrap_or(*expiry);
+                spec.ca.expired_grace_ms = expired_grace_ms.unwrap_or(spec.ca.expired_grace_ms);
+                if let Some(ask) = approve_joins {
+                    let policy = |role| AcceptancePolicy { role, autoaccept: !ask };
+                    spec.acceptance_policies = [Role::Worker, Role::Manager].map(policy).to_vec();
+                }
                 match autolock {
                     None => {}
                     Some(Autolock::Off) => set_unlock_key(cluster, None),
@@ -200,6 +215,51 @@ fn operations(state: &State, request: &WriteRequest) -> Result<Vec<Operation>, N
                 set_unlock_key(cluster, Some(key));
                 Ok(())
             })
+        }
+        Write::RotateToken { role, token } => {
+            let text = tokens::text(state, token)?;
+            update(state, request, Kind::Cluster, &cluster_id(state)?.to_string(), |object| {
+                let Object::Cluster(cluster) = object else { return Ok(()) };
+                let tokens = &mut cluster.root_ca.join_tokens;
+                match role {
+                    Role::Worker => tokens.worker = text,
+                    Role::Manager => tokens.manager = text,
+                }
+                Ok(())
+            })
+        }
+        Write::CreateToken { role, labels, ttl_ms, uses, token } => {
+            validate::attributes([labels])?;
+            tokens::conditions(*ttl_ms, *uses)?;
+            let made = tokens::parse(state, token)?;
+            let expires_at = ttl_ms.map(|ttl| Timestamp(now_ms.saturating_add(ttl)));
+            let annotations = Annotations { labels: labels.clone(), ..Annotations::default() };
+            tokens::create(
+                state,
+                &made,
+                Token {
+                    id: made.object_id(),
+                    meta: Meta::default(),
+                    annotations,
+                    role: *role,
+                    expires_at,
+                    uses_left: *uses,
+                    root_digest: made.digest(),
+                    secret_digest: Sensitive(made.secret_digest().to_vec()),
+                },
+            )
+        }
+        Write::RemoveToken { token } => {
+            let stored = resolve(state, Kind::Token, token)?;
+            Ok(vec![Operation::Remove { kind: Kind::Token, id: stored.object.id(), version: None }])
+        }
+        Write::ApproveNode { node } => update(state, request, Kind::Node, node, |object| {
+            let Object::Node(node) = object else { return Ok(()) };
+            tokens::approve(node, now_ms)
+        }),
+        Write::RotateRoot { root, skip, resume } => {
+            let cluster = rotate::rotate(state, root, skip, *resume, request.change, now_ms)?;
+            Ok(vec![Operation::Update(Object::Cluster(Box::new(cluster)))])
         }
     }
 }
@@ -291,7 +351,7 @@ fn user_names(state: &State, by: Kind, any_of: &[Selector]) -> Vec<String> {
     state.find(by, any_of).iter().take(11).map(|user| refusal::name(state, by, user.object.id())).collect()
 }
 
-fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
+pub(super) fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
     state.resolve(kind, reference).map_err(|error| No::Now(refusal::unresolved(state, kind, reference, &error)))
 }
 
@@ -324,7 +384,10 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateResource { .. } => return object_id(request.change, Kind::Resource),
         Write::UpdateLabels { kind, object, .. } | Write::Remove { kind, object, .. } => (*kind, object.as_str()),
         Write::UpdateResource { object, .. } => (Kind::Resource, object.as_str()),
-        Write::UpdateCluster { .. } | Write::RotateUnlockKey { .. } => (Kind::Cluster, ""),
+        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } | Write::RotateUnlockKey { .. } => (Kind::Cluster, ""),
+        Write::CreateToken { .. } => (Kind::Token, ""),
+        Write::RemoveToken { token } => (Kind::Token, token.as_str()),
+        Write::ApproveNode { node } => (Kind::Node, node.as_str()),
     };
     // The events say it, for as long as they are kept; a name may have changed hands since.
     let before = Revision(revision.0.saturating_sub(1));
@@ -381,7 +444,8 @@ fn argument(write: &Write, id: ObjectId) -> String {
         Write::UpdateLabels { object, .. } | Write::UpdateResource { object, .. } | Write::Remove { object, .. } => {
             object.clone()
         }
-        Write::UpdateCluster { .. } | Write::RotateUnlockKey { .. } => "default".to_owned(),
+        Write::RemoveToken { token: object } | Write::ApproveNode { node: object } => object.clone(),
+        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } | Write::RotateUnlockKey { .. } => "default".to_owned(),
         _ => id.to_string(),
     }
 }

@@ -83,6 +83,8 @@ pub const fn route(call: Call) -> Route {
         Call::GetRoot           => (ANYONE,          Leader, KIB,      10, true,  false, true),
         Call::Issue             => (ANYONE,          Leader, CSR,      30, true,  false, true),
         Call::CertificateStatus => (ANYONE,          Leader, KIB,      10, true,  false, true),
+        Call::Report            => (WORKER | MANAGER, Leader, 32 * KIB, 10, true, false, true),
+        Call::Session           => (WORKER | MANAGER, Here,  32 * KIB, 10, false, false, true),
         Call::GetUnlockKey      => (MANAGER,         Leader, KIB,      10, true,  false, true),
     };
     let deadline = Duration::from_secs(seconds);
@@ -97,6 +99,7 @@ pub const fn route(call: Call) -> Route {
             | Call::Health
             | Call::GetRoot
             | Call::CertificateStatus
+            | Call::Session
             | Call::GetUnlockKey
     );
     Route { callers, served, body_limit, deadline, forwardable, before_joining, repeatable, changes }
@@ -178,6 +181,8 @@ pub const fn name(call: Call) -> &'static str {
         Call::GetRoot => "fetching the root certificate",
         Call::Issue => "issuing a certificate",
         Call::CertificateStatus => "asking for a certificate",
+        Call::Report => "a node's report of itself",
+        Call::Session => "a node's session",
         Call::Unlock => "unlocking a manager",
         Call::GetUnlockKey => "fetching the unlock key",
     }
@@ -204,7 +209,7 @@ mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    const PROMISED: [(Call, &str, bool); 17] = [
+    const PROMISED: [(Call, &str, bool); 19] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),
@@ -221,6 +226,8 @@ mod tests {
         (Call::GetRoot, "lawme", true),
         (Call::Issue, "lawme", true),
         (Call::CertificateStatus, "lawme", true),
+        (Call::Report, "wm", true),
+        (Call::Session, "wm", false),
         (Call::GetUnlockKey, "m", true),
     ];
 

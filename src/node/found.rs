@@ -107,6 +107,7 @@ fn cluster(id: ClusterId, root_ca: RootCa, profile: Profile) -> Cluster {
                 signing_ca_certificate: String::new(),
                 signing_ca_key: Sensitive::default(),
                 force_rotate: 0,
+                expired_grace_ms: ca::DEFAULT_EXPIRED_GRACE.as_millis() as u64,
             },
             default_log_driver: None,
             auto_lock_managers: false,

@@ -6,6 +6,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,17 +25,30 @@ use crate::types::{Caller, ClusterId, Code, Lineage, NodeId, Position, Revision,
 
 /// What a join waits for, in words; shared with whoever answers meanwhile.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<Mutex<String>>);
+pub struct Progress {
+    words: Arc<Mutex<String>>,
+    cancelled: Arc<AtomicBool>,
+}
 
 impl Progress {
     /// Replaces the words.
     pub fn say(&self, waiting_for: String) {
-        *self.0.lock().expect("no code panics while it holds this lock") = waiting_for;
+        *self.words.lock().expect("no code panics while it holds this lock") = waiting_for;
     }
 
     /// The words.
     pub fn words(&self) -> String {
-        self.0.lock().expect("no code panics while it holds this lock").clone()
+        self.words.lock().expect("no code panics while it holds this lock").clone()
+    }
+
+    /// Nothing is waited for any more: the node stops.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, SeqCst);
+    }
+
+    /// Whether the node stops.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(SeqCst)
     }
 }
 

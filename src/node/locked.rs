@@ -52,7 +52,7 @@ pub(super) fn unlock(
         return keys::open(dir.path(), None).map(|_| (sockets, None));
     };
     let Sockets { listen, unix, of_group, path, http, advertise } = sockets;
-    let addr = listen.local_addr();
+    let addr = listen.as_ref().map(TcpListener::local_addr);
     drop(listen);
     let waiting = Arc::new(Waiting {
         node_id: file.node_id.unwrap_or(NodeId(0)),
@@ -74,7 +74,7 @@ pub(super) fn unlock(
     let key = waiting.wait(while_locked);
     drop(lobby);
     log::info!("unlocked");
-    let listen = addr.and_then(TcpListener::bind).map_err(|error| {
+    let listen = addr.map(|addr| addr.and_then(TcpListener::bind)).transpose().map_err(|error| {
         let what = format!("cannot listen on {} again", config.listen);
         StartError::new(StartFailure::Internal, what, error, "another process listens there now: see `ss -ltnp`")
     })?;

@@ -6,14 +6,32 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use bytes::Bytes;
 
 use super::handler::Active;
+use super::leader::LeaderHandle;
 use super::snapshots::Job;
-use super::stop::StopCell;
+use super::stop::{StopCell, Stopped};
 use crate::net::handler::StreamId;
 use crate::net::run::NetHandle;
 use crate::raft::run::Outlet;
 use crate::raft::{FetchSnapshot, Leadership, Reply, Stop};
 use crate::sys::queue::Sender;
+use crate::sys::time::Instant;
+use crate::types::api::Call;
 use crate::types::{Member, NodeId, Outcome, Position, Status};
+
+/// A request of this node's own, asked of its own services.
+#[derive(Debug)]
+pub struct Ask {
+    /// What.
+    pub call: Call,
+    /// Its envelope.
+    pub body: Bytes,
+    /// When nobody waits for the answer any more.
+    pub deadline: Instant,
+    /// This node's certificate is over.
+    pub expired: bool,
+    /// Where the answer goes.
+    pub reply: Sender<Result<Bytes, Status>>,
+}
 
 /// What other threads send to the net thread.
 #[derive(Debug)]
@@ -56,6 +74,8 @@ pub enum Completion {
     Hint(NodeId, String),
     /// A manager that was called by its address turned this node away.
     TurnedAway(Status),
+    /// This node asks its own services something.
+    Ask(Ask),
     /// Close everything.
     Shutdown,
 }
@@ -67,13 +87,21 @@ pub struct Post {
     pub net: NetHandle<Completion>,
     /// Writes snapshots.
     pub snapshots: Sender<Job>,
+    /// Runs the services of a leader.
+    pub leader: LeaderHandle,
     /// Ends the node.
-    pub stop: Arc<StopCell>,
+    pub stop: Arc<StopCell<Stopped>>,
     /// Somebody watches the store.
     pub watched: Arc<AtomicBool>,
 }
 
 impl Post {
+    fn tell_watchers(&self) {
+        if self.watched.load(Relaxed) {
+            self.send(Completion::Moved);
+        }
+    }
+
     fn send(&self, completion: Completion) {
         if self.net.send(completion).is_err() {
             // Answers must not be lost, and nobody can wait for room.
@@ -89,20 +117,29 @@ impl Outlet for Post {
     }
 
     fn replies(&self, replies: Vec<Reply>) {
-        self.send(Completion::Replies(replies));
-    }
-
-    fn outcomes(&self, outcomes: Vec<(u64, Outcome)>) {
-        self.send(Completion::Outcomes(outcomes));
-    }
-
-    fn moved(&self) {
-        if self.watched.load(Relaxed) {
-            self.send(Completion::Moved);
+        let replies = self.leader.take_replies(replies);
+        if !replies.is_empty() {
+            self.send(Completion::Replies(replies));
         }
     }
 
+    fn outcomes(&self, outcomes: Vec<(u64, Outcome)>) {
+        self.leader.moved();
+        let outcomes = self.leader.take_outcomes(outcomes);
+        if outcomes.is_empty() {
+            self.tell_watchers();
+        } else {
+            self.send(Completion::Outcomes(outcomes));
+        }
+    }
+
+    fn moved(&self) {
+        self.leader.moved();
+        self.tell_watchers();
+    }
+
     fn leadership(&self, leadership: Leadership) {
+        self.leader.leadership(leadership);
         self.send(Completion::Leadership(leadership));
     }
 

@@ -47,7 +47,7 @@ mod state;
 mod table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
+pub(crate) mod tests;
 pub mod watch;
 
 pub use anew::ERA;

@@ -4,6 +4,8 @@ mod backups;
 mod reads;
 mod redaction;
 mod reports;
+mod rotation;
+mod tokens;
 mod watching;
 mod writes;
 
@@ -43,6 +45,7 @@ impl Swarm {
             data_dir: "/var/lib/skep".to_owned(),
             version: "1.2.3".to_owned(),
             sync_us: 0,
+            certificate: None,
             raft: report(RaftState::Leader, 1),
             links: Vec::new(),
         };
@@ -169,6 +172,7 @@ fn cluster() -> Cluster {
                 signing_ca_certificate: String::new(),
                 signing_ca_key: Sensitive::default(),
                 force_rotate: 0,
+                expired_grace_ms: 31_536_000_000,
             },
             default_log_driver: None,
             auto_lock_managers: false,

@@ -10,8 +10,8 @@ use crate::types::api::{Call, Forwarded};
 use crate::types::error::Status;
 use crate::types::{Change, NodeId, Outcome};
 
-/// Names one thing that this machine asked for; never used again. Below 2^63, so that the node can make calls of its own
-/// under tokens above.
+/// Names one thing that this machine asked for; never used again. Below 2^62, so that the leader's services and the node
+/// itself can ask under tokens above.
 pub type Token = u64;
 
 /// Decides what requests mean, from the store as it is when asked.
@@ -28,6 +28,9 @@ pub trait Service: Send {
 
     /// The next part of a stream, of at most `room` bytes.
     fn pull(&mut self, now: Instant, stream: &mut Self::Stream, room: usize) -> Pull;
+
+    /// Whether a stream holds on to something that costs memory until it has gone on.
+    fn holds(&self, stream: &Self::Stream) -> bool;
 }
 
 /// What a service decided.

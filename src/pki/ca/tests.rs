@@ -50,14 +50,14 @@ fn greedy_request(key: &impl SigningKey) -> String {
 }
 
 #[test]
-fn a_root_may_sign_nodes_for_twenty_years_and_nothing_else() {
+fn a_root_may_sign_nodes_and_one_successor_for_twenty_years() {
     let root = root(1);
     let der = der_of(root.certificate_pem());
     let certificate = identity::parse(&der).unwrap();
     assert_eq!(certificate.subject().to_string(), "CN=swarm-ca");
     let constraints = certificate.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && constraints.value.ca);
-    assert_eq!(constraints.value.path_len_constraint, Some(0));
+    assert_eq!(constraints.value.path_len_constraint, Some(1));
     let usage = certificate.key_usage().unwrap().unwrap();
     assert_eq!(usage.value.to_string(), "Key Cert Sign, CRL Sign");
     let start_s = certificate.validity().not_before.timestamp();
@@ -267,5 +267,20 @@ proptest! {
         if let Ok(read) = RootCa::load(&pem::encode("CERTIFICATE", &der), &root.key().to_pem()) {
             let _ = sign(&read, &signing_request(root.key()).unwrap(), Role::Worker);
         }
+    }
+}
+
+#[test]
+fn the_key_that_signed_a_chain_is_found_among_those_that_are_known() {
+    for root in [root(1), given_root()] {
+        let chain = sign(&root, &signing_request(&generate_key(&mut SeededEntropy::new(3))).unwrap(), Role::Worker);
+        let chain = chain.unwrap();
+        let both = format!("{}{}", super::super::testing::root(2).certificate_pem(), root.certificate_pem());
+        assert_eq!(crate::pki::issuer_of(&chain, &both).as_deref(), Ok(root.issuer()));
+        assert_eq!(root.issuer().len(), 50);
+        let other = super::super::testing::root(2);
+        assert_ne!(other.issuer(), root.issuer());
+        assert_eq!(crate::pki::issuer_of(&chain, other.certificate_pem()), Err(PkiError::UnknownIssuer));
+        assert!(matches!(crate::pki::issuer_of("", &both), Err(PkiError::Unreadable { .. })));
     }
 }

@@ -4,7 +4,7 @@ mod changes;
 mod golden;
 mod members;
 mod model;
-mod samples;
+pub(crate) mod samples;
 mod snapshots;
 mod watching;
 

@@ -29,7 +29,7 @@ fn key(subsystem: &str) -> EncryptionKey {
     EncryptionKey { subsystem: subsystem.into(), algorithm: 1, key: Sensitive(vec![9; 16]), lamport_time: 3 }
 }
 
-pub(super) fn cluster() -> Object {
+pub(crate) fn cluster() -> Object {
     Cluster {
         id: ClusterId(0xc1),
         meta: meta(1),
@@ -48,6 +48,7 @@ pub(super) fn cluster() -> Object {
                 signing_ca_certificate: String::new(),
                 signing_ca_key: Sensitive(Vec::new()),
                 force_rotate: 0,
+                expired_grace_ms: 31_536_000_000,
             },
             default_log_driver: Some(driver("json-file")),
             auto_lock_managers: true,
@@ -62,6 +63,10 @@ pub(super) fn cluster() -> Object {
                 certificate: "new".into(),
                 key: Sensitive(b"new".to_vec()),
                 cross_signed_certificate: "cross".into(),
+                issuer: "issuer".into(),
+                join_tokens: JoinTokens { worker: "SWMTKN-1-v".into(), manager: "SWMTKN-1-n".into() },
+                started_at: Timestamp(1_800_000_000_001),
+                skip: [NodeId(0x12), NodeId(0x13)].into(),
             }),
             last_forced_rotation: 2,
         },
@@ -108,6 +113,10 @@ pub(super) fn node() -> Object {
     node.status = NodeStatus { state: NodeState::Ready, message: "up".into(), addr: "10.0.0.1".into() };
     node.certificate.state = IssuanceState::Issued;
     node.certificate.certificate = "chain".into();
+    node.certificate.issuer = "issuer".into();
+    node.certificate.expires_at = Timestamp(1_800_000_000_000);
+    node.certificate.reported_issuer = "reported".into();
+    node.certificate.approved_until = Some(Timestamp(1_700_000_000_000));
     node.attachments = vec![attachment()];
     node.vxlan_udp_port = 4789;
     node.into()
@@ -282,7 +291,33 @@ pub(super) fn volume() -> Object {
     .into()
 }
 
+pub(super) fn token() -> Object {
+    Token {
+        id: ObjectId(0xa1),
+        meta: meta(11),
+        annotations: annotations(""),
+        role: Role::Worker,
+        expires_at: Some(Timestamp(1_800_000_000_000)),
+        uses_left: Some(5),
+        root_digest: "digest".into(),
+        secret_digest: Sensitive(vec![7; 32]),
+    }
+    .into()
+}
+
 /// One of each kind, in order of kind.
 pub(super) fn all() -> Vec<Object> {
-    vec![node(), service(), task(), network(), cluster(), secret(), config(), extension(), resource(), volume()]
+    vec![
+        node(),
+        service(),
+        task(),
+        network(),
+        cluster(),
+        secret(),
+        config(),
+        extension(),
+        resource(),
+        volume(),
+        token(),
+    ]
 }

@@ -111,6 +111,8 @@ pub struct CaSettings {
     pub signing_ca_key: Sensitive,
     /// Raised to force a rotation.
     pub force_rotate: u64,
+    /// For so long after its end a certificate still gets its node a new one, milliseconds.
+    pub expired_grace_ms: u64,
 }
 
 /// A certificate authority outside the swarm.
@@ -163,17 +165,6 @@ impl fmt::Debug for JoinTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<join tokens>")
     }
-}
-
-/// A root rotation under way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RootRotation {
-    /// The new root, PEM.
-    pub certificate: String,
-    /// Its key, PEM.
-    pub key: Sensitive,
-    /// The new root signed by the old one, PEM.
-    pub cross_signed_certificate: String,
 }
 
 /// A symmetric key of one of the swarm's subsystems.

@@ -39,13 +39,7 @@ impl Node {
             },
             description: NodeDescription::default(),
             status: NodeStatus { state: NodeState::Unknown, message: String::new(), addr: String::new() },
-            certificate: Certificate {
-                role,
-                csr: String::new(),
-                state: IssuanceState::Unknown,
-                error: String::new(),
-                certificate: String::new(),
-            },
+            certificate: Certificate::none(role),
             role,
             attachments: Vec::new(),
             vxlan_udp_port: 0,
@@ -191,8 +185,34 @@ pub struct Certificate {
     pub state: IssuanceState,
     /// Why it failed.
     pub error: String,
-    /// The chain, PEM.
+    /// The chain, PEM: the newest that was signed. While a new one is asked for, the one that the node still has.
     pub certificate: String,
+    /// Who signed it: the digest of the authority's public key, as `pki::issuer_of` prints it. Empty while there is none.
+    pub issuer: String,
+    /// Until when it is valid; zero while there is none.
+    pub expires_at: Timestamp,
+    /// The issuer of the certificate that the node said it uses. Empty until it has said so: a node that never did, and
+    /// never was a member of the Raft group, has not completed its join.
+    pub reported_issuer: String,
+    /// A person let the node back in: until then it may renew with an expired certificate, once.
+    pub approved_until: Option<Timestamp>,
+}
+
+impl Certificate {
+    /// No certificate yet, for a node of this role.
+    pub const fn none(role: Role) -> Self {
+        Self {
+            role,
+            csr: String::new(),
+            state: IssuanceState::Unknown,
+            error: String::new(),
+            certificate: String::new(),
+            issuer: String::new(),
+            expires_at: Timestamp(0),
+            reported_issuer: String::new(),
+            approved_until: None,
+        }
+    }
 }
 
 /// How far the issue of a certificate is.

@@ -1,0 +1,33 @@
+//! Writes down what the agent has got.
+
+use std::sync::Arc;
+
+use super::dir::DataDir;
+use super::keys::KeyStore;
+use super::supervisor::House;
+use crate::agent::run::Keep;
+use crate::pki::NodeIdentity;
+
+/// The directory, as far as the agent may write to it. It stays locked as long as the agent runs.
+#[derive(Debug)]
+pub struct Keeper {
+    dir: Arc<DataDir>,
+    keys: KeyStore,
+}
+
+impl Keeper {
+    /// Writes to the directory of `house`.
+    pub fn new(house: &House) -> Self {
+        Self { dir: house.dir.clone(), keys: house.keys.store.clone() }
+    }
+}
+
+impl Keep for Keeper {
+    fn renew(&self, identity: &NodeIdentity) -> Result<(), String> {
+        self.dir.renew_identity(identity, &self.keys).map_err(|error| error.to_string())
+    }
+
+    fn trust(&self, roots: &str) -> Result<(), String> {
+        self.dir.replace("pki/root.crt", roots.as_bytes()).map_err(|error| error.to_string())
+    }
+}
