@@ -148,7 +148,10 @@ impl Service for Services {
     }
 
     fn holds(&self, stream: &Feed) -> bool {
-        stream.holds()
+        match stream {
+            Feed::Control(feed) => feed.holds(),
+            Feed::Session(_) => false,
+        }
     }
 
     fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
