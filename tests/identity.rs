@@ -48,6 +48,7 @@ fn found(dir: &Path) -> Node {
         approve_joins: None,
         expired_grace_ms: None,
         if_version: None,
+        autolock: None,
     };
     node.client().unwrap().write(write, PATIENCE).unwrap();
     node
@@ -129,7 +130,14 @@ fn certificates_are_renewed_while_writes_go_on_over_connections_that_stay() {
     let nodes = [&first, &second, &third, &worker];
     // The founder's own was made before the hour was set.
     wind(HOUR * 24 * 75);
-    let dials = |node: &Node| node.metrics().render().lines().filter(|line| line.starts_with("skep_net_dials")).map(str::to_owned).collect::<Vec<_>>();
+    let dials = |node: &Node| {
+        node.metrics()
+            .render()
+            .lines()
+            .filter(|line| line.starts_with("skep_net_dials"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     renewed_since(&first, wall_ms());
 
     let (ended, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));

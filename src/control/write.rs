@@ -6,8 +6,8 @@ use crate::store::{State, Store, Stored};
 use crate::types::api::{Answer, Autolock, Write, WriteRequest};
 use crate::types::error::{Code, Status};
 use crate::types::object::{
-    AcceptancePolicy, Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM, Meta,
-    Resource, Secret, SecretSpec, Sensitive, Token,
+    AcceptancePolicy, Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM,
+    Meta, Resource, Secret, SecretSpec, Sensitive, Token,
 };
 use crate::types::{
     Change, ChangeId, Expect, Object, ObjectId, Operation, Outcome, Refusal, Revision, Role, Selector, Timestamp,
@@ -384,7 +384,10 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateResource { .. } => return object_id(request.change, Kind::Resource),
         Write::UpdateLabels { kind, object, .. } | Write::Remove { kind, object, .. } => (*kind, object.as_str()),
         Write::UpdateResource { object, .. } => (Kind::Resource, object.as_str()),
-        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } | Write::RotateUnlockKey { .. } => (Kind::Cluster, ""),
+        Write::UpdateCluster { .. }
+        | Write::RotateToken { .. }
+        | Write::RotateRoot { .. }
+        | Write::RotateUnlockKey { .. } => (Kind::Cluster, ""),
         Write::CreateToken { .. } => (Kind::Token, ""),
         Write::RemoveToken { token } => (Kind::Token, token.as_str()),
         Write::ApproveNode { node } => (Kind::Node, node.as_str()),
@@ -445,7 +448,10 @@ fn argument(write: &Write, id: ObjectId) -> String {
             object.clone()
         }
         Write::RemoveToken { token: object } | Write::ApproveNode { node: object } => object.clone(),
-        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } | Write::RotateUnlockKey { .. } => "default".to_owned(),
+        Write::UpdateCluster { .. }
+        | Write::RotateToken { .. }
+        | Write::RotateRoot { .. }
+        | Write::RotateUnlockKey { .. } => "default".to_owned(),
         _ => id.to_string(),
     }
 }

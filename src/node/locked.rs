@@ -208,6 +208,8 @@ mod tests {
         let write = Write::UpdateCluster {
             snapshot_bytes: None,
             keep_bytes: None,
+            expired_grace_ms: None,
+            approve_joins: None,
             node_certificate_expiry_ms: None,
             if_version: None,
             autolock: Some(autolock),

@@ -403,6 +403,8 @@ fn the_unlock_key_is_the_first_one_given_until_it_is_rotated_or_the_lock_is_off(
     let autolock = |autolock| Write::UpdateCluster {
         snapshot_bytes: None,
         keep_bytes: None,
+        expired_grace_ms: None,
+        approve_joins: None,
         node_certificate_expiry_ms: None,
         if_version: None,
         autolock: Some(autolock),
