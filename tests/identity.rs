@@ -48,6 +48,7 @@ fn found(dir: &Path) -> Node {
         approve_joins: None,
         expired_grace_ms: None,
         if_version: None,
+        autolock: None,
     };
     node.client().unwrap().write(write, PATIENCE).unwrap();
     // Its first certificate was made before that.

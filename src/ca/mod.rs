@@ -34,6 +34,8 @@
 //! A token that leaked fills nothing: [`Gate`] lets newcomers in at a bounded rate and refuses them while too many have asked
 //! and never come, and [`Janitor`] removes those after an hour, and tokens that have ended after a day.
 //!
+//! A new root, and how every node gets to it: [`rotation`].
+//!
 //! Everything is a function of the request, the [`State`], time and entropy.
 //!
 //! Not here: which of its nodes the swarm tells to renew, and when a node does so by itself; who may make the calls
@@ -41,7 +43,7 @@
 
 use std::time::Duration;
 
-use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa};
+use crate::pki::{self, JoinToken, NodeIdentity, PkiError, PrivateKey, RootCa};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
 use crate::types::api::Answer;
@@ -54,6 +56,7 @@ use crate::types::{ChangeId, ClusterId, Code, Kind, NodeId, Object, Role, Status
 mod gate;
 mod issue;
 mod janitor;
+pub mod rotation;
 
 pub use gate::Gate;
 pub use issue::{Decision, in_words, issue, subject};
@@ -135,7 +138,8 @@ pub fn found(
     entropy: &mut dyn Entropy,
 ) -> Result<Founding, PkiError> {
     let root = RootCa::generate(now_ms, entropy)?;
-    let (node, identity) = manager(&root, cluster_id, node_id, description, validity, now_ms, entropy)?;
+    let key = pki::generate_key(entropy);
+    let (node, identity) = manager(&root, cluster_id, node_id, key, description, validity, now_ms, entropy)?;
     Ok(Founding { root_ca: root_object(&root, entropy), node, identity })
 }
 
@@ -151,22 +155,38 @@ pub fn succeed(
     now_ms: u64,
     entropy: &mut dyn Entropy,
 ) -> Result<(Node, NodeIdentity), Status> {
-    check_description(&description)?;
-    manager(&signer(cluster)?, cluster.id, node_id, description, certificate_validity(cluster), now_ms, entropy)
-        .map_err(Status::from)
+    succeed_with(cluster, node_id, pki::generate_key(entropy), description, now_ms, entropy)
 }
 
-/// A manager's key and certificate, and the node that has them.
+/// As [`succeed`], for a manager that has a key.
+///
+/// # Errors
+/// The same.
+pub fn succeed_with(
+    cluster: &Cluster,
+    node_id: NodeId,
+    key: PrivateKey,
+    description: NodeDescription,
+    now_ms: u64,
+    entropy: &mut dyn Entropy,
+) -> Result<(Node, NodeIdentity), Status> {
+    check_description(&description)?;
+    let validity = certificate_validity(cluster);
+    manager(&signer(cluster)?, cluster.id, node_id, key, description, validity, now_ms, entropy).map_err(Status::from)
+}
+
+/// A manager's certificate, and the node that has it.
+#[allow(clippy::too_many_arguments, reason = "all of it goes into one certificate")]
 fn manager(
     root: &RootCa,
     cluster_id: ClusterId,
     node_id: NodeId,
+    key: PrivateKey,
     description: NodeDescription,
     validity: Duration,
     now_ms: u64,
     entropy: &mut dyn Entropy,
 ) -> Result<(Node, NodeIdentity), PkiError> {
-    let key = pki::generate_key(entropy);
     let csr = pki::signing_request(&key)?;
     let chain_pem = root.sign_request(&csr, node_id, Role::Manager, cluster_id, now_ms, validity, entropy)?;
     let identity = NodeIdentity::new(&chain_pem, key)?;
@@ -233,17 +253,26 @@ fn new_node(id: NodeId, description: NodeDescription, availability: Availability
     node
 }
 
-/// Who signs for the swarm.
+/// Who signs for the swarm: in a rotation the new root, whose chains end with what the old one signed.
 fn signer(cluster: &Cluster) -> Result<RootCa, Status> {
     let root = &cluster.root_ca;
-    if root.key.0.is_empty() {
+    match &root.rotation {
+        None => load_root(&root.certificate, &root.key),
+        Some(rotation) => {
+            Ok(load_root(&rotation.certificate, &rotation.key)?.succeeding(rotation.cross_signed_certificate.clone()))
+        }
+    }
+}
+
+fn load_root(certificate: &str, key: &Sensitive) -> Result<RootCa, Status> {
+    if key.0.is_empty() {
         let message = "this swarm does not hold its root key, so it cannot sign certificates";
         return Err(Status::new(Code::FailedPrecondition, message));
     }
     // A failure is the swarm's, not the caller's, and the text could not help it.
     let broken = || Status::new(Code::Internal, "the swarm's root certificate or key is unusable");
-    let key = std::str::from_utf8(&root.key.0).map_err(|_| broken())?;
-    RootCa::load(&root.certificate, key).map_err(|_| broken())
+    let key = std::str::from_utf8(&key.0).map_err(|_| broken())?;
+    RootCa::load(certificate, key).map_err(|_| broken())
 }
 
 fn certificate_validity(cluster: &Cluster) -> Duration {

@@ -12,7 +12,7 @@ use crate::types::{Caller, Change, Index, Lineage, ObjectId, Operation, Outcome,
 
 /// 2026-01-01T00:00:00Z.
 const NOW_MS: u64 = 1_767_225_600_000;
-const CLUSTER: ClusterId = ClusterId(0xC1);
+pub(super) const CLUSTER: ClusterId = ClusterId(0xC1);
 const FIRST: NodeId = NodeId(0xF1);
 
 /// A swarm's store, to which the test applies changes in order.
@@ -154,7 +154,7 @@ fn caller(node_id: NodeId, role: Role, expired: bool) -> Caller {
     Caller::Node { node_id, role, cluster_id: CLUSTER, expired }
 }
 
-fn cluster(root_ca: object::RootCa) -> Cluster {
+pub(super) fn cluster(root_ca: object::RootCa) -> Cluster {
     Cluster {
         id: CLUSTER,
         meta: crate::types::object::Meta::default(),

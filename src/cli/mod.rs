@@ -30,6 +30,7 @@ mod args;
 mod backup;
 mod bench;
 mod bundle;
+mod ca;
 mod commands;
 mod daemon;
 mod doctor;
@@ -48,6 +49,7 @@ mod session;
 mod snapshot;
 mod tar;
 mod tokens;
+mod unlock;
 mod wal;
 
 use args::{Cli, Command};
@@ -105,6 +107,7 @@ fn dispatch(cli: Cli) -> commands::Ended {
             return Ok(exit);
         }
         Command::Backup(command) => return backup::run(&cli.common, command, out),
+        Command::Ca(command) => return ca::run(&cli.common, command, out),
         Command::Recover(args) => {
             let exit = recover::run(&cli.common, args, &mut out)?;
             out.flush()?;
@@ -116,6 +119,14 @@ fn dispatch(cli: Cli) -> commands::Ended {
             return Ok(exit);
         }
         _ => {}
+    }
+    if let Command::Unlock(args) = &cli.command {
+        // Before a manager is asked: a person who types keeps no connection waiting.
+        let key = unlock::key_to_unlock_with(args)?;
+        let mut session = Session::open(&cli.common, out)?;
+        let exit = unlock::unlock(&mut session, &key)?;
+        session.out.flush()?;
+        return Ok(exit);
     }
     let input = commands::input(&cli.command)?;
     let mut session = Session::open(&cli.common, out)?;
@@ -138,9 +149,11 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Resource(command) => commands::resource(session, command, input),
         Command::Cluster(command) => commands::cluster(session, command),
         Command::Token(command) => tokens::token(session, command),
+        Command::UnlockKey(command) => unlock::key(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
         Command::Run(_)
+        | Command::Unlock(_)
         | Command::Completions { .. }
         | Command::Doctor
         | Command::Debug(_)
@@ -148,8 +161,9 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         | Command::Snapshot(_)
         | Command::Recover(_)
         | Command::Backup(_)
+        | Command::Ca(_)
         | Command::Bench(_) => {
-            unreachable!("dispatch has handled the commands that ask nobody")
+            unreachable!("dispatch has handled the commands that ask nobody, or in their own way")
         }
     }
 }

@@ -175,6 +175,7 @@ pub fn document(object: &Object) -> Value {
         "/root_ca/key",
         "/root_ca/join_tokens",
         "/root_ca/rotation/key",
+        "/root_ca/rotation/join_tokens",
         "/spec/ca/signing_ca_key",
         "/unlock_keys",
         "/network_bootstrap_keys",

@@ -40,6 +40,7 @@ mod backup;
 mod connection;
 mod error;
 mod local;
+mod root;
 mod session;
 mod watch;
 
@@ -47,6 +48,7 @@ pub use backup::Backup;
 pub use connection::Connection;
 pub use error::ClientError;
 pub use local::connect_unix;
+pub use root::{given_root, own_root};
 pub use session::Session;
 pub use watch::Watch;
 

@@ -8,7 +8,7 @@ use crate::types::{ChangeId, Kind, ObjectId, Outcome, Refusal, Revision, Role};
 
 use super::Feed;
 use super::write::attempt_id;
-use super::{Context, encode, filter, redact, refusal, report};
+use super::{Context, encode, filter, redact, refusal, report, rotate};
 
 /// Decides on a read: answers from this manager alone at once, anything else only from a store that is as new as the
 /// request, unless the caller wants it stale.
@@ -38,7 +38,9 @@ pub fn query(state: &State, what: &QueryKind, context: &Context) -> Result<Answe
         QueryKind::List(kind, filter, after) => list(state, *kind, filter, *after),
         QueryKind::Inspect(kind, reference) => inspect(state, *kind, reference),
         QueryKind::Token(role) => token(state, *role),
+        QueryKind::RootCa => Ok(Answer::RootCa(Box::new(rotate::report(state, context)?))),
         QueryKind::Change(id, after) => Ok(Answer::Change(change(state, *id, *after))),
+        QueryKind::UnlockKey => unlock_key(state),
     }
 }
 
@@ -80,6 +82,15 @@ fn token(state: &State, role: Role) -> Result<Answer, Status> {
         Role::Manager => &tokens.manager,
     };
     Ok(Answer::Token(crate::types::object::Sensitive(token.clone().into_bytes())))
+}
+
+/// What managers seal their keys under, with the version of the settings that say so.
+pub(super) fn unlock_key(state: &State) -> Result<Answer, Status> {
+    let cluster = state.cluster().ok_or_else(|| {
+        Status::new(Code::Unavailable, "the swarm's settings are not there yet")
+            .with_hint("`skep status` shows how far this manager is")
+    })?;
+    Ok(Answer::UnlockKey { key: cluster.unlock_key().cloned(), version: cluster.meta.version })
 }
 
 /// What became of a write: the last of its attempts that was judged tells.

@@ -160,11 +160,16 @@ fn redact_cluster_spec(spec: &ClusterSpec) -> ClusterSpec {
 fn redact_root_ca(root_ca: &RootCa) -> RootCa {
     let RootCa { key: _, certificate, digest, join_tokens: _, rotation, last_forced_rotation } = root_ca;
     let rotation = rotation.as_ref().map(|rotation| {
-        let RootRotation { certificate, key: _, cross_signed_certificate } = rotation;
+        let RootRotation { certificate, key: _, cross_signed_certificate, issuer, join_tokens: _, started_at, skip } =
+            rotation;
         RootRotation {
             certificate: certificate.clone(),
             key: Sensitive::default(),
             cross_signed_certificate: cross_signed_certificate.clone(),
+            issuer: issuer.clone(),
+            join_tokens: JoinTokens::default(),
+            started_at: *started_at,
+            skip: skip.clone(),
         }
     });
     RootCa {

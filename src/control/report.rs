@@ -7,7 +7,7 @@ use crate::types::api::{CertificateReport, DiskLevel, DiskSpace, LinkReport, Mem
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Revision, Term};
 
-use super::{Context, refusal};
+use super::{Context, refusal, rotate};
 
 /// Clocks further apart than this confuse people who read logs and certificates.
 const CLOCK_WARNING_MS: u64 = 2000;
@@ -73,6 +73,16 @@ pub fn joining_status(node_id: NodeId, cluster_id: ClusterId, name: &str, waitin
         links: Vec::new(),
         manager: None,
         certificate: None,
+    }
+}
+
+/// What a manager says of itself while its keys are locked.
+pub fn locked_status(node_id: NodeId, cluster_id: ClusterId, name: &str) -> StatusReport {
+    let warning = "its keys are locked: give the unlock key with `skep unlock`";
+    StatusReport {
+        state: "locked".to_owned(),
+        warnings: vec![warning.to_owned()],
+        ..joining_status(node_id, cluster_id, name, "")
     }
 }
 
@@ -164,6 +174,7 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
     }
     warnings.extend(sync_warning("this manager", context.sync_us));
     warnings.extend(disk_warning(&context.raft.disk));
+    warnings.extend(rotate::warning(state, context));
     warnings
 }
 
@@ -207,7 +218,7 @@ fn disk_warning(disk: &DiskSpace) -> Option<String> {
     ))
 }
 
-fn name(state: &State, context: &Context, node_id: NodeId) -> String {
+pub(super) fn name(state: &State, context: &Context, node_id: NodeId) -> String {
     let known = state.get(Kind::Node, node_id.into()).is_some();
     if node_id == context.node_id && !known {
         return context.hostname.clone();

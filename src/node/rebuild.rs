@@ -7,16 +7,26 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::dir::{self, NodeFile};
-use crate::pki::seal::DataKey;
+use crate::pki::Keyring;
 use crate::raft::recover::{self, RecoverError, Snapshots};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, Disk};
 use crate::types::object::{Node, NodeState};
 use crate::types::{
     Change, ChangeId, Kind, Lineage, Member, NodeId, Object, Operation, Outcome, RaftId, Term, Timestamp,
 };
-use crate::wal::{Options, Wal};
+use crate::wal::{self, LogReader, Options, Recovered, Wal, WalError};
+
+/// The state that all of a log leads to, also what lies behind the last entry known to be committed.
+pub fn read_all(reader: &LogReader, recovered: &Recovered, snapshots: &Snapshots) -> Result<State, RecoverError> {
+    let mut all = recovered.clone();
+    if !planted(Fault::RecoveredToCommit) {
+        all.hard_state.commit = recovered.last.index;
+    }
+    Ok(recover::recover(reader, &all, snapshots, 0)?.applier.store().snapshot())
+}
 
 /// The manager that goes on alone.
 #[derive(Debug)]
@@ -25,7 +35,7 @@ pub struct Heir {
     pub node_id: NodeId,
     /// Where it listens, `host:port`.
     pub addr: String,
-    /// Its node object, if the state has none yet.
+    /// Its node object, if the state has none yet; of one that is there the certificate is replaced.
     pub node: Option<Node>,
     /// The newest term that it may have voted in.
     pub voted: Term,
@@ -34,7 +44,7 @@ pub struct Heir {
 /// The first state of the history `lineage`: all of `state`, the heir as the only member, and the former members' nodes
 /// marked as down, which is what they are to the new swarm. Also the heir's place in it.
 pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy: &mut dyn Entropy) -> (State, RaftId) {
-    let Heir { node_id, addr, node, voted } = heir;
+    let Heir { node_id, addr, node: heir_node, voted } = heir;
     let dropped: Vec<Member> = state.members().values().filter(|member| member.node_id != node_id).cloned().collect();
     let mut state = state.begin_anew(lineage, node_id, addr.as_str(), voted);
     let raft_id = state.member_of(node_id).expect("it is the only member").raft_id;
@@ -43,8 +53,11 @@ pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy:
         node.status.addr.clone_from(&addr);
         node.status.state = NodeState::Ready;
         node.status.message.clear();
+        if let Some(Node { certificate, .. }) = heir_node {
+            node.certificate = certificate;
+        }
         operations.push(Operation::Update(Object::Node(Box::new(node))));
-    } else if let Some(node) = node {
+    } else if let Some(node) = heir_node {
         operations.push(Operation::Create(Object::Node(Box::new(node))));
     }
     for mut node in dropped.iter().filter_map(|member| stored(&state, member.node_id)) {
@@ -78,18 +91,44 @@ fn stored(state: &State, node_id: NodeId) -> Option<Node> {
 pub fn write_log(
     disk: Arc<dyn Disk>,
     dir: &Path,
-    key: &DataKey,
+    keys: &Keyring,
     state: State,
     segment_bytes: u64,
     entropy: &dyn Fn() -> Box<dyn Entropy>,
 ) -> Result<(), WriteError> {
     clear(disk.as_ref(), dir)?;
     let options = Options { segment_bytes, lineage: state.lineage() };
-    let snapshots = Snapshots { disk: disk.clone(), dir: dir.to_owned(), key: key.clone(), lineage: options.lineage };
-    let (mut wal, _) = Wal::open_with(disk, dir, key, options, entropy(), false).map_err(RecoverError::from)?;
+    let snapshots = Snapshots { disk: disk.clone(), dir: dir.to_owned(), keys: keys.clone(), lineage: options.lineage };
+    let (mut wal, _) = Wal::open_with(disk, dir, keys, options, entropy(), false).map_err(RecoverError::from)?;
     recover::bootstrap(&mut wal, &snapshots, state, entropy().as_mut())?;
     wal.close().map_err(RecoverError::from)?;
     Ok(())
+}
+
+/// As [`write_log`], in [`NEXT_LOG`] in the data directory `path`, whose log is of no further use to itself: on a full disk
+/// the space that was kept for that one is taken. When it fails, the files that were begun are removed.
+pub fn write_next(
+    disk: &Arc<dyn Disk>,
+    path: &Path,
+    key: &Keyring,
+    state: &State,
+    segment_bytes: u64,
+    entropy: &dyn Fn() -> Box<dyn Entropy>,
+) -> Result<(), WriteError> {
+    let next = path.join(NEXT_LOG);
+    let write = || write_log(disk.clone(), &next, key, state.clone(), segment_bytes, entropy);
+    let written = match write() {
+        Err(error) if error.is_full() => {
+            wal::abandon_reserve(disk.as_ref(), &path.join(LOG));
+            write()
+        }
+        result => result,
+    };
+    if written.is_err() {
+        // Whatever stays is removed by the next attempt.
+        let _ = clear(disk.as_ref(), &next);
+    }
+    written
 }
 
 /// Why the new log was not written.
@@ -103,43 +142,72 @@ pub enum WriteError {
     Log(#[from] RecoverError),
 }
 
+impl WriteError {
+    fn is_full(&self) -> bool {
+        match self {
+            Self::Io(error) | Self::Log(RecoverError::Wal(WalError::Io { source: error, .. })) => wal::is_full(error),
+            Self::Log(_) => false,
+        }
+    }
+}
+
 /// Where a log is built that will take the place of `raft`.
-pub(super) const NEXT_LOG: &str = "raft.next";
+pub const NEXT_LOG: &str = "raft.next";
 const LOG: &str = "raft";
+
+/// Why a log was not put in the place of another one.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// Nothing has changed.
+    #[error(transparent)]
+    Undecided(io::Error),
+    /// The new log counts; the next start does what is left.
+    #[error(transparent)]
+    Decided(io::Error),
+}
 
 /// Puts the log in [`NEXT_LOG`] in the place of the present one, which is kept under the name `aside`, and `file` in the
 /// place of `node.json`.
 ///
 /// The first replacement of `node.json` decides: before it the directory is what it was, after it [`finish`] can do the
 /// rest at any time.
-pub(super) fn replace_log(disk: &dyn Disk, path: &Path, file: &NodeFile, aside: &str) -> io::Result<()> {
+pub fn replace_log(disk: &dyn Disk, path: &Path, file: &NodeFile, aside: &str) -> Result<(), ReplaceError> {
     let deciding = NodeFile { replaced_log: Some(aside.to_owned()), ..file.clone() };
-    write(disk, path, &deciding)?;
-    finish(disk, path, &deciding).map(drop)
+    if let Err(error) = write(disk, path, &deciding) {
+        // It may be there though it could not be made durable, and then the next start goes by it.
+        let decided = files::read(disk, &path.join(dir::NODE_FILE)).is_ok_and(|found| found == dir::encode(&deciding));
+        return Err(if decided { ReplaceError::Decided(error) } else { ReplaceError::Undecided(error) });
+    }
+    finish(disk, path, &deciding).map(drop).map_err(ReplaceError::Decided)
 }
 
 /// Finishes a replacement that was decided and interrupted; gives back what `node.json` is then. Does nothing otherwise.
-pub(super) fn finish(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<Option<NodeFile>> {
+pub fn finish(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<Option<NodeFile>> {
     let Some(aside) = &file.replaced_log else { return Ok(None) };
     if Path::new(aside).file_name() != Some(aside.as_ref()) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("node.json names {aside}, which is no name")));
     }
-    let (log, next) = (path.join(LOG), path.join(NEXT_LOG));
+    let (log, next, aside) = (path.join(LOG), path.join(NEXT_LOG), path.join(aside));
+    // That it is there is durable before anything rests on it: the process that decided may have failed to make it so.
+    disk.sync_dir(path)?;
     if exists(disk, &next)? {
         if exists(disk, &log)? {
-            disk.rename(&log, &path.join(aside))?;
+            disk.rename(&log, &aside)?;
             disk.sync_dir(path)?;
         }
         disk.rename(&next, &log)?;
         disk.sync_dir(path)?;
     }
+    // A log that nobody writes needs no space kept for it, and this process may need it now.
+    wal::abandon_reserve(disk, &aside);
     let done = NodeFile { replaced_log: None, ..file.clone() };
     write(disk, path, &done)?;
     Ok(Some(done))
 }
 
 fn write(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<()> {
-    files::replace(disk, &path.join(dir::NODE_FILE), &dir::encode(file))
+    let replace = || files::replace(disk, &path.join(dir::NODE_FILE), &dir::encode(file));
+    wal::with_reserve(disk, &path.join(LOG), replace)
 }
 
 fn exists(disk: &dyn Disk, dir: &Path) -> io::Result<bool> {
@@ -170,6 +238,7 @@ mod tests {
 
     use super::*;
     use crate::node::dir::Phase;
+    use crate::pki::seal::DataKey;
     use crate::sys::entropy::SeededEntropy;
     use crate::sys::files::{File, RealDisk};
     use crate::types::object::{Config, Profile};
@@ -187,8 +256,8 @@ mod tests {
         Box::new(SeededEntropy::new(*seed))
     }
 
-    fn key() -> DataKey {
-        DataKey::from_bytes([7; 32])
+    fn key() -> Keyring {
+        DataKey::from_bytes([7; 32]).into()
     }
 
     /// A swarm of two with their nodes and a config.
@@ -231,12 +300,16 @@ mod tests {
         dir
     }
 
+    fn other(error: &WriteError) -> io::Error {
+        io::Error::other(error.to_string())
+    }
+
     /// What `skep recover` does once it has read everything.
-    fn rebuild(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(), WriteError> {
+    fn rebuild(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(), ReplaceError> {
         let (state, raft_id) = succeed(state(), Lineage(2), heir(), 9, random().as_mut());
-        write_log(disk.clone(), &dir.join(NEXT_LOG), &key(), state, SEGMENT_BYTES, &random)?;
-        replace_log(disk.as_ref(), dir, &file(2, raft_id.0), "raft.before-recover-1")?;
-        Ok(())
+        write_next(disk, dir, &key(), &state, SEGMENT_BYTES, &random)
+            .map_err(|error| ReplaceError::Undecided(other(&error)))?;
+        replace_log(disk.as_ref(), dir, &file(2, raft_id.0), "raft.before-recover-1")
     }
 
     /// What the next start finds, after it has finished what was decided.
@@ -249,7 +322,7 @@ mod tests {
         let options = Options { segment_bytes: SEGMENT_BYTES, lineage };
         let log = dir.join(LOG);
         let (_, recovered) = wal::look(&RealDisk, &log, &key(), &options).unwrap();
-        let snapshots = Snapshots { disk: Arc::new(RealDisk), dir: log, key: key(), lineage };
+        let snapshots = Snapshots { disk: Arc::new(RealDisk), dir: log, keys: key(), lineage };
         let state = snapshots.load(recovered.snapshot.unwrap().position.index).unwrap();
         assert_eq!(Some(state.member_of(HERE).unwrap().raft_id), file.raft_id);
         (lineage, state)

@@ -147,6 +147,13 @@ impl Service for Services {
         }
     }
 
+    fn holds(&self, stream: &Feed) -> bool {
+        match stream {
+            Feed::Control(feed) => feed.holds(),
+            Feed::Session(_) => false,
+        }
+    }
+
     fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
         match stream {
             Feed::Control(feed) => self.control.pull(now, feed, room),

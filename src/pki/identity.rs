@@ -80,14 +80,28 @@ pub fn issuer_of(chain_pem: &str, roots_pem: &str) -> Result<String, PkiError> {
     let leaf = parse(leaf)?;
     for der in rest.iter().chain(&roots) {
         let authority = parse(der)?;
-        let Ok(key) = PublicKey::read(authority.public_key(), "key of an authority") else { continue };
-        if key.signs_with(&leaf.signature_algorithm.algorithm)
-            && key.verifies(leaf.tbs_certificate.as_ref(), &leaf.signature_value.data)
-        {
+        if has_signed(&authority, &leaf) {
             return Ok(key_digest(&authority));
         }
     }
     Err(PkiError::UnknownIssuer)
+}
+
+/// Whether a certificate (DER) is signed by an authority (DER), and names it as its issuer.
+pub(super) fn is_signed_by(der: &[u8], authority: &[u8]) -> bool {
+    match (parse(der), parse(authority)) {
+        (Ok(certificate), Ok(authority)) => {
+            certificate.issuer().as_raw() == authority.subject().as_raw() && has_signed(&authority, &certificate)
+        }
+        _ => false,
+    }
+}
+
+fn has_signed(authority: &X509Certificate<'_>, certificate: &X509Certificate<'_>) -> bool {
+    PublicKey::read(authority.public_key(), "key of an authority").is_ok_and(|key| {
+        key.signs_with(&certificate.signature_algorithm.algorithm)
+            && key.verifies(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
+    })
 }
 
 /// SHA-256 of a certificate's public key (DER, with its algorithm), 50 characters base36.
@@ -173,7 +187,7 @@ impl NodeIdentity {
     pub fn verify(&self, roots_pem: &str, now_ms: u64) -> Result<(), PkiError> {
         let (leaf, rest) = self.chain.split_first().expect("a chain that was read is not empty");
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(now_ms));
-        tls::client_verifier(roots_pem)?.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(PkiError::Tls)
+        tls::client_verifier(roots_pem, None)?.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(PkiError::Tls)
     }
 
     /// Checks that the chain was signed by one of the roots, and that it was valid once: before its end if it is over, after

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::object::{Availability, Kind, NodeDescription, Object, Profile, Sensitive};
+use super::object::{Availability, JoinTokens, Kind, NodeDescription, Object, Profile, Sensitive, Standing};
 use super::{
     Caller, ChangeId, ClusterId, Index, Lineage, Member, MemberRole, NodeId, ObjectId, Position, RaftId, Revision,
     Role, Term, Timestamp,
@@ -29,6 +29,8 @@ pub enum Call {
     Backup = 5,
     /// Nothing to [`Answer::Diagnosis`]: what this manager knows of its own health, leader or not, member or not.
     Diagnose = 6,
+    /// [`UnlockRequest`] to [`Answer::Done`]: gives a locked manager its unlock key.
+    Unlock = 7,
     /// [`SnapshotRequest`] to a stream of raw snapshot bytes.
     Snapshot = 16,
     /// [`ResolveAddress`] to [`Answer::Address`].
@@ -51,17 +53,20 @@ pub enum Call {
     Report = 51,
     /// [`SessionRequest`] to a stream of [`SessionItem`]: what the swarm tells a node of itself.
     Session = 64,
+    /// Nothing to [`Answer::UnlockKey`]: what a manager seals its keys under.
+    GetUnlockKey = 52,
 }
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Query,
         Self::Write,
         Self::Watch,
         Self::Admin,
         Self::Backup,
         Self::Diagnose,
+        Self::Unlock,
         Self::Snapshot,
         Self::ResolveAddress,
         Self::Health,
@@ -73,6 +78,7 @@ impl Call {
         Self::CertificateStatus,
         Self::Report,
         Self::Session,
+        Self::GetUnlockKey,
     ];
 
     /// The call of this number.
@@ -150,6 +156,10 @@ pub enum QueryKind {
     Token(Role),
     /// What became of a change.
     Change(ChangeId, Revision),
+    /// The root certificate, and how far its rotation is.
+    RootCa,
+    /// The key that unlocks managers.
+    UnlockKey,
 }
 
 /// Which objects of a kind. Several values of one field mean any; several fields mean all, except that for secrets,
@@ -273,6 +283,8 @@ pub enum Write {
         approve_joins: Option<bool>,
         /// Only if the cluster object still has this version.
         if_version: Option<Revision>,
+        /// Whether managers seal their keys under an unlock key.
+        autolock: Option<Autolock>,
     },
     /// Replaces the swarm's join token for a role. Nodes that have joined keep their certificates.
     RotateToken {
@@ -327,6 +339,46 @@ pub enum Write {
         /// Also one that is up, or a manager.
         force: bool,
     },
+    /// Replaces the root certificate: begins a rotation, gives the one under way another target, or ends it when the
+    /// certificate is the present one.
+    RotateRoot {
+        /// The root to rotate to.
+        root: NewRoot,
+        /// Nodes that the rotation does not wait for. They have to join again when it has ended.
+        skip: Vec<String>,
+        /// A rotation that is under way goes on to its own target, and only `skip` counts; `root` is for when there is
+        /// none.
+        resume: bool,
+    },
+    /// Replaces the unlock key; refused while managers do not lock.
+    RotateUnlockKey {
+        /// The new key, 32 bytes.
+        key: Sensitive,
+    },
+}
+
+/// Whether managers seal their keys under an unlock key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Autolock {
+    /// They do not.
+    Off,
+    /// They do.
+    On {
+        /// The key, 32 bytes, if the swarm has none yet: that one stays.
+        key: Sensitive,
+    },
+}
+
+/// A root certificate to rotate to, with all that takes randomness: it comes from whoever asks, so that a repeated
+/// request asks for the same. `client::own_root` makes one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewRoot {
+    /// The certificate, PEM, without any text around it.
+    pub certificate: String,
+    /// Its key, PKCS#8 PEM.
+    pub key: Sensitive,
+    /// The swarm's join tokens once the rotation has ended, made for this certificate.
+    pub join_tokens: JoinTokens,
 }
 
 /// Acts on the manager that is asked.
@@ -344,6 +396,15 @@ pub enum Admin {
         /// Even if quorum would be lost or no leader can be asked.
         force: bool,
     },
+    /// Seals what this manager writes from now on with a new data key, and lets go of the one before.
+    RotateDataKey,
+}
+
+/// Gives a locked manager its unlock key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlockRequest {
+    /// The key, 32 bytes.
+    pub key: Sensitive,
 }
 
 /// Begins a watch. A change is one item, however large it is, and waits until the watcher has granted so many bytes: a
@@ -627,6 +688,88 @@ pub enum Answer {
     Joined(Box<JoinAnswer>),
     /// A manager's own health.
     Diagnosis(Box<Diagnosis>),
+    /// The root certificate, and how far its rotation is.
+    RootCa(Box<RootCaReport>),
+    /// What managers seal their keys under.
+    UnlockKey {
+        /// The key, 32 bytes; `None` while they do not lock.
+        key: Option<Sensitive>,
+        /// The version of the swarm's settings that say so.
+        version: Revision,
+    },
+}
+
+/// The swarm's root certificate. No secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCaReport {
+    /// The digest of what nodes are given to trust, as join tokens show it.
+    pub digest: String,
+    /// The certificates in it.
+    pub roots: Vec<RootCertificate>,
+    /// The swarm holds the key.
+    pub has_key: bool,
+    /// A rotation under way.
+    pub rotation: Option<RotationReport>,
+}
+
+/// What a root certificate says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCertificate {
+    /// The digest of this certificate, as join tokens show it.
+    pub digest: String,
+    /// The digest of its public key: the `issuer` of certificates that it signs.
+    pub issuer: String,
+    /// Its subject.
+    pub subject: String,
+    /// Valid from.
+    pub not_before: Timestamp,
+    /// Valid through this second.
+    pub not_after: Timestamp,
+    /// The certificate, PEM.
+    pub certificate: String,
+}
+
+/// A root rotation under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationReport {
+    /// The new root.
+    pub root: RootCertificate,
+    /// When it became the target.
+    pub started_at: Timestamp,
+    /// Nodes that have a certificate.
+    pub total: u64,
+    /// Those of them that use one of the new root.
+    pub converged: u64,
+    /// How many of the others the rotation waits for.
+    pub waiting: u64,
+    /// Some of those: managers first, those without a connection before the others; at most [`MAX_ROTATION_NODES`].
+    pub waiting_for: Vec<RotationNode>,
+    /// Some that it does not wait for, and that have to join again if they are no further when it ends; as many at most.
+    pub skipped: Vec<RotationNode>,
+}
+
+/// Nodes named in a [`RotationReport`], of either sort.
+pub const MAX_ROTATION_NODES: usize = 100;
+
+/// A node that has no certificate of the new root yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationNode {
+    /// The node.
+    pub node_id: NodeId,
+    /// Its host name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// How far it is.
+    pub standing: Standing,
+    /// Since when it is no further.
+    pub since: Timestamp,
+    /// Whether the manager that answers is connected to it; `None` when that is not known.
+    pub connected: Option<bool>,
+    /// Why its request was refused, or empty.
+    pub error: String,
+    /// It was to be skipped. It is waited for all the same while too few managers would be left for a majority without it.
+    pub in_skip_list: bool,
 }
 
 /// What became of a change.
@@ -830,7 +973,7 @@ pub struct StatusReport {
     pub name: String,
     /// The swarm.
     pub cluster_id: ClusterId,
-    /// `ready`, `no leader`, `joining`; of a worker `ready` or `no manager`.
+    /// `ready`, `no leader`, `joining`, `locked`; of a worker `ready` or `no manager`.
     pub state: String,
     /// What this member does.
     pub role: RaftState,

@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod autolock;
 mod backup;
 mod bounds;
 mod chaos;

@@ -5,6 +5,7 @@ mod nodes;
 mod reads;
 mod redaction;
 mod reports;
+mod rotation;
 mod tokens;
 mod watching;
 mod writes;

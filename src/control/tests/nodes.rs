@@ -33,13 +33,6 @@ impl Swarm {
         self.control.context.raft.reachable = nodes.iter().map(|id| NodeId((*id).into())).collect();
     }
 
-    fn node(&self, id: u128) -> Node {
-        self.view(|state| match &state.get(Kind::Node, ObjectId(id)).unwrap().object {
-            Object::Node(node) => (**node).clone(),
-            other => panic!("{other:?}"),
-        })
-    }
-
     #[track_caller]
     fn check(&mut self, write: Write, expected: &str) {
         let result = self.write(write);

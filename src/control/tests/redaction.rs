@@ -33,7 +33,8 @@ fn sensitive_objects() -> Vec<Object> {
     cluster.spec.ca.signing_ca_key = marker();
     cluster.root_ca.key = marker();
     cluster.root_ca.join_tokens = JoinTokens { worker: MARKER.to_owned(), manager: MARKER.to_owned() };
-    cluster.root_ca.rotation = Some(RootRotation { key: marker(), ..RootRotation::default() });
+    let join_tokens = JoinTokens { worker: MARKER.to_owned(), manager: MARKER.to_owned() };
+    cluster.root_ca.rotation = Some(RootRotation { key: marker(), join_tokens, ..RootRotation::default() });
     cluster.network_bootstrap_keys = vec![key(), key()];
     cluster.unlock_keys = vec![key()];
 
@@ -75,7 +76,7 @@ fn no_encoding_of_a_redacted_object_holds_a_secret() {
         let planted = envelope::encode(&object);
         let count = planted.windows(MARKER.len()).filter(|window| *window == MARKER.as_bytes()).count();
         let expected = match kind {
-            Kind::Cluster => 8,
+            Kind::Cluster => 10,
             Kind::Service => 2,
             _ => 1,
         };

@@ -31,6 +31,17 @@ pub struct Cluster {
     pub feature_level: u32,
 }
 
+/// The subsystem of the key that managers seal their key files under.
+pub const MANAGER_SUBSYSTEM: &str = "swarm-manager";
+
+impl Cluster {
+    /// What managers seal their key files under; `None` while they do not lock.
+    pub fn unlock_key(&self) -> Option<&Sensitive> {
+        let key = self.unlock_keys.iter().find(|key| key.subsystem == MANAGER_SUBSYSTEM);
+        key.filter(|_| self.spec.auto_lock_managers).map(|key| &key.key)
+    }
+}
+
 /// What is asked of the swarm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterSpec {
@@ -154,17 +165,6 @@ impl fmt::Debug for JoinTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<join tokens>")
     }
-}
-
-/// A root rotation under way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RootRotation {
-    /// The new root, PEM.
-    pub certificate: String,
-    /// Its key, PEM.
-    pub key: Sensitive,
-    /// The new root signed by the old one, PEM.
-    pub cross_signed_certificate: String,
 }
 
 /// A symmetric key of one of the swarm's subsystems.

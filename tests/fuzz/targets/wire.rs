@@ -17,7 +17,7 @@ use skep::sys::time::Instant;
 use skep::types::api::*;
 use skep::types::error::Code;
 use skep::types::limits::{MAX_FRAME_BYTES, MAX_UNAUTHENTICATED_FRAME_BYTES};
-use skep::types::object::{Kind, NodeDescription, Profile, Sensitive};
+use skep::types::object::{JoinTokens, Kind, NodeDescription, Profile, Sensitive};
 use skep::types::*;
 
 use super::state::{LINEAGE, sample_state};
@@ -99,9 +99,10 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
+        Call::Unlock => drop(canonical::<UnlockRequest>(body)),
         Call::Report => drop(canonical::<ReportRequest>(body)),
         Call::Session => drop(canonical::<SessionRequest>(body)),
-        Call::Health | Call::GetRoot | Call::Diagnose => {}
+        Call::Health | Call::GetRoot | Call::Diagnose | Call::GetUnlockKey => {}
     }
     let (forwarded, caller) = match request.forwarded {
         Some(forwarded) => (true, forwarded.caller),
@@ -285,8 +286,10 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
                 expired_grace_ms: Some(0),
                 approve_joins: Some(true),
                 if_version: None,
+                autolock: Some(Autolock::On { key: Sensitive(vec![7; 32]) }),
             }),
         ),
+        (Call::Write, "unlock-key", write(Write::RotateUnlockKey { key: Sensitive(vec![7; 32]) })),
         (
             Call::Write,
             "rotate-token",
@@ -305,6 +308,20 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
         ),
         (Call::Write, "remove-token", write(Write::RemoveToken { token: object() })),
         (Call::Write, "approve-node", write(Write::ApproveNode { node: object() })),
+        (
+            Call::Write,
+            "rotate-root",
+            write(Write::RotateRoot {
+                root: NewRoot {
+                    certificate: "-----BEGIN CERTIFICATE-----".to_owned(),
+                    key: Sensitive(b"-----BEGIN PRIVATE KEY-----".to_vec()),
+                    join_tokens: JoinTokens { worker: "SWMTKN-1-a-b".to_owned(), manager: "SWMTKN-1-a-c".to_owned() },
+                },
+                skip: vec!["m3".to_owned()],
+                resume: true,
+            }),
+        ),
+        (Call::Query, "root-ca", envelope::encode(&Query { stale: true, what: QueryKind::RootCa })),
         (Call::Backup, "backup", envelope::encode(&BackupRequest { stale: true })),
         (
             Call::Watch,
@@ -345,6 +362,8 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
             }),
         ),
         (Call::CertificateStatus, "certificate-status", envelope::encode(&NodeId(0x11))),
+        (Call::Unlock, "unlock", envelope::encode(&UnlockRequest { key: Sensitive(vec![7; 32]) })),
+        (Call::GetUnlockKey, "get-unlock-key", envelope::encode(&())),
         (Call::Health, "health", Vec::new()),
         (
             Call::Report,
