@@ -140,6 +140,7 @@ impl Swarm {
             node_certificate_expiry_ms: validity.map(ms),
             expired_grace_ms: grace.map(ms),
             approve_joins: None,
+            autolock: None,
             if_version: None,
         };
         self.write(write).unwrap();

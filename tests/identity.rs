@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use skep::client::Client;
-use skep::sys::time::{wall_ms, wind};
+use skep::sys::time::{unset, wall_ms, wind};
 use skep::types::api::{Answer, QueryKind, RaftState, StatusReport, Write};
 use skep::types::object::Node as NodeObject;
 use skep::types::{Code, Kind, MemberRole, Object, Role};
@@ -48,6 +48,7 @@ fn found(dir: &Path) -> Node {
         approve_joins: None,
         expired_grace_ms: None,
         if_version: None,
+        autolock: None,
     };
     node.client().unwrap().write(write, PATIENCE).unwrap();
     // Its first certificate was made before that.
@@ -391,4 +392,25 @@ fn a_manager_that_was_demoted_or_removed_while_it_was_down_finds_out() {
     // It stays so: nothing is left with which it could take part.
     let error = Node::start(Config::local(dir.path().join("m5"))).map(|node| node.wait());
     assert_eq!(error.unwrap(), skep::node::Stopped::Removed);
+}
+
+#[test]
+fn a_board_without_a_clock_goes_on_from_the_newest_time_in_its_log() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    wind(HOUR / 4);
+    first.client().unwrap().write(config("newest"), PATIENCE).unwrap();
+    let newest = wall_ms();
+    let directory = first.data_dir().to_owned();
+    first.stop(Duration::from_secs(5));
+    drop(first);
+    unset();
+    assert!(wall_ms() < newest, "the clock was not unset");
+    let first = Node::start(Config::local(&directory)).unwrap();
+    // The write was made a moment before its time was looked at here.
+    assert!(wall_ms() + 10_000 > newest, "{} is before {newest}", wall_ms());
+    first.client().unwrap().write(config("after"), PATIENCE).unwrap();
+    let worker = join(dir.path(), "w1", &first, Role::Worker);
+    in_touch(&worker);
 }

@@ -45,7 +45,7 @@
 
 use std::time::Duration;
 
-use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa};
+use crate::pki::{self, JoinToken, NodeIdentity, PkiError, PrivateKey, RootCa};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
 use crate::types::api::Answer;
@@ -140,7 +140,8 @@ pub fn found(
     entropy: &mut dyn Entropy,
 ) -> Result<Founding, PkiError> {
     let root = RootCa::generate(now_ms, entropy)?;
-    let (node, identity) = manager(&root, cluster_id, node_id, description, validity, now_ms, entropy)?;
+    let key = pki::generate_key(entropy);
+    let (node, identity) = manager(&root, cluster_id, node_id, key, description, validity, now_ms, entropy)?;
     Ok(Founding { root_ca: root_object(&root, entropy), node, identity })
 }
 
@@ -156,22 +157,38 @@ pub fn succeed(
     now_ms: u64,
     entropy: &mut dyn Entropy,
 ) -> Result<(Node, NodeIdentity), Status> {
-    check_description(&description)?;
-    manager(&signer(cluster)?, cluster.id, node_id, description, certificate_validity(cluster), now_ms, entropy)
-        .map_err(Status::from)
+    succeed_with(cluster, node_id, pki::generate_key(entropy), description, now_ms, entropy)
 }
 
-/// A manager's key and certificate, and the node that has them.
+/// As [`succeed`], for a manager that has a key.
+///
+/// # Errors
+/// The same.
+pub fn succeed_with(
+    cluster: &Cluster,
+    node_id: NodeId,
+    key: PrivateKey,
+    description: NodeDescription,
+    now_ms: u64,
+    entropy: &mut dyn Entropy,
+) -> Result<(Node, NodeIdentity), Status> {
+    check_description(&description)?;
+    let validity = certificate_validity(cluster);
+    manager(&signer(cluster)?, cluster.id, node_id, key, description, validity, now_ms, entropy).map_err(Status::from)
+}
+
+/// A manager's certificate, and the node that has it.
+#[allow(clippy::too_many_arguments, reason = "all of it goes into one certificate")]
 fn manager(
     root: &RootCa,
     cluster_id: ClusterId,
     node_id: NodeId,
+    key: PrivateKey,
     description: NodeDescription,
     validity: Duration,
     now_ms: u64,
     entropy: &mut dyn Entropy,
 ) -> Result<(Node, NodeIdentity), PkiError> {
-    let key = pki::generate_key(entropy);
     let csr = pki::signing_request(&key)?;
     let chain_pem = root.sign_request(&csr, node_id, Role::Manager, cluster_id, now_ms, validity, entropy)?;
     let identity = NodeIdentity::new(&chain_pem, key)?;

@@ -89,6 +89,11 @@ pub enum Command {
     /// The root certificate
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Give a locked manager its unlock key: from --unlock-key-file, else from standard input
+    Unlock(UnlockArgs),
+    /// The key that opens managers after a start, once they lock
+    #[command(subcommand)]
+    UnlockKey(UnlockKeyCommand),
     /// The Raft group
     #[command(subcommand)]
     Raft(RaftCommand),
@@ -156,6 +161,8 @@ pub struct RunArgs {
     /// The node's name [default: the host name]
     #[arg(long, value_name = "NODE")]
     pub name: Option<String>,
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
     /// How much to log
     #[arg(long, value_name = "LEVEL", env = "SKEP_LOG", hide_env_values = true, default_value = "info")]
     pub log: LevelArg,
@@ -247,6 +254,28 @@ pub struct PassphraseArgs {
     pub passphrase_fd: Option<u32>,
 }
 
+/// An unlock key is never an argument: those show in `ps`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct UnlockArgs {
+    /// The file that holds the unlock key, or `-` for standard input; read only when the manager is locked
+    #[arg(long, value_name = "FILE|-", conflicts_with = "unlock_key_fd")]
+    pub unlock_key_file: Option<PathBuf>,
+    /// The open file descriptor to read the unlock key from
+    #[arg(long, value_name = "N")]
+    pub unlock_key_fd: Option<u32>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum UnlockKeyCommand {
+    /// Print it
+    Show,
+    /// Replace it, and with it the keys of all managers that it has sealed
+    Rotate {
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+}
+
 #[derive(Clone, Debug, Subcommand)]
 pub enum BackupCommand {
     /// Save everything to a file, while the swarm runs
@@ -307,6 +336,8 @@ pub struct RecoverArgs {
     /// Say what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -573,6 +604,9 @@ pub enum ClusterCommand {
             group = "settings"
         )]
         approve_joins: Option<bool>,
+        /// Whether managers seal their keys on disk, and need the unlock key after a start
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", group = "settings")]
+        autolock: Option<bool>,
         #[command(flatten)]
         version: VersionArg,
         #[command(flatten)]
@@ -664,6 +698,8 @@ pub enum RaftCommand {
     },
     /// Write a snapshot on this manager now and shorten its log
     Snapshot,
+    /// Seal what this manager writes to its disk with a new key, and let go of what the key before has sealed
+    RotateKey,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -673,6 +709,8 @@ pub enum WalCommand {
         /// The data directory, or its `raft` directory
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+        #[command(flatten)]
+        unlock: UnlockArgs,
     },
     /// Cut a damaged log off where the damage begins, as the last resort
     Repair {
@@ -685,6 +723,8 @@ pub enum WalCommand {
         /// Say what would be cut off, and change nothing
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        unlock: UnlockArgs,
     },
 }
 
@@ -695,6 +735,8 @@ pub enum SnapshotCommand {
         /// The file; its key is in the data directory around it, or in that of --data-dir
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        #[command(flatten)]
+        unlock: UnlockArgs,
     },
 }
 

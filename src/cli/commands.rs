@@ -11,11 +11,12 @@ use super::objects;
 use super::output::{Written, clean, table, tree};
 use super::parse;
 use super::session::{Session, read_data, unexpected};
+use super::unlock;
 use crate::client::ClientError;
 use crate::sys::time::monotonic;
 use crate::types::api::{
-    Action, Admin, Answer, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState, StatusReport,
-    WatchItem, WatchRequest, Write,
+    Action, Admin, Answer, Autolock, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState,
+    StatusReport, WatchItem, WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
@@ -482,10 +483,15 @@ pub fn cluster(session: &mut Session, command: &ClusterCommand) -> Ended {
             cert_expiry,
             expired_grace,
             approve_joins,
+            autolock,
             version,
             write,
         } => {
             let request = Write::UpdateCluster {
+                autolock: autolock.map(|on| match on {
+                    true => Autolock::On { key: unlock::generate() },
+                    false => Autolock::Off,
+                }),
                 snapshot_bytes: *snapshot_bytes,
                 keep_bytes: *keep_bytes,
                 node_certificate_expiry_ms: cert_expiry.map(milliseconds),
@@ -493,7 +499,17 @@ pub fn cluster(session: &mut Session, command: &ClusterCommand) -> Ended {
                 approve_joins: *approve_joins,
                 if_version: version.if_version,
             };
-            write_and_show(session, write, request, || "cannot update the swarm's settings".to_owned())
+            let attempted = || "cannot update the swarm's settings".to_owned();
+            if *autolock != Some(true) {
+                return write_and_show(session, write, request, attempted);
+            }
+            session.write(write, request).map_err(|failure| failure.while_attempting(attempted))?;
+            unlock::show(session)?;
+            unlock::tell(
+                "this is the unlock key: keep it apart from the managers. From its next start on each of them waits for it \
+                 (`skep unlock`); any manager that runs prints it again: `skep unlock-key show`",
+            );
+            DONE
         }
     }
 }
@@ -506,6 +522,17 @@ pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
             match session.out.json {
                 true => session.out.document(&json!(report))?,
                 false => session.out.text(&raft_text(&report))?,
+            };
+            DONE
+        }
+        RaftCommand::RotateKey => {
+            session.admin(&Admin::RotateDataKey).map_err(|error| {
+                Failure::of_order(error, "it may have begun; to give the command again does no harm")
+                    .while_attempting(|| "cannot replace the data key".to_owned())
+            })?;
+            match session.out.json {
+                true => session.out.document(&json!({ "begun": true }))?,
+                false => session.out.line("begun: what is written from now on is sealed with a new key")?,
             };
             DONE
         }

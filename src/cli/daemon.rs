@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::exit::{Exit, Failure};
 use crate::node::{self, Node, StartError, StartFailure};
+use crate::pki::UnlockKey;
 use crate::types::Code;
 use crate::types::object::Profile;
 
@@ -37,6 +38,8 @@ pub struct Options {
     pub profile: Profile,
     /// The node's name.
     pub name: Option<String>,
+    /// Opens a directory that is locked.
+    pub unlock_key: Option<UnlockKey>,
 }
 
 /// A running node, as far as the command line deals with it.
@@ -62,8 +65,8 @@ pub struct Stopped {
     pub exit: Exit,
 }
 
-/// Starts a node; a manager listens when this returns.
-pub fn start(options: Options) -> Result<Arc<dyn Daemon>, Failure> {
+/// Starts a node; a manager listens when this returns. While its keys are locked, `while_locked` is called again and again.
+pub fn start(options: Options, while_locked: &mut dyn FnMut()) -> Result<Arc<dyn Daemon>, Failure> {
     let config = node::Config {
         data_dir: options.data_dir,
         listen: options.listen,
@@ -77,8 +80,9 @@ pub fn start(options: Options) -> Result<Arc<dyn Daemon>, Failure> {
         http: options.http,
         profile: options.profile,
         name: options.name,
+        unlock_key: options.unlock_key,
     };
-    match Node::start(config) {
+    match Node::start_unlocked_by_others(config, while_locked) {
         Ok(node) => Ok(Arc::new(node)),
         Err(error) => Err(Failure::from(error)),
     }
@@ -105,7 +109,8 @@ impl Daemon for Node {
         match Self::wait(self) {
             node::Stopped::Asked => Stopped { reason: "stopped".to_owned(), hint: String::new(), exit: Exit::Done },
             node::Stopped::Removed => Stopped {
-                reason: "this node is no longer a member of the swarm; a log that it had was moved aside".to_owned(),
+                reason: "this node is no longer a member of the swarm (it left the swarm or was removed from it); its log was moved aside"
+                    .to_owned(),
                 hint: format!(
                     "to join again, move {} away and start with --join HOST:PORT and a token",
                     self.data_dir().display()

@@ -49,6 +49,7 @@ mod session;
 mod snapshot;
 mod tar;
 mod tokens;
+mod unlock;
 mod wal;
 
 use args::{Cli, Command};
@@ -119,6 +120,14 @@ fn dispatch(cli: Cli) -> commands::Ended {
         }
         _ => {}
     }
+    if let Command::Unlock(args) = &cli.command {
+        // Before a manager is asked: a person who types keeps no connection waiting.
+        let key = unlock::key_to_unlock_with(args)?;
+        let mut session = Session::open(&cli.common, out)?;
+        let exit = unlock::unlock(&mut session, &key)?;
+        session.out.flush()?;
+        return Ok(exit);
+    }
     let input = commands::input(&cli.command)?;
     let mut session = Session::open(&cli.common, out)?;
     let exit = ask(&mut session, &cli.command, input)?;
@@ -140,9 +149,11 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Resource(command) => commands::resource(session, command, input),
         Command::Cluster(command) => commands::cluster(session, command),
         Command::Token(command) => tokens::token(session, command),
+        Command::UnlockKey(command) => unlock::key(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
         Command::Run(_)
+        | Command::Unlock(_)
         | Command::Completions { .. }
         | Command::Doctor
         | Command::Debug(_)

@@ -9,6 +9,7 @@ use super::exit::Exit;
 use super::output::{Output, clean};
 use super::question;
 use super::session::data_dir;
+use super::unlock;
 use crate::node::recover::{Found, Recovered, Recovery};
 use crate::types::MemberRole;
 
@@ -19,7 +20,8 @@ pub fn run(common: &Common, args: &RecoverArgs, out: &mut Output) -> Ended {
     }
     let dir = data_dir(common)?;
     let shown = dir.display().to_string();
-    let recovery = Recovery::open(&dir)?;
+    let unlock = unlock::given_or_asked(&args.unlock, &dir)?;
+    let recovery = Recovery::open(&dir, unlock.as_ref())?;
     let found = recovery.found().clone();
     if !out.json {
         out.text(&describe(&found, &shown))?;

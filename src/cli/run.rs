@@ -17,7 +17,7 @@ use super::daemon::{Daemon, Options, Stopped};
 use super::exit::{Exit, Failure};
 use super::notify::Notify;
 use super::session::data_dir;
-use super::{logger, output::clean};
+use super::{logger, output::clean, unlock};
 use crate::sys::metrics::Gauge;
 use crate::sys::queue::{Received, Receiver, Sender, bounded};
 use crate::sys::thread;
@@ -25,14 +25,27 @@ use crate::sys::time::{Instant, monotonic};
 use crate::types::object::Sensitive;
 
 /// Runs a node until it is told to stop or stops by itself.
-pub fn run(common: &Common, args: &RunArgs, start: impl FnOnce(Options) -> Result<Arc<dyn Daemon>, Failure>) -> Ended {
+pub fn run(
+    common: &Common,
+    args: &RunArgs,
+    start: impl FnOnce(Options, &mut dyn FnMut()) -> Result<Arc<dyn Daemon>, Failure>,
+) -> Ended {
     let options = options(common, args)?;
     logger::install(args.log.into());
     let (events, inbox) = bounded(8, Gauge::default());
     let signals = Signals::install(&events)?;
-    let daemon = start(options)?;
-    signals.running();
     let notify = Notify::from_environment(|name| std::env::var_os(name));
+    let mut told = false;
+    // A locked manager has started as far as it can: `systemctl start` must not wait for a person, nor may the boot that
+    // it is a part of, and the watchdog has nothing to complain of.
+    let mut while_locked = || {
+        if !std::mem::replace(&mut told, true) {
+            notify.ready("locked: waiting for `skep unlock`");
+        }
+        notify.alive();
+    };
+    let daemon = start(options, &mut while_locked)?;
+    signals.running();
     serve(&daemon, &notify, events, &inbox)
 }
 
@@ -179,8 +192,9 @@ fn options(common: &Common, args: &RunArgs) -> Result<Options, Failure> {
         advertise::check("--peer", address)?;
     }
     let data_dir = data_dir(common)?;
-    // The same command line starts and restarts a node: one that is part of a swarm needs no token, so that a token file that was
-    // removed after the first start, or standard input, must not be read again.
+    // The same command line starts and restarts a node: one that is part of a swarm needs no token, so that a token file
+    // that was removed after the first start, or standard input, must not be read again.
+    let unlock_key = if crate::node::is_locked(&data_dir) { unlock::given(&args.unlock)? } else { None };
     let token = match crate::node::is_member(&data_dir) {
         true => None,
         false => token(args, std::env::var("SKEP_TOKEN").ok())?,
@@ -198,6 +212,7 @@ fn options(common: &Common, args: &RunArgs) -> Result<Options, Failure> {
         http: args.http.clone(),
         profile: args.profile.into(),
         name: args.name.as_deref().map(clean),
+        unlock_key,
     })
 }
 

@@ -9,8 +9,9 @@ use super::args::{Common, SnapshotCommand};
 use super::commands::Ended;
 use super::exit::{Exit, Failure};
 use super::output::Output;
+use super::unlock;
 use super::wal::failed;
-use crate::node::repair::data_key;
+use crate::node::repair::data_keys;
 use crate::store::{SnapshotDecoder, State};
 use crate::sys::files::RealDisk;
 use crate::types::{Code, Kind};
@@ -18,13 +19,19 @@ use crate::wal::{SnapshotFile, WalError};
 
 /// `skep snapshot inspect`.
 pub fn run(common: &Common, out: &mut Output, command: &SnapshotCommand) -> Ended {
-    let SnapshotCommand::Inspect { file } = command;
+    let SnapshotCommand::Inspect { file, unlock } = command;
     let attempted = || format!("cannot read the snapshot {}", file.display());
     let whole = |error: &WalError| Failure { attempted: attempted(), ..failed(file, error) };
     let opened = SnapshotFile::open(&RealDisk, file).map_err(|error| whole(&error))?;
     let dir = common.data_dir.clone().or_else(|| around(file));
-    let key = dir.as_deref().map(data_key).transpose()?.flatten();
-    let Some(key) = key else {
+    let keys = match &dir {
+        Some(dir) => {
+            let key = unlock::given_or_asked(unlock, dir)?;
+            data_keys(dir, key.as_ref()).map_err(|error| Failure::from(error).while_attempting(attempted))?
+        }
+        None => None,
+    };
+    let Some(keys) = keys else {
         let message = format!("it is sealed with data key {:016x}, and no key is at hand", opened.key_id);
         let hint = "name the data directory of the manager that wrote it with --data-dir";
         return Err(Failure::refused(Code::FailedPrecondition, message).with_hint(hint).while_attempting(attempted));
@@ -40,7 +47,7 @@ pub fn run(common: &Common, out: &mut Output, command: &SnapshotCommand) -> Ende
         "key_id": format!("{:016x}", opened.key_id),
     });
     let (meta, lineage) = (opened.meta.clone(), opened.lineage);
-    let mut reader = opened.reader(&key).map_err(|error| whole(&error))?;
+    let mut reader = opened.reader(&keys).map_err(|error| whole(&error))?;
     let mut decoder = SnapshotDecoder::new();
     let broken = |why: String| Failure::damaged(why).while_attempting(attempted);
     while let Some(chunk) = reader.next_chunk().map_err(|error| whole(&error))? {

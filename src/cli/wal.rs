@@ -7,11 +7,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::args::WalCommand;
+use super::args::{UnlockArgs, WalCommand};
 use super::commands::Ended;
 use super::exit::{Exit, Failure};
 use super::output::{Output, Written};
-use super::question;
+use super::{question, unlock};
 use crate::node::repair::{self, Repair};
 use crate::sys::files::RealDisk;
 use crate::types::Code;
@@ -21,17 +21,20 @@ use crate::wal::{Found, WalError, inspect};
 /// `skep wal`.
 pub fn run(out: &mut Output, command: &WalCommand) -> Ended {
     match command {
-        WalCommand::Inspect { dir } => look(out, dir),
-        WalCommand::Repair { dir, yes, dry_run } => mend(out, dir, *yes, *dry_run),
+        WalCommand::Inspect { dir, unlock } => look(out, dir, unlock),
+        WalCommand::Repair { dir, yes, dry_run, unlock } => mend(out, dir, *yes, *dry_run, unlock),
     }
 }
 
-fn look(out: &mut Output, dir: &Path) -> Ended {
+fn look(out: &mut Output, dir: &Path, args: &UnlockArgs) -> Ended {
     let raft = dir.join("raft");
     // A key that cannot be read is a finding of whoever starts from it; the headers can be looked at.
-    let key = repair::data_key(if raft.is_dir() { dir } else { dir.parent().unwrap_or(dir) }).ok().flatten();
+    let around = if raft.is_dir() { dir } else { dir.parent().unwrap_or(dir) };
+    // Nobody is asked: whoever gives no unlock key sees the headers.
+    let unlock = if crate::node::is_locked(around) { unlock::given(args)? } else { None };
+    let keys = repair::data_keys(around, unlock.as_ref()).ok().flatten();
     let dir = if raft.is_dir() { &raft } else { dir };
-    let found: Vec<Found> = inspect(&RealDisk, dir, key.as_ref()).map_err(|error| failed(dir, &error))?.collect();
+    let found: Vec<Found> = inspect(&RealDisk, dir, keys.as_ref()).map_err(|error| failed(dir, &error))?.collect();
     if found.is_empty() {
         return Err(Failure::refused(Code::NotFound, format!("{} holds no log", dir.display()))
             .with_hint("name a manager's data directory, such as /var/lib/skep"));
@@ -49,8 +52,9 @@ fn look(out: &mut Output, dir: &Path) -> Ended {
 }
 
 /// `skep wal repair`.
-fn mend(out: &mut Output, dir: &Path, yes: bool, dry_run: bool) -> Ended {
-    let Some(repair) = Repair::plan(dir)? else {
+fn mend(out: &mut Output, dir: &Path, yes: bool, dry_run: bool, args: &UnlockArgs) -> Ended {
+    let unlock = unlock::given_or_asked(args, dir)?;
+    let Some(repair) = Repair::plan(dir, unlock.as_ref())? else {
         let said = format!("the log in {} is not damaged: there is nothing to repair", dir.display());
         report(out, json!({ "damaged": false, "repaired": false }), &said)?;
         return Ok(Exit::Done);
@@ -251,7 +255,8 @@ mod tests {
     fn a_directory_without_a_log_is_told_from_one_that_is_missing() {
         let check = |dir: &Path| {
             let mut out = Output::new(Box::new(std::io::sink()), false);
-            run(&mut out, &WalCommand::Inspect { dir: dir.to_owned() }).map_err(|failure| failure.exit)
+            run(&mut out, &WalCommand::Inspect { dir: dir.to_owned(), unlock: UnlockArgs::default() })
+                .map_err(|failure| failure.exit)
         };
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert_eq!(check(dir.path()), Err(Exit::Refused));

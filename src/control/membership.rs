@@ -25,6 +25,10 @@ pub(super) fn admin(state: &State, context: &Context, request: &Incoming, admin:
         Admin::Leave { .. } if request.forwarded => {
             Step::Refuse(Status::new(Code::InvalidArgument, "a manager can be told to leave only where it runs"))
         }
+        Admin::RotateDataKey => Step::Refuse(Status::new(
+            Code::InvalidArgument,
+            "a manager can be told to change its data key only where it runs",
+        )),
         Admin::Leave { force } => Step::Raft(Order::Leave { node_id: context.node_id, force }),
     }
 }

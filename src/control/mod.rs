@@ -57,7 +57,7 @@ mod tests;
 pub use backup::Backup;
 pub use http::http;
 pub use query::query;
-pub use report::{certificate_warning, clock_words, joining_status, no_majority};
+pub use report::{certificate_warning, clock_words, joining_status, locked_status, no_majority};
 pub use watch::Watch;
 pub use write::{Decision, attempt_id, decide_write, object_id};
 
@@ -210,6 +210,14 @@ impl Control {
             // That the caller reached this process, and that it is who its certificate says, is all that is asked.
             Call::Health => Step::Answer(encode(&Answer::Done)),
             Call::Snapshot => Step::Elsewhere,
+            Call::GetUnlockKey => match self.store.view(query::unlock_key) {
+                Ok(answer) => Step::Answer(encode(&answer)),
+                Err(status) => Step::Refuse(status),
+            },
+            Call::Unlock => Step::Refuse(
+                Status::new(Code::FailedPrecondition, "this manager is not locked")
+                    .with_hint("`skep status` shows its state"),
+            ),
             Call::Diagnose => {
                 Step::Refuse(Status::new(Code::Unimplemented, "the node that this service belongs to tells that"))
             }

@@ -40,6 +40,7 @@ pub fn query(state: &State, what: &QueryKind, context: &Context) -> Result<Answe
         QueryKind::Token(role) => token(state, *role),
         QueryKind::RootCa => Ok(Answer::RootCa(Box::new(rotate::report(state, context)?))),
         QueryKind::Change(id, after) => Ok(Answer::Change(change(state, *id, *after))),
+        QueryKind::UnlockKey => unlock_key(state),
     }
 }
 
@@ -81,6 +82,15 @@ fn token(state: &State, role: Role) -> Result<Answer, Status> {
         Role::Manager => &tokens.manager,
     };
     Ok(Answer::Token(crate::types::object::Sensitive(token.clone().into_bytes())))
+}
+
+/// What managers seal their keys under, with the version of the settings that say so.
+pub(super) fn unlock_key(state: &State) -> Result<Answer, Status> {
+    let cluster = state.cluster().ok_or_else(|| {
+        Status::new(Code::Unavailable, "the swarm's settings are not there yet")
+            .with_hint("`skep status` shows how far this manager is")
+    })?;
+    Ok(Answer::UnlockKey { key: cluster.unlock_key().cloned(), version: cluster.meta.version })
 }
 
 /// What became of a write: the last of its attempts that was judged tells.

@@ -77,6 +77,16 @@ pub fn joining_status(node_id: NodeId, cluster_id: ClusterId, name: &str, waitin
     }
 }
 
+/// What a manager says of itself while its keys are locked.
+pub fn locked_status(node_id: NodeId, cluster_id: ClusterId, name: &str) -> StatusReport {
+    let warning = "its keys are locked: give the unlock key with `skep unlock`";
+    StatusReport {
+        state: "locked".to_owned(),
+        warnings: vec![warning.to_owned()],
+        ..joining_status(node_id, cluster_id, name, "")
+    }
+}
+
 pub(super) fn members(state: &State, context: &Context) -> Vec<MemberReport> {
     let raft = &context.raft;
     let report = |member: &Member| {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::pki::UnlockKey;
 use crate::types::error::{Code, Status};
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_LABEL_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::Kind;
@@ -61,6 +62,14 @@ pub(super) fn secret_data(data: &[u8]) -> Result<(), Status> {
         return Err(invalid(message).with_hint(sized(data)));
     }
     Ok(())
+}
+
+/// A key that managers seal their keys under.
+pub(super) fn unlock_key(key: &[u8]) -> Result<(), Status> {
+    match UnlockKey::from_bytes(key) {
+        Some(_) => Ok(()),
+        None => Err(invalid("an unlock key has 32 bytes")),
+    }
 }
 
 pub(super) fn config_data(data: &[u8]) -> Result<(), Status> {

@@ -3,11 +3,11 @@
 use crate::codec::digest128;
 use crate::net::requests::Step;
 use crate::store::{State, Store, Stored};
-use crate::types::api::{Answer, Write, WriteRequest};
+use crate::types::api::{Answer, Autolock, Write, WriteRequest};
 use crate::types::error::{Code, Status};
 use crate::types::object::{
-    AcceptancePolicy, Annotations, Config, ConfigSpec, Extension, Kind, Meta, Resource, Secret, SecretSpec, Sensitive,
-    Token,
+    AcceptancePolicy, Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM,
+    Meta, Resource, Secret, SecretSpec, Sensitive, Token,
 };
 use crate::types::{
     Change, ChangeId, Expect, NodeId, Object, ObjectId, Operation, Outcome, Refusal, Revision, Role, Selector,
@@ -185,16 +185,20 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
             node_certificate_expiry_ms,
             expired_grace_ms,
             approve_joins,
+            autolock,
             ..
         } => {
             let numbers = [snapshot_bytes, keep_bytes, node_certificate_expiry_ms, expired_grace_ms];
-            if numbers.iter().all(|number| number.is_none()) && approve_joins.is_none() {
+            if numbers.iter().all(|number| number.is_none()) && approve_joins.is_none() && autolock.is_none() {
                 let status = Status::new(Code::InvalidArgument, "no setting is named, so nothing would change");
                 return Err(No::Never(status.with_hint("`skep cluster update --help` lists the settings")));
             }
             snapshot_bytes.map_or(Ok(()), |bytes| validate::log_bytes("--snapshot-bytes", bytes))?;
             keep_bytes.map_or(Ok(()), |bytes| validate::log_bytes("--keep-bytes", bytes))?;
             node_certificate_expiry_ms.map_or(Ok(()), validate::certificate_expiry)?;
+            if let Some(Autolock::On { key }) = autolock {
+                validate::unlock_key(&key.0)?;
+            }
             expired_grace_ms.map_or(Ok(()), validate::expired_grace)?;
             let id = cluster_id(state)?.to_string();
             update(state, request, Kind::Cluster, &id, |object| {
@@ -209,6 +213,26 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
                     let policy = |role| AcceptancePolicy { role, autoaccept: !ask };
                     spec.acceptance_policies = [Role::Worker, Role::Manager].map(policy).to_vec();
                 }
+                match autolock {
+                    None => {}
+                    Some(Autolock::Off) => set_unlock_key(cluster, None),
+                    // The key that there is stays: people have written it down.
+                    Some(Autolock::On { .. }) if cluster.unlock_key().is_some() => {}
+                    Some(Autolock::On { key }) => set_unlock_key(cluster, Some(key)),
+                }
+                Ok(())
+            })
+        }
+        Write::RotateUnlockKey { key } => {
+            validate::unlock_key(&key.0)?;
+            let id = cluster_id(state)?.to_string();
+            update(state, request, Kind::Cluster, &id, |object| {
+                let Object::Cluster(cluster) = object else { return Ok(()) };
+                if cluster.unlock_key().is_none() {
+                    let status = Status::new(Code::FailedPrecondition, "managers do not lock: there is no unlock key");
+                    return Err(status.with_hint("`skep cluster update --autolock` makes them lock"));
+                }
+                set_unlock_key(cluster, Some(key));
                 Ok(())
             })
         }
@@ -259,6 +283,17 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
             Ok(vec![Operation::Update(Object::Cluster(Box::new(cluster)))])
         }
     }
+}
+
+/// Turns the managers' lock on with this key, or off.
+fn set_unlock_key(cluster: &mut Cluster, key: Option<&Sensitive>) {
+    cluster.spec.auto_lock_managers = key.is_some();
+    cluster.unlock_keys.retain(|key| key.subsystem != MANAGER_SUBSYSTEM);
+    cluster.unlock_keys.extend(key.map(|key| EncryptionKey {
+        subsystem: MANAGER_SUBSYSTEM.to_owned(),
+        key: key.clone(),
+        ..EncryptionKey::default()
+    }));
 }
 
 /// The id of what is made stands in for all objects of the change: it is derived from the caller's change id, so a
@@ -382,7 +417,10 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateResource { .. } => return object_id(request.change, Kind::Resource),
         Write::UpdateLabels { kind, object, .. } | Write::Remove { kind, object, .. } => (*kind, object.as_str()),
         Write::UpdateResource { object, .. } => (Kind::Resource, object.as_str()),
-        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } => (Kind::Cluster, ""),
+        Write::UpdateCluster { .. }
+        | Write::RotateToken { .. }
+        | Write::RotateRoot { .. }
+        | Write::RotateUnlockKey { .. } => (Kind::Cluster, ""),
         Write::CreateToken { .. } => (Kind::Token, ""),
         Write::RemoveToken { token } => (Kind::Token, token.as_str()),
         Write::ApproveNode { node } => (Kind::Node, node.as_str()),
@@ -444,7 +482,10 @@ fn argument(write: &Write, id: ObjectId) -> String {
             object.clone()
         }
         Write::RemoveToken { token: object } | Write::ApproveNode { node: object } => object.clone(),
-        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } => "default".to_owned(),
+        Write::UpdateCluster { .. }
+        | Write::RotateToken { .. }
+        | Write::RotateRoot { .. }
+        | Write::RotateUnlockKey { .. } => "default".to_owned(),
         Write::UpdateNode { node, .. } | Write::RemoveNode { node, .. } => node.clone(),
         _ => id.to_string(),
     }

@@ -70,6 +70,8 @@ pub const fn route(call: Call) -> Route {
         Call::Admin             => (LOCAL,           Here,   KIB,      30, true,  false, false),
         // Tells of directories, peers and load: for whoever may read the manager's files anyway.
         Call::Diagnose          => (LOCAL,           Here,   KIB,      10, false, true,  true),
+        // A locked manager takes it; every other one says that it is not locked.
+        Call::Unlock            => (LOCAL,           Here,   KIB,      10, false, false, true),
         // Everything, the root key too: who may ask for it can take over the swarm.
         Call::Backup            => (LOCAL,           Here,   KIB,      30, false, false, true),
         Call::Snapshot          => (MANAGER,         Here,   KIB,      60, false, false, true),
@@ -83,6 +85,7 @@ pub const fn route(call: Call) -> Route {
         Call::CertificateStatus => (ANYONE,          Leader, KIB,      10, true,  false, true),
         Call::Report            => (WORKER | MANAGER, Leader, 32 * KIB, 10, true, false, true),
         Call::Session           => (WORKER | MANAGER, Here,  32 * KIB, 10, false, false, true),
+        Call::GetUnlockKey      => (MANAGER,         Leader, KIB,      10, true,  false, true),
     };
     let deadline = Duration::from_secs(seconds);
     let changes = !matches!(
@@ -97,6 +100,7 @@ pub const fn route(call: Call) -> Route {
             | Call::GetRoot
             | Call::CertificateStatus
             | Call::Session
+            | Call::GetUnlockKey
     );
     Route { callers, served, body_limit, deadline, forwardable, before_joining, repeatable, changes }
 }
@@ -179,6 +183,8 @@ pub const fn name(call: Call) -> &'static str {
         Call::CertificateStatus => "asking for a certificate",
         Call::Report => "a node's report of itself",
         Call::Session => "a node's session",
+        Call::Unlock => "unlocking a manager",
+        Call::GetUnlockKey => "fetching the unlock key",
     }
 }
 
@@ -203,12 +209,13 @@ pub(super) mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    pub const PROMISED: [(Call, &str, bool); 17] = [
+    pub const PROMISED: [(Call, &str, bool); 19] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),
         (Call::Admin, "l", true),
         (Call::Diagnose, "l", false),
+        (Call::Unlock, "l", false),
         (Call::Backup, "l", false),
         (Call::Snapshot, "m", false),
         (Call::ResolveAddress, "m", false),
@@ -221,6 +228,7 @@ pub(super) mod tests {
         (Call::CertificateStatus, "lawme", true),
         (Call::Report, "wm", true),
         (Call::Session, "wm", false),
+        (Call::GetUnlockKey, "m", true),
     ];
 
     #[test]

@@ -329,6 +329,8 @@ pub(super) struct Net<H: Handler> {
     pub plain: Vec<u8>,
     pub staging: Vec<u8>,
     pub meters: Meters,
+    /// The clocks of peers minus ours, milliseconds, as last measured.
+    pub clocks: BTreeMap<NodeId, i64>,
     /// The last warning about each peer, and when it was given.
     pub warned: BTreeMap<NodeId, (Instant, String)>,
     /// The loop ends at this time at the latest.
@@ -362,6 +364,7 @@ impl<H: Handler> Net<H> {
             plain: vec![0; PLAIN],
             staging: Vec::new(),
             meters: Meters::new(&config.metrics),
+            clocks: BTreeMap::new(),
             warned: BTreeMap::new(),
             stopping: None,
             settings: Settings {
@@ -465,7 +468,8 @@ impl<H: Handler> Net<H> {
             Command::Peers(list) => {
                 let us = self.settings.node_id;
                 let list = if self.stopping.is_some() { Vec::new() } else { list };
-                let list = list.into_iter().filter(|(id, _)| *id != us).collect();
+                let list: Vec<_> = list.into_iter().filter(|(id, _)| *id != us).collect();
+                self.clocks.retain(|node, _| list.iter().any(|(id, _)| id == node));
                 self.peers.set(self.now, list, &mut self.effects);
             }
             Command::Disconnect(node) => self.disconnect(node),

@@ -6,7 +6,7 @@
 //! peers.json               the newest start seen of each peer
 //! managers.json            where the managers are, for a node that has no log to tell it
 //! pki/root.crt node.crt    the swarm's root and this node's chain (`node.crt.next` while it is replaced)
-//! pki/node.key             this node's key, and the key that seals what is on disk
+//! pki/node.key             this node's key, and the keys that seal what is on disk (`keys`)
 //! raft/                    log and snapshots (`wal`)
 //! raft.next/               a log that is to take its place (`rebuild`)
 //! ```
@@ -18,15 +18,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::found::Keys;
+use super::keys::{self, KEY_FILE, KeyStore};
 use super::{StartError, StartFailure};
 use crate::agent;
-use crate::pki::seal::DataKey;
-use crate::pki::{NodeIdentity, PrivateKey};
+use crate::pki::{KeyFile, NodeIdentity, UnlockKey};
 use crate::sys::files::{self, Disk, RealDisk};
 use crate::types::object::Profile;
 use crate::types::{ChangeId, ClusterId, Lineage, NodeId, RaftId, Revision};
@@ -119,7 +119,6 @@ impl NodeFile {
 /// What stands in a new state directory besides ours without meaning that it is somebody else's.
 const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
 const OURS: [&str; 5] = [NODE_FILE, "peers.json", "managers.json", "pki", "raft"];
-const DATA_KEY: &str = "SKEP DATA KEY";
 /// What the log of a node that is no longer a member is called from then on.
 const RETIRED: &str = "raft.removed-";
 
@@ -276,65 +275,46 @@ impl DataDir {
         Ok(())
     }
 
-    /// Writes the node's key with a new data key, its chain and the swarm's root. The key goes first: a chain without
-    /// its key is of no use.
-    pub fn write_identity(
-        &self,
-        identity: &NodeIdentity,
-        root_pem: &str,
-        data_key: &DataKey,
-    ) -> Result<(), StartError> {
-        self.write_key(identity.key(), data_key)?;
+    /// Writes a new key file.
+    pub fn create_keys(&self, file: KeyFile) -> Result<KeyStore, StartError> {
+        KeyStore::create(Arc::new(RealDisk), &self.path, file).map_err(|error| {
+            let what = format!("cannot write {}", self.path.join(KEY_FILE).display());
+            StartError::new(StartFailure::Internal, what, error, "")
+        })
+    }
+
+    /// What the key file holds, with the unlock key if it takes one; `None` when there is none.
+    pub fn open_keys(&self, key: Option<&UnlockKey>) -> Result<Option<KeyStore>, StartError> {
+        Ok(keys::open(&self.path, key)?.map(|file| self.keys(file)))
+    }
+
+    /// The key file that was read from here and holds this.
+    pub fn keys(&self, file: KeyFile) -> KeyStore {
+        KeyStore::new(Arc::new(RealDisk), &self.path, file)
+    }
+
+    /// Writes the node's chain and the swarm's root. Their key comes first: a chain without its key is of no use.
+    pub fn write_certificate(&self, identity: &NodeIdentity, root_pem: &str) -> Result<(), StartError> {
         self.replace("pki/node.crt", identity.chain_pem().as_bytes())?;
         self.replace("pki/root.crt", root_pem.as_bytes())
     }
 
-    /// Writes the node's key and the data key.
-    pub fn write_key(&self, key: &PrivateKey, data_key: &DataKey) -> Result<(), StartError> {
-        let dir = self.path.join("pki");
-        RealDisk.create_dir(&dir).map_err(|error| {
-            StartError::new(StartFailure::Internal, format!("cannot make {}", dir.display()), error, "")
-        })?;
-        let mut text = zeroize::Zeroizing::new(key.to_pem().to_string());
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text.push_str(&format!("-----BEGIN {DATA_KEY}-----\n"));
-        for byte in data_key.expose() {
-            text.push_str(&format!("{byte:02x}"));
-        }
-        text.push_str(&format!("\n-----END {DATA_KEY}-----\n"));
-        self.replace("pki/node.key", text.as_bytes())
-    }
-
     /// Replaces the node's key and its chain, so that a crash leaves either both old ones or both new ones. What else is in
     /// the key file stays.
-    pub fn renew_identity(&self, identity: &NodeIdentity) -> Result<(), StartError> {
+    pub fn renew_identity(&self, identity: &NodeIdentity, keys: &KeyStore) -> Result<(), StartError> {
         let pki = self.path.join("pki");
         let what = || format!("cannot write {}", pki.join("node.crt").display());
         let internal = |error: io::Error| StartError::new(StartFailure::Internal, what(), error, "");
-        let Some((_, data_key)) = self.read_key()? else {
-            return Err(StartError::new(StartFailure::Damaged, what(), "the key file is gone", ""));
-        };
-        let write_key = || self.write_key(identity.key(), &data_key).map_err(io::Error::other);
+        let write_key = || keys.replace_node_key(identity.key().clone());
         let replace = || agent::files::replace(&RealDisk, &pki, identity.chain_pem(), write_key);
         wal::with_reserve(&RealDisk, &self.raft(), replace).map_err(internal)
     }
 
-    /// The same keys, with what else the key file holds by now.
-    pub fn reread(&self, keys: &Keys) -> Result<Keys, StartError> {
-        let mut keys = keys.clone();
-        if let Some((_, data_key)) = self.read_key()? {
-            keys.data_key = data_key;
-        }
-        Ok(keys)
-    }
-
-    /// Finishes or undoes a replacement of key and chain that a crash cut off.
-    pub fn recover_identity(&self) -> Result<(), StartError> {
+    /// Finishes or undoes a replacement of key and chain that a crash cut off. `unlock` opens a key file that is locked.
+    pub fn recover_identity(&self, unlock: Option<&UnlockKey>) -> Result<(), StartError> {
         let belongs = |chain: &str| -> Result<bool, Unfinished> {
-            let key = self.read_key().map_err(Unfinished::Key)?;
-            Ok(key.is_some_and(|(key, _)| NodeIdentity::new(chain, key).is_ok()))
+            let file = keys::open(&self.path, unlock).map_err(Unfinished::Key)?;
+            Ok(file.is_some_and(|file| NodeIdentity::new(chain, file.node_key).is_ok()))
         };
         match agent::files::recover(&RealDisk, &self.path.join("pki"), belongs) {
             Ok(true) => log::info!("a new certificate was almost in place when the node ended: it is now"),
@@ -346,27 +326,6 @@ impl DataDir {
             }
         }
         Ok(())
-    }
-
-    /// What seals the log and the snapshots of the node whose directory `path` is, without taking its lock: the key
-    /// does not change while a node runs.
-    pub fn data_key(path: &Path) -> Result<Option<DataKey>, StartError> {
-        let path = path.join("pki/node.key");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => parse_key(&path, text).map(|(_, data_key)| Some(data_key)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                let what = format!("cannot read {}", path.display());
-                Err(StartError::new(StartFailure::Internal, what, error, "run as the owner of the data directory"))
-            }
-        }
-    }
-
-    /// The node's key and the data key, if they are there.
-    pub fn read_key(&self) -> Result<Option<(PrivateKey, DataKey)>, StartError> {
-        let path = self.path.join("pki/node.key");
-        let Some(text) = self.read_text("pki/node.key")? else { return Ok(None) };
-        parse_key(&path, text).map(Some)
     }
 
     /// A text file of the directory, if it is there.
@@ -433,31 +392,6 @@ pub(super) fn phase(path: &Path) -> Option<Phase> {
 /// Whether an empty directory may hold a file of this name.
 pub(super) fn is_harmless(name: &str) -> bool {
     HARMLESS.contains(&name)
-}
-
-fn parse_key(path: &Path, text: String) -> Result<(PrivateKey, DataKey), StartError> {
-    let text = zeroize::Zeroizing::new(text);
-    let damaged = |why: String| {
-        let hint = "put the file back from a backup; without it this node's log cannot be read";
-        StartError::new(StartFailure::Damaged, format!("cannot use {}", path.display()), why, hint)
-    };
-    let begin = format!("-----BEGIN {DATA_KEY}-----");
-    let (key, rest) = text.split_once(&begin).ok_or_else(|| damaged("it holds no data key".to_owned()))?;
-    let hex: String = rest.split("-----").next().unwrap_or("").split_whitespace().collect();
-    let bytes = parse_hex(&hex).ok_or_else(|| damaged("its data key is not 32 bytes of hex".to_owned()))?;
-    let key = PrivateKey::from_pem(key, "the node's key").map_err(|error| damaged(error.to_string()))?;
-    Ok((key, DataKey::from_bytes(bytes)))
-}
-
-fn parse_hex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (place, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

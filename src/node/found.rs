@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::dir::{DataDir, NodeFile, Phase};
+use super::keys::KeyStore;
 use super::{StartError, StartFailure};
 use crate::ca;
-use crate::pki::NodeIdentity;
 use crate::pki::seal::DataKey;
+use crate::pki::{KeyFile, NodeIdentity};
 use crate::raft::recover::{self, Snapshots};
 use crate::store::State;
 use crate::sys::entropy::{Entropy, OsEntropy};
@@ -29,8 +30,8 @@ pub struct Keys {
     pub identity: NodeIdentity,
     /// The swarm's root, PEM.
     pub root_pem: String,
-    /// Seals log and snapshots.
-    pub data_key: DataKey,
+    /// The key file: seals log and snapshots.
+    pub store: KeyStore,
 }
 
 /// The first manager's log is term 1, and its raft id is 1.
@@ -53,9 +54,10 @@ pub fn found(
     let now_ms = wall_ms();
     let founding = ca::found(cluster_id, node_id, description, ca::DEFAULT_VALIDITY, now_ms, &mut entropy)
         .map_err(|error| internal(&error))?;
-    let data_key = DataKey::generate(&mut entropy);
-    let keys = Keys { identity: founding.identity, root_pem: founding.root_ca.certificate.clone(), data_key };
-    dir.write_identity(&keys.identity, &keys.root_pem, &keys.data_key)?;
+    let contents = KeyFile::new(founding.identity.key().clone(), DataKey::generate(&mut entropy));
+    let store = dir.create_keys(contents)?;
+    let keys = Keys { identity: founding.identity, root_pem: founding.root_ca.certificate.clone(), store };
+    dir.write_certificate(&keys.identity, &keys.root_pem)?;
 
     let mut state = State::bootstrap(lineage, node_id, advertise);
     let mut node = founding.node;
@@ -77,8 +79,8 @@ pub fn found(
     let options = wal::Options { segment_bytes, lineage };
     let disk = Arc::new(RealDisk);
     let (mut wal, _) =
-        Wal::open(disk.clone(), &dir.raft(), &keys.data_key, options).map_err(|error| internal(&error))?;
-    let snapshots = Snapshots { disk, dir: dir.raft(), key: keys.data_key.clone(), lineage };
+        Wal::open(disk.clone(), &dir.raft(), keys.store.keyring(), options).map_err(|error| internal(&error))?;
+    let snapshots = Snapshots { disk, dir: dir.raft(), keys: keys.store.keyring(), lineage };
     let recovered = recover::bootstrap(&mut wal, &snapshots, state, &mut entropy).map_err(|error| internal(&error))?;
     file.phase = Phase::Member;
     file.node_id = Some(node_id);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::addresses::Addresses;
 use super::greeting::{Greetings, Verdict};
 use super::lobby::{Joiner, Porter as _, Progress};
+use super::locksmith;
 use super::outlet::{Ask, Completion};
 use super::service::Services;
 use super::snapshots::{Job, Transfer};
@@ -94,6 +95,8 @@ pub struct Active {
     pub transfer: Sender<Transfer>,
     /// Writes files.
     pub jobs: Sender<Job>,
+    /// Keeps the key file.
+    pub locksmith: Sender<locksmith::Order>,
     /// Where it listens, as the swarm was told.
     pub advertise: String,
 }
@@ -104,6 +107,7 @@ struct Membership {
     store: Arc<Store>,
     transfer: Sender<Transfer>,
     jobs: Sender<Job>,
+    locksmith: Sender<locksmith::Order>,
     requests: Requests<Services>,
 }
 
@@ -225,11 +229,11 @@ impl NodeHandler {
 
     /// The node has its place: requests are served from now on.
     pub fn activate(&mut self, active: Active) {
-        let Active { raft_id, lineage, store, transfer, jobs, advertise } = active;
+        let Active { raft_id, lineage, store, transfer, jobs, locksmith, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services::new(control), Limits::default());
-        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
+        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, locksmith, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
 
@@ -295,6 +299,14 @@ impl NodeHandler {
                  manager, move its data directory away and start it with --join HOST:PORT and a token of that swarm; \
                  otherwise stop the managers of that one"
             );
+        }
+    }
+
+    /// Written by the locksmith's thread, because a file is synced; several orders at once are one.
+    fn rotate_data_key(&self, request: &Incoming, out: &mut Outbox) {
+        if let Some(member) = &self.member {
+            let _ = member.locksmith.try_send(locksmith::Order::RotateDataKey);
+            out.answer(request.stream, control::encode(&Answer::Done));
         }
     }
 
@@ -401,6 +413,10 @@ impl Handler for NodeHandler {
                 if matches!(admin, Ok(Admin::Leave { .. })) && request.caller == Caller::Local {
                     self.stop.ask_to_leave(true);
                     self.leaving.insert(request.stream);
+                }
+                if matches!(admin, Ok(Admin::RotateDataKey)) && request.caller == Caller::Local && !request.forwarded {
+                    self.rotate_data_key(&request, out);
+                    return;
                 }
             }
             _ => {}

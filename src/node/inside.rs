@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::keys::KeyStore;
 use super::outlet::{Ask, Completion};
 use super::worker::managers_of;
 use crate::agent::Own;
@@ -52,6 +53,10 @@ pub struct Inside {
     /// The managers are written down when they change, and now and then for the time's sake.
     pub remember: Box<dyn FnMut(&[(NodeId, String)]) + Send>,
     pub remembered: (Vec<(NodeId, String)>, Instant),
+    /// The key file, which may want another private key.
+    pub keys: KeyStore,
+    /// What it wanted when it was last looked at.
+    pub wanted: bool,
 }
 
 /// The managers, and the time with them, are written down so often at least.
@@ -68,12 +73,16 @@ impl Inside {
             }
         }
         let applied = self.store.view(State::applied);
-        if self.seen == Some(applied) {
+        let wanted = self.keys.wants_new_certificate();
+        if self.seen == Some(applied) && self.wanted == wanted {
             return News::Nothing;
         }
+        self.wanted = wanted;
         self.seen = Some(applied);
         self.remember();
-        match self.store.view(|state| dispatcher::item(state, self.node_id)) {
+        let item = self.store.view(|state| dispatcher::item(state, self.node_id));
+        // A private key that lay on the disk in the clear is replaced once managers lock.
+        match item.map(|item| SessionItem { renew: item.renew || wanted, ..item }) {
             // What a log says of a node before it has its place is of the past.
             Ok(item) if item.member && self.told.as_ref() != Some(&item) => {
                 self.told = Some(item.clone());

@@ -11,8 +11,9 @@ use super::lobby::Progress;
 use super::{StartError, StartFailure};
 use crate::agent::Own;
 use crate::client::{Client, ClientError, TlsTarget};
+use crate::pki::keyfile::Lock;
 use crate::pki::seal::DataKey;
-use crate::pki::{self, JoinToken, NodeIdentity, Trust};
+use crate::pki::{self, JoinToken, KeyFile, NodeIdentity, Trust, UnlockKey};
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, IssueRequest, JoinAnswer, JoinRequest};
@@ -113,14 +114,14 @@ pub fn certificate(
     })?;
     parsed.verify_root(&root_pem).map_err(|error| refused(addr, &error))?;
 
-    let (key, data_key) = match dir.read_key()? {
-        Some(keys) => keys,
+    let store = match dir.open_keys(None)? {
+        Some(store) => store,
         None => {
-            let keys = (pki::generate_key(&mut OsEntropy), DataKey::generate(&mut OsEntropy));
-            dir.write_key(&keys.0, &keys.1)?;
-            keys
+            let (key, data_key) = (pki::generate_key(&mut OsEntropy), DataKey::generate(&mut OsEntropy));
+            dir.create_keys(KeyFile::new(key, data_key))?
         }
     };
+    let key = store.file().node_key;
     let csr = pki::signing_request(&key).map_err(|error| refused(addr, &error))?;
     let connect = target(addr, None, Trust::Roots(root_pem.clone()), None)?;
     let (node_id, chain) = patiently(addr, "a certificate", progress, |deadline| {
@@ -164,8 +165,8 @@ pub fn certificate(
     identity.verify(&root_pem, wall_ms()).map_err(|error| refused(addr, &error))?;
     file.node_id = Some(node_id);
     file.cluster_id = Some(identity.identity().cluster_id);
-    let keys = Keys { identity, root_pem, data_key };
-    dir.write_identity(&keys.identity, &keys.root_pem, &keys.data_key)?;
+    let keys = Keys { identity, root_pem, store };
+    dir.write_certificate(&keys.identity, &keys.root_pem)?;
     dir.write(file)?;
     Ok(keys)
 }
@@ -201,6 +202,24 @@ pub fn place(
             }
         }
     })
+}
+
+/// What the swarm's managers seal their keys under, so that a new manager's data key is never on its disk in the clear.
+/// `None` when nobody tells: the manager follows its own store as soon as it has one.
+pub fn lock(addrs: &[String], keys: &Keys, hello: &Hello) -> Option<Lock> {
+    for addr in addrs {
+        let trust = Trust::Roots(keys.root_pem.clone());
+        let connect = target(addr, Some(&keys.identity), trust, Some(hello.clone())).ok()?;
+        match Client::tls(connect, ATTEMPT).and_then(|mut client| client.call(Call::GetUnlockKey, &(), ATTEMPT)) {
+            Ok(Answer::UnlockKey { key: Some(key), version }) => {
+                let key = UnlockKey::from_bytes(&key.0)?;
+                return Some(Lock { key: Some(key), version });
+            }
+            Ok(_) => return None,
+            Err(error) => log::warn!("{addr} did not tell whether managers lock: {}", error.into_status()),
+        }
+    }
+    None
 }
 
 /// Finds the managers behind `--peer` addresses: the hello of each says who it is. What is found is handed to `found`;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::dir::DataDir;
+use super::keys::KeyStore;
 use super::supervisor::House;
 use crate::agent::run::Keep;
 use crate::pki::NodeIdentity;
@@ -11,18 +12,19 @@ use crate::pki::NodeIdentity;
 #[derive(Debug)]
 pub struct Keeper {
     dir: Arc<DataDir>,
+    keys: KeyStore,
 }
 
 impl Keeper {
     /// Writes to the directory of `house`.
     pub fn new(house: &House) -> Self {
-        Self { dir: house.dir.clone() }
+        Self { dir: house.dir.clone(), keys: house.keys.store.clone() }
     }
 }
 
 impl Keep for Keeper {
     fn renew(&self, identity: &NodeIdentity) -> Result<(), String> {
-        self.dir.renew_identity(identity).map_err(|error| error.to_string())
+        self.dir.renew_identity(identity, &self.keys).map_err(|error| error.to_string())
     }
 
     fn trust(&self, roots: &str) -> Result<(), String> {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::locksmith;
 use super::outlet::Completion;
 use super::stop::{StopCell, Stopped};
 use crate::net::NetHandle;
@@ -48,6 +49,8 @@ pub struct Running {
     pub scrub: Scrub,
     /// Dropped, it ends the thread that watches the disk.
     pub space: Sender<()>,
+    /// The same for the one that keeps the key file.
+    pub locksmith: Sender<locksmith::Order>,
     /// Dropped, it ends the thread that keeps the certificate.
     pub agent: Sender<()>,
 }
@@ -92,7 +95,7 @@ impl Manager {
         }
         self.raft.stop();
         self.pulse.give_up();
-        drop(running.space);
+        drop((running.space, running.locksmith));
         for thread in threads {
             let name = thread.name().to_owned();
             if !thread.join(until.since(monotonic())) {

@@ -24,6 +24,8 @@
 //! leader.rs     the leader's services of a term         manager.rs    a manager's threads
 //! worker.rs     a worker's threads                      supervisor.rs from one role to the other
 //! inside.rs     how a manager's agent reaches the swarm keeper.rs     what the agent writes down
+//! keys.rs       the key file                            locksmith.rs  new data keys, and the lock the swarm wants
+//! locked.rs     waiting for the unlock key
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
@@ -43,8 +45,11 @@ mod handler;
 mod inside;
 mod join;
 mod keeper;
+mod keys;
 mod leader;
 mod lobby;
+mod locked;
+mod locksmith;
 mod manager;
 mod outlet;
 mod pace;
@@ -68,10 +73,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use dir::{NodeFile, Phase, is_member};
+pub use locked::is_locked;
 pub use stop::Stopped;
 
 use self::supervisor::{Engine, Shared};
 use crate::client::{Client, ClientError};
+use crate::pki::UnlockKey;
 use crate::sys::metrics::Metrics;
 use crate::sys::thread::Thread;
 use crate::sys::time::monotonic;
@@ -107,6 +114,8 @@ pub struct Config {
     pub profile: Profile,
     /// The node's name; `None`: the machine's.
     pub name: Option<String>,
+    /// Opens a directory that is locked.
+    pub unlock_key: Option<UnlockKey>,
 }
 
 impl Config {
@@ -125,6 +134,7 @@ impl Config {
             http: None,
             profile: Profile::Lan,
             name: None,
+            unlock_key: None,
         }
     }
 }
@@ -183,8 +193,16 @@ pub struct Node {
 impl Node {
     /// Starts a node. When this returns a manager listens and has replayed its log; it may not have found a leader yet. A
     /// worker has its certificate; it may not be in touch with a manager yet.
+    ///
+    /// A directory whose keys are locked is refused, unless [`Config::unlock_key`] opens it.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        start::start(config)
+        start::start(config, None)
+    }
+
+    /// As [`Self::start`], but a locked directory is waited for: its control socket answers that it is locked, and takes
+    /// the unlock key. `while_locked` is called as soon as that begins, and then about every second.
+    pub fn start_unlocked_by_others(config: Config, while_locked: &mut dyn FnMut()) -> Result<Self, StartError> {
+        start::start(config, Some(while_locked))
     }
 
     /// This node's identity.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::dir::{self, NodeFile};
-use crate::pki::seal::DataKey;
+use crate::pki::Keyring;
 use crate::raft::recover::{self, RecoverError, Snapshots};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
@@ -35,7 +35,7 @@ pub struct Heir {
     pub node_id: NodeId,
     /// Where it listens, `host:port`.
     pub addr: String,
-    /// Its node object, if the state has none yet.
+    /// Its node object, if the state has none yet; of one that is there the certificate is replaced.
     pub node: Option<Node>,
     /// The newest term that it may have voted in.
     pub voted: Term,
@@ -44,7 +44,7 @@ pub struct Heir {
 /// The first state of the history `lineage`: all of `state`, the heir as the only member, and the former members' nodes
 /// marked as down, which is what they are to the new swarm. Also the heir's place in it.
 pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy: &mut dyn Entropy) -> (State, RaftId) {
-    let Heir { node_id, addr, node, voted } = heir;
+    let Heir { node_id, addr, node: heir_node, voted } = heir;
     let dropped: Vec<Member> = state.members().values().filter(|member| member.node_id != node_id).cloned().collect();
     let mut state = state.begin_anew(lineage, node_id, addr.as_str(), voted);
     let raft_id = state.member_of(node_id).expect("it is the only member").raft_id;
@@ -53,8 +53,11 @@ pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy:
         node.status.addr.clone_from(&addr);
         node.status.state = NodeState::Ready;
         node.status.message.clear();
+        if let Some(Node { certificate, .. }) = heir_node {
+            node.certificate = certificate;
+        }
         operations.push(Operation::Update(Object::Node(Box::new(node))));
-    } else if let Some(node) = node {
+    } else if let Some(node) = heir_node {
         operations.push(Operation::Create(Object::Node(Box::new(node))));
     }
     for mut node in dropped.iter().filter_map(|member| stored(&state, member.node_id)) {
@@ -88,15 +91,15 @@ fn stored(state: &State, node_id: NodeId) -> Option<Node> {
 pub fn write_log(
     disk: Arc<dyn Disk>,
     dir: &Path,
-    key: &DataKey,
+    keys: &Keyring,
     state: State,
     segment_bytes: u64,
     entropy: &dyn Fn() -> Box<dyn Entropy>,
 ) -> Result<(), WriteError> {
     clear(disk.as_ref(), dir)?;
     let options = Options { segment_bytes, lineage: state.lineage() };
-    let snapshots = Snapshots { disk: disk.clone(), dir: dir.to_owned(), key: key.clone(), lineage: options.lineage };
-    let (mut wal, _) = Wal::open_with(disk, dir, key, options, entropy(), false).map_err(RecoverError::from)?;
+    let snapshots = Snapshots { disk: disk.clone(), dir: dir.to_owned(), keys: keys.clone(), lineage: options.lineage };
+    let (mut wal, _) = Wal::open_with(disk, dir, keys, options, entropy(), false).map_err(RecoverError::from)?;
     recover::bootstrap(&mut wal, &snapshots, state, entropy().as_mut())?;
     wal.close().map_err(RecoverError::from)?;
     Ok(())
@@ -107,7 +110,7 @@ pub fn write_log(
 pub fn write_next(
     disk: &Arc<dyn Disk>,
     path: &Path,
-    key: &DataKey,
+    key: &Keyring,
     state: &State,
     segment_bytes: u64,
     entropy: &dyn Fn() -> Box<dyn Entropy>,
@@ -235,6 +238,7 @@ mod tests {
 
     use super::*;
     use crate::node::dir::Phase;
+    use crate::pki::seal::DataKey;
     use crate::sys::entropy::SeededEntropy;
     use crate::sys::files::{File, RealDisk};
     use crate::types::object::{Config, Profile};
@@ -252,8 +256,8 @@ mod tests {
         Box::new(SeededEntropy::new(*seed))
     }
 
-    fn key() -> DataKey {
-        DataKey::from_bytes([7; 32])
+    fn key() -> Keyring {
+        DataKey::from_bytes([7; 32]).into()
     }
 
     /// A swarm of two with their nodes and a config.
@@ -318,7 +322,7 @@ mod tests {
         let options = Options { segment_bytes: SEGMENT_BYTES, lineage };
         let log = dir.join(LOG);
         let (_, recovered) = wal::look(&RealDisk, &log, &key(), &options).unwrap();
-        let snapshots = Snapshots { disk: Arc::new(RealDisk), dir: log, key: key(), lineage };
+        let snapshots = Snapshots { disk: Arc::new(RealDisk), dir: log, keys: key(), lineage };
         let state = snapshots.load(recovered.snapshot.unwrap().position.index).unwrap();
         assert_eq!(Some(state.member_of(HERE).unwrap().raft_id), file.raft_id);
         (lineage, state)

@@ -18,12 +18,17 @@ use super::dir::{DataDir, NodeFile, Phase};
 use super::found::Keys;
 use super::rebuild::{self, Heir, NEXT_LOG, ReplaceError};
 use super::{StartError, StartFailure, start};
+use crate::ca;
+use crate::pki::UnlockKey;
 use crate::raft::recover::Snapshots;
 use crate::store::State;
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::{Disk, RealDisk};
 use crate::sys::time::wall_ms;
-use crate::types::{ClusterId, Index, Kind, Lineage, Member, NodeId, Object, Position, RaftId, Revision, Timestamp};
+use crate::types::object::Node;
+use crate::types::{
+    ClusterId, Index, Kind, Lineage, Member, NodeId, Object, Position, RaftId, Revision, Status, Timestamp,
+};
 use crate::wal;
 
 /// A directory that can be recovered, locked and read. Nothing of it has been changed.
@@ -81,7 +86,8 @@ pub struct Recovered {
 
 impl Recovery {
     /// Locks the directory, finishes a recovery that was interrupted after it had been decided, and reads everything.
-    pub fn open(path: &Path) -> Result<Self, StartError> {
+    /// `unlock` opens a key file that is locked. Whether the certificate is in force does not matter.
+    pub fn open(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
         let what = || format!("cannot recover {}", path.display());
         let nothing =
             |why: &str| StartError::refused(what(), why, "name the data directory of a manager with --data-dir");
@@ -99,13 +105,13 @@ impl Recovery {
             return Err(StartError::refused(what(), "its manager never became a member of a swarm", hint));
         }
         let attempted = |error| StartError { what: what(), ..error };
-        let keys = start::member_keys(&dir, &file).map_err(attempted)?;
+        let keys = start::member_keys(&dir, &file, unlock).map_err(attempted)?;
         let lineage = start::lineage(&dir, &file).map_err(attempted)?;
         let disk = Arc::new(RealDisk);
         let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
-        let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), &keys.data_key, &options)
+        let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), keys.store.keyring(), &options)
             .map_err(|error| mendable(start::log_error(&dir, &error)))?;
-        let snapshots = Snapshots { disk, dir: dir.raft(), key: keys.data_key.clone(), lineage };
+        let snapshots = Snapshots { disk, dir: dir.raft(), keys: keys.store.keyring(), lineage };
         let state =
             rebuild::read_all(&reader, &recovered, &snapshots).map_err(|error| start::recover_error(&dir, &error))?;
         let certificate = *keys.identity.identity();
@@ -154,9 +160,11 @@ impl Recovery {
         };
         let Self { dir, file, keys, state, voted, found } = self;
         let mut entropy = OsEntropy;
+        let node =
+            renew(&dir, &keys, &state, &mut entropy).map_err(|error| StartError { what: what.clone(), ..error })?;
         let (lineage, now_ms) = (Lineage(entropy.next_u128()), wall_ms());
         let addr = advertise.unwrap_or(found.addr);
-        let heir = Heir { node_id: found.node_id, addr: addr.clone(), node: None, voted };
+        let heir = Heir { node_id: found.node_id, addr: addr.clone(), node, voted };
         let (state, raft_id) = rebuild::succeed(state, lineage, heir, now_ms, &mut entropy);
         let revision = state.revision();
         let segment_bytes = start::segment_bytes(file.profile);
@@ -167,7 +175,7 @@ impl Recovery {
             let _ = std::fs::remove_dir_all(&next);
             failed(why)
         };
-        rebuild::write_next(&disk, dir.path(), &keys.data_key, &state, segment_bytes, random)
+        rebuild::write_next(&disk, dir.path(), &keys.store.keyring(), &state, segment_bytes, random)
             .map_err(|error| give_up(&error))?;
         // Nothing else is taken over: whatever kept the former member from starting is about its log.
         let file = NodeFile {
@@ -191,6 +199,31 @@ impl Recovery {
         })?;
         Ok(Recovered { lineage, parent: found.lineage, raft_id, addr, revision, aside: dir.path().join(aside) })
     }
+}
+
+/// A certificate in the place of one that is not in force: nobody else is left to ask. Signed for the key that there is, so
+/// that one file is replaced; whatever becomes of the recovery, it is this node's and of the same root. The node that has
+/// it, if there was need.
+fn renew(dir: &DataDir, keys: &Keys, state: &State, entropy: &mut dyn Entropy) -> Result<Option<Node>, StartError> {
+    let now_ms = wall_ms();
+    if keys.identity.verify(&keys.root_pem, now_ms).is_ok() {
+        return Ok(None);
+    }
+    let Some(cluster) = state.cluster() else { return Ok(None) };
+    let node_id = keys.identity.identity().node_id;
+    let description = match state.get(Kind::Node, node_id.into()).map(|stored| &stored.object) {
+        Some(Object::Node(node)) => node.description.clone(),
+        _ => start::describe(None),
+    };
+    let key = keys.store.file().node_key;
+    let (node, identity) =
+        ca::succeed_with(cluster, node_id, key, description, now_ms, entropy).map_err(|status: Status| {
+            let why = format!("its certificate is not in force, and no other can be made: {}", status.message);
+            StartError::refused("", why, "set this machine's clock, or begin from a backup: `skep backup restore FILE`")
+        })?;
+    dir.write_certificate(&identity, &cluster.root_ca.certificate)?;
+    log::warn!("the certificate was not in force: this node has given itself another one");
+    Ok(Some(node))
 }
 
 /// Damage is no reason to give up here: a log that is cut at it is what is left of the swarm.
@@ -235,7 +268,7 @@ mod tests {
     use ::raft::eraftpb::Entry;
 
     use super::*;
-    use crate::node::{Config, Node};
+    use crate::node::{Config, Node as Manager};
     use crate::types::log::Command;
     use crate::types::object;
     use crate::types::{Change, ChangeId, ObjectId, Operation};
@@ -244,7 +277,7 @@ mod tests {
     /// The directory of a manager that has stopped.
     fn stopped() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::start(Config::local(dir.path())).unwrap();
+        let node = Manager::start(Config::local(dir.path())).unwrap();
         let mut client = node.client().unwrap();
         let write = crate::types::api::Write::CreateConfig {
             name: "motd".to_owned(),
@@ -268,7 +301,7 @@ mod tests {
     fn append_uncommitted(dir: &Path, count: u64) {
         let opened = DataDir::open(dir).unwrap();
         let file = opened.read().unwrap().unwrap();
-        let (_, key) = opened.read_key().unwrap().unwrap();
+        let key = opened.open_keys(None).unwrap().unwrap().keyring();
         let options = wal::Options { segment_bytes: wal::SEGMENT_BYTES, lineage: file.lineage.unwrap() };
         let (mut wal, recovered) = Wal::open(Arc::new(RealDisk), &opened.raft(), &key, options).unwrap();
         let Position { term, index } = recovered.last;
@@ -288,16 +321,16 @@ mod tests {
     #[test]
     fn entries_that_were_not_known_to_be_committed_are_kept_and_counted() {
         let dir = stopped();
-        let known = Recovery::open(dir.path()).unwrap().found().uncommitted;
+        let known = Recovery::open(dir.path(), None).unwrap().found().uncommitted;
         append_uncommitted(dir.path(), 3);
-        let recovery = Recovery::open(dir.path()).unwrap();
+        let recovery = Recovery::open(dir.path(), None).unwrap();
         let found = recovery.found().clone();
         assert_eq!(found.uncommitted, known + 3);
         let configs = found.objects.iter().find(|(kind, _)| *kind == Kind::Config).unwrap().1;
         assert_eq!(configs, 4);
         let recovered = recovery.carry_out(None).unwrap();
         assert_eq!((recovered.parent, recovered.raft_id), (found.lineage, RaftId(2)));
-        let node = Node::start(Config::local(dir.path())).unwrap();
+        let node = Manager::start(Config::local(dir.path())).unwrap();
         assert_eq!(node.raft_id(), RaftId(2));
         let configs = node.client().unwrap().list(
             Kind::Config,
@@ -324,24 +357,25 @@ mod tests {
             files
         };
         let before = read();
-        Recovery::open(dir.path()).unwrap();
+        Recovery::open(dir.path(), None).unwrap();
         assert!(before == read());
     }
 
     #[test]
     fn a_recovery_that_was_decided_and_interrupted_is_finished_by_the_next_start() {
         let dir = stopped();
-        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path()).unwrap();
+        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path(), None).unwrap();
         let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term };
         let (state, raft_id) = rebuild::succeed(state, Lineage(2), heir, 9, &mut OsEntropy);
         let next = opened.path().join(NEXT_LOG);
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
-        rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, wal::SEGMENT_BYTES, random).unwrap();
+        rebuild::write_log(Arc::new(RealDisk), &next, &keys.store.keyring(), state, wal::SEGMENT_BYTES, random)
+            .unwrap();
         let file = NodeFile { raft_id: Some(raft_id), lineage: Some(Lineage(2)), ..file };
         let decided = NodeFile { replaced_log: Some("raft.before-recover-x".to_owned()), ..file };
         opened.write(&decided).unwrap();
         drop(opened);
-        let node = Node::start(Config::local(dir.path())).unwrap();
+        let node = Manager::start(Config::local(dir.path())).unwrap();
         assert_eq!(node.raft_id(), raft_id);
         assert!(dir.path().join("raft.before-recover-x").is_dir() && !next.exists());
         node.stop(Duration::from_secs(5));
@@ -354,17 +388,68 @@ mod tests {
         let file = opened.read().unwrap().unwrap();
         opened.write(&NodeFile { repaired: Some("wal-1 was damaged".to_owned()), ..file }).unwrap();
         drop(opened);
-        let error = Node::start(Config::local(dir.path())).unwrap_err();
+        let error = Manager::start(Config::local(dir.path())).unwrap_err();
         assert!(error.failure == StartFailure::Refused && error.hint.contains("recover --data-dir "), "{error:?}");
-        Recovery::open(dir.path()).unwrap().carry_out(None).unwrap();
-        let node = Node::start(Config::local(dir.path())).unwrap();
+        Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
+        let node = Manager::start(Config::local(dir.path())).unwrap();
         node.stop(Duration::from_secs(5));
+    }
+
+    /// Puts a certificate that is over in the place of a manager's.
+    fn expire(dir: &Path, unlock: Option<&UnlockKey>) {
+        let recovery = Recovery::open(dir, unlock).unwrap();
+        let cluster = recovery.state.cluster().unwrap();
+        let (node_id, key) = (recovery.found.node_id, recovery.keys.store.file().node_key);
+        let long_ago = wall_ms() - 200 * 86_400_000;
+        let (_, identity) =
+            ca::succeed_with(cluster, node_id, key, start::describe(None), long_ago, &mut OsEntropy).unwrap();
+        assert!(identity.verify(&recovery.keys.root_pem, wall_ms()).is_err());
+        recovery.dir.write_certificate(&identity, &recovery.keys.root_pem).unwrap();
+    }
+
+    #[test]
+    fn a_manager_whose_certificate_is_over_recovers_and_gives_itself_another() {
+        let dir = stopped();
+        expire(dir.path(), None);
+        let recovery = Recovery::open(dir.path(), None).unwrap();
+        let node_id = recovery.found().node_id;
+        recovery.carry_out(None).unwrap();
+        let node = Manager::start(Config::local(dir.path())).unwrap();
+        assert_eq!(node.node_id(), node_id);
+        // The swarm knows the certificate that is in use.
+        let inspect = crate::types::api::QueryKind::Inspect(Kind::Node, node_id.to_string());
+        let answer = node.client().unwrap().query(inspect, false, Duration::from_secs(30)).unwrap();
+        let crate::types::api::Answer::Object(object) = answer else { panic!() };
+        let Object::Node(object) = *object else { panic!() };
+        let chain = std::fs::read_to_string(dir.path().join("pki/node.crt")).unwrap();
+        assert_eq!(object.certificate.certificate, chain);
+        node.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_locked_directory_is_recovered_with_the_unlock_key_and_stays_locked() {
+        let dir = stopped();
+        let unlock = UnlockKey::generate(&mut crate::sys::entropy::SeededEntropy::new(1));
+        let opened = DataDir::open(dir.path()).unwrap();
+        let store = opened.open_keys(None).unwrap().unwrap();
+        let lock = crate::pki::keyfile::Lock { key: Some(unlock.clone()), version: Revision(1 << 40) };
+        store.change(|file| file.follow(lock)).unwrap();
+        drop(opened);
+        expire(dir.path(), Some(&unlock));
+        let error = Recovery::open(dir.path(), None).unwrap_err();
+        assert!(error.failure == StartFailure::Refused && error.hint.contains("--unlock-key-file"), "{error:?}");
+        let wrong = UnlockKey::generate(&mut crate::sys::entropy::SeededEntropy::new(2));
+        assert_eq!(Recovery::open(dir.path(), Some(&wrong)).unwrap_err().failure, StartFailure::Refused);
+        Recovery::open(dir.path(), Some(&unlock)).unwrap().carry_out(None).unwrap();
+        assert!(crate::node::is_locked(dir.path()));
+        let config = Config { unlock_key: Some(unlock), ..Config::local(dir.path()) };
+        Manager::start(config).unwrap().stop(Duration::from_secs(5));
     }
 
     #[test]
     fn what_is_no_member_is_not_recovered() {
         let refusal = |path: &Path| {
-            let error = Recovery::open(path).unwrap_err();
+            let error = Recovery::open(path, None).unwrap_err();
             assert_eq!(error.failure, StartFailure::Refused);
             error.why
         };

@@ -6,9 +6,10 @@
 use std::path::Path;
 
 use super::dir::{DataDir, NodeFile, Phase};
+use super::keys;
 use super::start::{lineage, log_error, segment_bytes};
 use super::{StartError, StartFailure};
-use crate::pki::seal::DataKey;
+use crate::pki::{Keyring, UnlockKey};
 use crate::sys::files::RealDisk;
 use crate::wal::Options;
 use crate::wal::repair::{self, Plan, RepairError};
@@ -18,14 +19,15 @@ use crate::wal::repair::{self, Plan, RepairError};
 pub struct Repair {
     dir: DataDir,
     file: NodeFile,
-    key: DataKey,
+    keys: Keyring,
     options: Options,
     plan: Plan,
 }
 
 impl Repair {
     /// Looks at the log in the data directory `path`, and changes nothing; `None` when it opens as it is.
-    pub fn plan(path: &Path) -> Result<Option<Self>, StartError> {
+    /// `unlock` opens a key file that is locked.
+    pub fn plan(path: &Path, unlock: Option<&UnlockKey>) -> Result<Option<Self>, StartError> {
         let what = || format!("cannot repair the log in {}", path.display());
         if !path.join("node.json").exists() {
             let hint = "name a manager's data directory, such as /var/lib/skep";
@@ -40,12 +42,12 @@ impl Repair {
         let Some(file) = file else {
             return Err(StartError::refused(what(), "it belongs to no member of a swarm", ""));
         };
-        let key = dir.read_key()?.map(|(_, key)| key).ok_or_else(|| {
+        let keys = dir.open_keys(unlock)?.map(|store| store.keyring()).ok_or_else(|| {
             let hint = "put pki/node.key back from a backup; without it this node's log cannot be read";
             StartError::new(StartFailure::Damaged, what(), "its key is missing", hint)
         })?;
         let options = Options { segment_bytes: segment_bytes(file.profile), lineage: lineage(&dir, &file)? };
-        let plan = repair::plan(&RealDisk, &dir.raft(), &key, options).map_err(|error| match error {
+        let plan = repair::plan(&RealDisk, &dir.raft(), &keys, options).map_err(|error| match error {
             RepairError::Wal(error) => log_error(&dir, &error),
             error @ RepairError::Hopeless { .. } => {
                 let hint = "with a majority of the other managers alive: move the directory aside and join anew with \
@@ -54,7 +56,7 @@ impl Repair {
                 StartError::new(StartFailure::Damaged, what(), error, hint)
             }
         })?;
-        Ok(plan.map(|plan| Self { dir, file, key, options, plan }))
+        Ok(plan.map(|plan| Self { dir, file, keys, options, plan }))
     }
 
     /// What would be cut off.
@@ -67,12 +69,13 @@ impl Repair {
         let Plan { file, offset, last, .. } = &self.plan;
         self.file.repaired = Some(format!("{file} was damaged at byte {offset}; entries up to {last} are left"));
         self.dir.write(&self.file)?;
-        repair::carry_out(&RealDisk, &self.dir.raft(), &self.key, self.options, &self.plan)
+        repair::carry_out(&RealDisk, &self.dir.raft(), &self.keys, self.options, &self.plan)
             .map_err(|error| log_error(&self.dir, &error))
     }
 }
 
-/// What seals the log and the snapshots of the node whose data directory `path` is; `None` when it has no key.
-pub fn data_key(path: &Path) -> Result<Option<DataKey>, StartError> {
-    DataDir::data_key(path)
+/// What seals the log and the snapshots of the node whose data directory `path` is, without taking its lock: the file is
+/// replaced as a whole. `None` when there is no key file; `unlock` opens one that is locked.
+pub fn data_keys(path: &Path, unlock: Option<&UnlockKey>) -> Result<Option<Keyring>, StartError> {
+    Ok(keys::open(path, unlock)?.map(|file| Keyring::new(file.data_keys)))
 }

@@ -14,6 +14,7 @@ use super::dir::{DataDir, NodeFile, Phase};
 use super::rebuild::{self, Heir};
 use super::{StartError, StartFailure, dir, start};
 use crate::ca;
+use crate::pki::KeyFile;
 use crate::pki::seal::DataKey;
 use crate::store::State;
 use crate::sys::entropy::{Entropy, OsEntropy};
@@ -91,15 +92,16 @@ pub fn restore(path: &Path, state: State, name: Option<String>, addr: &str) -> R
     let node_id = node.id;
     node.status.state = NodeState::Ready;
     addr.clone_into(&mut node.status.addr);
-    let data_key = DataKey::generate(&mut entropy);
-    dir.write_identity(&identity, &root_pem, &data_key)?;
+    // In the clear: the manager locks itself when it runs, and then there is somebody to ask for the unlock key.
+    let keys = dir.create_keys(KeyFile::new(identity.key().clone(), DataKey::generate(&mut entropy)))?;
+    dir.write_certificate(&identity, &root_pem)?;
     let lineage = Lineage(entropy.next_u128());
     let heir = Heir { node_id, addr: addr.to_owned(), node: Some(node), voted: Term(0) };
     let (state, raft_id) = rebuild::succeed(state, lineage, heir, wall_ms(), &mut entropy);
     let revision = state.revision();
     let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
     let bytes = start::segment_bytes(profile);
-    rebuild::write_log(Arc::new(RealDisk), &dir.raft(), &data_key, state, bytes, random)
+    rebuild::write_log(Arc::new(RealDisk), &dir.raft(), &keys.keyring(), state, bytes, random)
         .map_err(|error| internal(&error))?;
     file.phase = Phase::Member;
     file.node_id = Some(node_id);
@@ -140,7 +142,7 @@ mod tests {
         let node = Node::start(Config::local(dir.path())).unwrap();
         node.stop(std::time::Duration::from_secs(5));
         drop(node);
-        let recovery = crate::node::recover::Recovery::open(dir.path()).unwrap();
+        let recovery = crate::node::recover::Recovery::open(dir.path(), None).unwrap();
         recovery.into_state()
     }
 

@@ -26,7 +26,7 @@ use crate::sys::queue::{Received, Receiver, Sender, bounded};
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{Instant, monotonic};
 use crate::types::{Code, Position, Status};
-use crate::wal::{LogReader, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before};
+use crate::wal::{LogReader, SnapshotReader, SnapshotWriter, list_snapshots, named_keys, remove_snapshots_before};
 
 /// Snapshots kept: the newest, and the one before it, which may be on its way to a peer.
 const KEPT: usize = 2;
@@ -36,6 +36,8 @@ const KEPT: usize = 2;
 pub enum Job {
     /// Write one of the store as it is.
     Create,
+    /// Remove snapshots that are sealed with an old key, as soon as the log does not rest on them any more.
+    Tidy,
     /// Replace `peers.json`. Done here, because a file is synced, and who greets peers must not wait for the disk.
     Remember(Vec<u8>),
 }
@@ -92,6 +94,10 @@ pub fn spawn_writer(
                 }
                 continue;
             }
+            if let Job::Tidy = job {
+                remove_old_keys(&snapshots, &recorded);
+                continue;
+            }
             let begin = monotonic();
             let event = match snapshots.save(store.snapshot(), &mut OsEntropy) {
                 Ok(mark) => {
@@ -126,6 +132,22 @@ fn remove_old(snapshots: &Snapshots, recorded: &LogReader) {
                 remove_snapshots_before(snapshots.disk.as_ref(), &snapshots.dir, keep)
             }
             None => Ok(()),
+        }
+    });
+    if let Err(error) = result {
+        log::warn!("cannot remove old snapshots: {error}");
+    }
+}
+
+/// Removes all snapshots before the one that the log has recorded, if that is sealed with the newest key. A peer that is
+/// being sent one keeps it until it is done.
+fn remove_old_keys(snapshots: &Snapshots, recorded: &LogReader) {
+    let Snapshots { disk, dir, keys, .. } = snapshots;
+    let index = recorded.snapshot().index;
+    let result = named_keys(disk.as_ref(), dir).and_then(|named| {
+        match named.newest_snapshot == Some((index, keys.newest().id())) {
+            true => remove_snapshots_before(disk.as_ref(), dir, index),
+            false => Ok(()),
         }
     });
     if let Err(error) = result {
@@ -223,8 +245,8 @@ impl Mover {
     }
 
     fn serve(&mut self, stream: StreamId, position: Position, offset: u64) {
-        let Snapshots { disk, dir, key, lineage } = &self.snapshots;
-        let opened = SnapshotReader::open(disk.as_ref(), dir, key, *lineage, position.index).and_then(|mut reader| {
+        let Snapshots { disk, dir, keys, lineage } = &self.snapshots;
+        let opened = SnapshotReader::open(disk.as_ref(), dir, keys, *lineage, position.index).and_then(|mut reader| {
             reader.skip_to(offset)?;
             Ok(reader)
         });
@@ -285,8 +307,8 @@ impl Mover {
     }
 
     fn begin(&mut self, mark: SnapshotMark) {
-        let Snapshots { disk, dir, key, lineage } = &self.snapshots;
-        match SnapshotWriter::create(disk.clone(), dir, key, *lineage, mark.position, &mark.configuration) {
+        let Snapshots { disk, dir, keys, lineage } = &self.snapshots;
+        match SnapshotWriter::create(disk.clone(), dir, keys, *lineage, mark.position, &mark.configuration) {
             Ok(writer) => self.taking = Some(Taking { mark, writer, decoder: SnapshotDecoder::new() }),
             Err(error) => {
                 let position = mark.position;

@@ -18,13 +18,14 @@ use super::sockets::{self, Sockets};
 use super::stop::{StopCell, Stopped};
 use super::supervisor::{self, Engine, House};
 use super::worker::{self, Worker};
-use super::{Config, Node, StartError, StartFailure, join, leader, snapshots, space};
+use super::{Config, Node, StartError, StartFailure, join, keys, leader, locked, locksmith, snapshots, space};
 use crate::agent::Own;
 use crate::agent::run::{self as agent_run, Agent, Follow};
 use crate::ca::Janitor;
 use crate::ca::rotation::Rotation;
 use crate::net::{self, NetHandle, NetInbox};
-use crate::pki::{self, NodeIdentity};
+use crate::pki::seal::DataKey;
+use crate::pki::{self, NodeIdentity, UnlockKey};
 use crate::raft::machine::{Machine as RaftMachine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
@@ -52,8 +53,9 @@ const WORK_QUEUE: usize = 1024;
 /// Completions that wait for the net thread.
 const NET_QUEUE: usize = 1 << 13;
 
-/// Starts a node as `config` says.
-pub fn start(config: Config) -> Result<Node, StartError> {
+/// Starts a node as `config` says. While its keys are locked and nobody has given the unlock key, `while_locked` is called
+/// at once and then about every second; without it a locked directory is refused.
+pub fn start(config: Config, while_locked: Option<&mut dyn FnMut()>) -> Result<Node, StartError> {
     let dir = DataDir::open(&config.data_dir)?;
     let known = dir.read()?;
     if let Some(cut) = known.as_ref().and_then(|file| file.repaired.as_ref()) {
@@ -74,7 +76,11 @@ pub fn start(config: Config) -> Result<Node, StartError> {
         check_new(&config, &dir)?;
     }
     let is_worker = known.as_ref().is_some_and(|file| file.phase == Phase::Worker);
-    let mut sockets = sockets::bind(&config, is_worker)?;
+    let sockets = sockets::bind(&config, is_worker)?;
+    let (mut sockets, unlock) = match &known {
+        Some(file) => locked::unlock(&config, &dir, file, sockets, while_locked)?,
+        None => (sockets, None),
+    };
     let mut file = match known {
         Some(file) => file,
         None => begin(&config, &dir)?,
@@ -104,15 +110,15 @@ pub fn start(config: Config) -> Result<Node, StartError> {
                 format!("give the command again: `skep backup restore FILE --data-dir {}`", dir.path().display());
             return Err(StartError::refused(what, "a restore of a backup to it was not finished", hint));
         }
-        Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress)?,
+        Phase::Joining => join_begin(&config, &dir, &mut file, &sockets, &progress, unlock.as_ref())?,
         Phase::Member => {
             // Raised and synced before anybody hears of this start.
             dir.write(&file)?;
-            reopen(&dir, &file)?
+            reopen(&dir, &file, unlock.as_ref())?
         }
         Phase::Worker => {
             dir.write(&file)?;
-            Opened { keys: node_keys(&dir, &file)?, log: None }
+            Opened { keys: node_keys(&dir, &file, unlock.as_ref())?, log: None }
         }
     };
     let role = opened.keys.identity.identity().role;
@@ -230,13 +236,14 @@ fn join_begin(
     file: &mut NodeFile,
     sockets: &Sockets,
     progress: &Progress,
+    unlock: Option<&UnlockKey>,
 ) -> Result<Opened, StartError> {
     // The command line wins over what an earlier start was told: the operator may have mended it.
     if config.join.is_some() {
         file.join.clone_from(&config.join);
     }
     dir.write(file)?;
-    let keys = match read_keys(dir, file)? {
+    let keys = match read_keys(dir, file, unlock)? {
         Some(keys) => keys,
         None => {
             let addr = file.join.clone().unwrap_or_default();
@@ -256,16 +263,20 @@ fn join_begin(
     Ok(Opened { keys, log: None })
 }
 
-/// Certificate, root and keys, if a certificate was issued already.
-pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
+/// Certificate, root and keys, if a certificate was issued already. `unlock` opens a key file that is locked.
+pub(super) fn read_keys(
+    dir: &DataDir,
+    file: &NodeFile,
+    unlock: Option<&UnlockKey>,
+) -> Result<Option<Keys>, StartError> {
     let what = || format!("cannot use the certificate in {}", dir.path().display());
-    dir.recover_identity()?;
+    dir.recover_identity(unlock)?;
     let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
         return Ok(None);
     };
-    let Some((key, data_key)) = dir.read_key()? else { return Ok(None) };
+    let Some(store) = dir.open_keys(unlock)? else { return Ok(None) };
     let damaged = |error: pki::PkiError| StartError::new(StartFailure::Damaged, what(), &error, error.hint());
-    let identity = NodeIdentity::new(&chain, key).map_err(damaged)?;
+    let identity = NodeIdentity::new(&chain, store.file().node_key).map_err(damaged)?;
     if file.node_id.is_some_and(|node_id| node_id != identity.identity().node_id) {
         let hint = "put the files of pki/ back that belong to this node.json";
         return Err(StartError::new(StartFailure::Damaged, what(), "it names another node than node.json", hint));
@@ -274,22 +285,23 @@ pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, 
     if let Err(error) = identity.verify_at_its_time(&root_pem, wall_ms()) {
         return Err(StartError::refused(what(), &error, error.hint()));
     }
-    Ok(Some(Keys { identity, root_pem, data_key }))
+    Ok(Some(Keys { identity, root_pem, store }))
 }
 
 /// The certificate and keys of a node that is part of a swarm.
-fn node_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
+fn node_keys(dir: &DataDir, file: &NodeFile, unlock: Option<&UnlockKey>) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
-    read_keys(dir, file)?.ok_or_else(|| {
+    read_keys(dir, file, unlock)?.ok_or_else(|| {
         let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
         StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint)
     })
 }
 
-/// What a member needs to read its log. Every way to an existing log leads through here.
-pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
+/// What a member needs to read its log, whether its certificate is in force or not. Every way to an existing log leads
+/// through here.
+pub(super) fn member_keys(dir: &DataDir, file: &NodeFile, unlock: Option<&UnlockKey>) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
-    let keys = node_keys(dir, file)?;
+    let keys = node_keys(dir, file, unlock)?;
     if !has_log(dir) {
         if let Some(aside) = dir.retired() {
             let why = format!("this node left the swarm or was removed from it; its log was moved to {aside}");
@@ -305,11 +317,11 @@ pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartE
     Ok(keys)
 }
 
-fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+fn reopen(dir: &DataDir, file: &NodeFile, unlock: Option<&UnlockKey>) -> Result<Opened, StartError> {
     if !has_log(dir) && dir.retired().is_some() && !file.left {
-        return Ok(Opened { keys: node_keys(dir, file)?, log: None });
+        return Ok(Opened { keys: node_keys(dir, file, unlock)?, log: None });
     }
-    let keys = member_keys(dir, file)?;
+    let keys = member_keys(dir, file, unlock)?;
     let lineage = lineage(dir, file)?;
     Ok(Opened { log: Some(open_log(dir, &keys, file.profile, lineage)?), keys })
 }
@@ -328,7 +340,7 @@ pub(super) fn lineage(dir: &DataDir, file: &NodeFile) -> Result<Lineage, StartEr
 
 fn open_log(dir: &DataDir, keys: &Keys, profile: Profile, lineage: Lineage) -> Result<(Wal, Recovered), StartError> {
     let options = wal::Options { segment_bytes: segment_bytes(profile), lineage };
-    Wal::open(Arc::new(RealDisk), &dir.raft(), &keys.data_key, options).map_err(|error| log_error(dir, &error))
+    Wal::open(Arc::new(RealDisk), &dir.raft(), keys.store.keyring(), options).map_err(|error| log_error(dir, &error))
 }
 
 pub(super) fn log_error(dir: &DataDir, error: &WalError) -> StartError {
@@ -442,7 +454,7 @@ impl<'a> Starter<'a> {
         let lineage = lineage(&dir, &self.file)?;
         let raft_id = self.file.raft_id.ok_or_else(|| internal("node.json names no raft id"))?;
         let snapshots =
-            Snapshots { disk: Arc::new(RealDisk), dir: dir.raft(), key: self.opened.keys.data_key.clone(), lineage };
+            Snapshots { disk: Arc::new(RealDisk), dir: dir.raft(), keys: self.opened.keys.store.keyring(), lineage };
         let ring = if self.file.profile == Profile::Sdcard { WATCH_RING_BYTES_SDCARD } else { WATCH_RING_BYTES };
         if let Some(cut) = &recovered.cut {
             log::warn!("the log ended in a write that was not finished: {cut:?}");
@@ -486,6 +498,7 @@ impl<'a> Starter<'a> {
         let services: leader::Services = Box::new(move |term| {
             vec![
                 Box::new(Janitor::new(Box::new(OsEntropy))) as Box<dyn Service>,
+                Box::new(Rotation::default()) as Box<dyn Service>,
                 Box::new(Roles::new(term)) as Box<dyn Service>,
                 Box::new(Rotation::default()) as Box<dyn Service>,
             ]
@@ -501,6 +514,16 @@ impl<'a> Starter<'a> {
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });
+        let surroundings = locksmith::Surroundings {
+            keys: self.opened.keys.store.clone(),
+            store: store.clone(),
+            disk: Arc::new(RealDisk),
+            dir: dir.path().to_owned(),
+            log: reader.clone(),
+            raft: self.raft.clone(),
+            snapshots: snapshot_jobs.clone(),
+        };
+        let (locksmith, locksmith_thread) = locksmith::spawn(surroundings, &self.metrics).map_err(internal)?;
         let (wal_queue, wal_inbox) = bounded(WORK_QUEUE, self.metrics.queue("wal"));
         let (apply_queue, apply_inbox) = bounded(WORK_QUEUE, self.metrics.queue("apply"));
         let on_durable = raft_run::on_durable(self.raft.clone(), outlet.clone());
@@ -531,6 +554,7 @@ impl<'a> Starter<'a> {
             store,
             transfer,
             jobs: snapshot_jobs,
+            locksmith: locksmith.clone(),
             advertise: self.identity.advertise.clone(),
         };
         let mut active = Some(active);
@@ -565,6 +589,7 @@ impl<'a> Starter<'a> {
             wal_thread,
             apply_thread,
             space_thread,
+            locksmith_thread,
             scrub_thread,
             leader_thread,
         ];
@@ -581,7 +606,7 @@ impl<'a> Starter<'a> {
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, scrub, space, agent })),
+            running: Mutex::new(Some(Running { threads, scrub, space, locksmith, agent })),
             store: kept,
         })
     }
@@ -609,6 +634,8 @@ impl<'a> Starter<'a> {
             leader: None,
             remember: Box::new(move |managers| worker::remember(&remembering, managers)),
             remembered: (worker::remembered(&self.house.dir), monotonic()),
+            keys: self.opened.keys.store.clone(),
+            wanted: false,
         };
         let thread = agent_run::spawn(Agent {
             own: self.house.own.clone(),
@@ -620,6 +647,23 @@ impl<'a> Starter<'a> {
         })
         .map_err(internal)?;
         Ok((stop, thread))
+    }
+
+    /// Where managers lock, the first thing that a new one seals is sealed with a key that never was on the disk in the
+    /// clear.
+    fn lock_early(&self, managers: &[String], hello: &Hello) -> Result<(), StartError> {
+        let keys = &self.opened.keys;
+        let Some(lock) = join::lock(managers, keys, hello) else { return Ok(()) };
+        let locked = keys.store.change(|file| {
+            file.follow(lock);
+            // The one before stays for now: an earlier attempt may have begun a log with it.
+            file.data_keys.insert(0, DataKey::generate(&mut OsEntropy));
+            file.rotate = false;
+        });
+        locked.map_err(|error| {
+            let what = format!("cannot write {}", self.house.dir.path().join(keys::KEY_FILE).display());
+            StartError::new(StartFailure::Internal, what, error, "")
+        })
     }
 
     /// The hello of a member.
@@ -679,6 +723,7 @@ impl<'a> Starter<'a> {
         self.file.raft_id = Some(raft_id);
         self.file.phase = Phase::Member;
         self.file.left = false;
+        self.lock_early(managers, &hello)?;
         let log = open_log(&self.house.dir, &self.opened.keys, profile, lineage)?;
         self.house.dir.write(&self.file)?;
         Ok(log)

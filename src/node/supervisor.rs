@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use super::dir::{DataDir, NodeFile, Phase};
 use super::found::Keys;
+use super::keys::KEY_FILE;
 use super::lobby::Progress;
 use super::manager::Manager;
 use super::sockets::{self, Sockets};
 use super::start::{Opened, Starter};
 use super::stop::{StopCell, Stopped};
 use super::worker::{self, Worker, WorkerEnd};
-use super::{Config, StartError};
+use super::{Config, StartError, StartFailure};
 use crate::agent::Own;
+use crate::pki::keyfile::Lock;
 use crate::sys::metrics::Metrics;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{monotonic, wall_ms};
@@ -219,7 +221,23 @@ impl Supervisor {
     /// A worker, or with `in_doubt` what perhaps is one.
     fn become_worker(&mut self, in_doubt: bool) -> Result<Engine, StartError> {
         let in_doubt = in_doubt || self.file.phase == Phase::Member;
+        if !in_doubt {
+            self.unseal()?;
+        }
         Worker::start(&self.house, &self.file, in_doubt).map(|worker| Engine::Worker(Arc::new(worker)))
+    }
+
+    /// Nobody unlocks a worker: only managers keep what the unlock key is for.
+    fn unseal(&self) -> Result<(), StartError> {
+        let keys = &self.house.keys.store;
+        if keys.file().lock.key.is_none() {
+            return Ok(());
+        }
+        // Nothing was heard of a lock, as far as a manager that this node may become again is concerned.
+        keys.change(|file| file.lock = Lock::default()).map_err(|error| {
+            let what = format!("cannot write {}", self.house.dir.path().join(KEY_FILE).display());
+            StartError::new(StartFailure::Internal, what, error, "")
+        })
     }
 
     /// Joins the Raft group with the certificate that the worker was given.
@@ -248,7 +266,7 @@ impl Supervisor {
         // Peers take each manager of this node for a start of its own.
         self.file.boot += 1;
         self.house.dir.write(&self.file)?;
-        let mut keys = self.house.dir.reread(&self.house.keys)?;
+        let mut keys = self.house.keys.clone();
         keys.identity = self.house.own.node();
         keys.root_pem = self.house.own.roots();
         let opened = Opened { keys, log: None };

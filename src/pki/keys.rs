@@ -41,12 +41,22 @@ impl PrivateKey {
             }
             Err(_) => return Err(PkiError::Unreadable { what }),
         };
+        Self::from_pkcs8(pkcs8, what)
+    }
+
+    /// From PKCS#8 (DER): ed25519 or P-256.
+    pub(super) fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>, what: &'static str) -> Result<Self, PkiError> {
         for algorithm in [Algorithm::Ed25519, Algorithm::P256] {
             if Signer::new(algorithm, &pkcs8).is_some() {
                 return Ok(Self { algorithm, pkcs8 });
             }
         }
         Err(PkiError::UnsupportedKey { what, found: "it is neither ed25519 nor P-256" })
+    }
+
+    /// PKCS#8 (DER).
+    pub(super) fn pkcs8(&self) -> &[u8] {
+        &self.pkcs8
     }
 
     /// PEM text of the key, wiped when dropped.

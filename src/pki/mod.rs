@@ -25,7 +25,9 @@
 //!   take no chain of the old one any more.
 //! - Private keys and token secrets are in no `Debug` and no error, and are wiped when dropped.
 //!
-//! [`seal`] is the other half of what is secret here: the encryption of what a manager writes to its disk.
+//! [`seal`] is the other half of what is secret here: the encryption of what a manager writes to its disk, with its data
+//! keys ([`Keyring`]). They and the node's private key lie in one file ([`keyfile`]), which an [`UnlockKey`] seals when the
+//! swarm locks its managers.
 //!
 //! Everything is a function of bytes, time and entropy: the caller passes milliseconds since 1970 and an
 //! [`Entropy`](crate::sys::entropy::Entropy). Two exceptions: a handshake asks the wall clock of `sys`, and ring draws the nonce of a P-256 signature from the operating system (ed25519 has none).
@@ -37,6 +39,8 @@ use crate::types::{Code, Status, Timestamp};
 pub mod ca;
 mod explain;
 pub mod identity;
+pub mod keyfile;
+mod keyring;
 pub mod keys;
 mod pem;
 pub mod seal;
@@ -44,13 +48,17 @@ pub mod seal;
 pub(crate) mod testing;
 pub mod tls;
 pub mod token;
+mod unlock;
 
 pub use ca::{RootCa, RootFacts, check_request, root_facts};
 pub use explain::{UNKNOWN_ROOT, clock_words, concerns_time, explain};
 pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem, issuer_of};
+pub use keyfile::KeyFile;
+pub use keyring::Keyring;
 pub use keys::{PrivateKey, generate_key, signing_request};
 pub use tls::{Trust, check_protocol, client_config, manager_name, server_config, server_name};
 pub use token::{JoinToken, TokenError, root_digest, same_secret};
+pub use unlock::{UNLOCK_KEY_PREFIX, UnlockKey, UnlockKeyError};
 
 /// Why a key, certificate, request or token is not usable. No variant holds key material.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -124,7 +124,7 @@ fn nonce(number: u64) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-struct Length(usize);
+pub(super) struct Length(pub(super) usize);
 
 impl hkdf::KeyType for Length {
     fn len(&self) -> usize {

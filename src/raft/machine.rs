@@ -227,6 +227,7 @@ pub struct Machine {
     disk: DiskSpace,
     /// When a low disk last asked for a snapshot.
     low_disk_snapshot: Option<Instant>,
+    retiring: Option<snapshots::Retiring>,
     effects: Effects,
 }
 
@@ -319,6 +320,7 @@ impl Machine {
             own_sync_us: 0,
             disk: DiskSpace::default(),
             low_disk_snapshot: None,
+            retiring: None,
             effects: Effects::default(),
         };
         machine.effects.peers = Some(machine.replicated.members.clone());
@@ -383,6 +385,7 @@ impl Machine {
             }
             Event::Measured { node, rtt_us, sync_us, mark } => self.on_measured(node, rtt_us, sync_us, mark),
             Event::PeerDisk { node, low } => self.peers.entry(node).or_default().disk_low = low,
+            Event::Retire { upto } => self.on_retire(upto),
             Event::DiskSpace(space) => self.on_disk_space(space),
             Event::OwnSync { sync_us } => self.own_sync_us = sync_us,
             Event::Rotten { what } => self.fence_due = Some(Stop::Rotten(what)),

@@ -243,6 +243,12 @@ pub enum Event {
         /// Whether it is.
         low: bool,
     },
+    /// What is on disk up to this entry is sealed with a key that is to go: write a snapshot that replaces all of it, and let
+    /// go of the log, whoever lags.
+    Retire {
+        /// The last entry.
+        upto: Index,
+    },
     /// How much room there is on our own disk.
     DiskSpace(DiskSpace),
     /// Our own median sync, microseconds.

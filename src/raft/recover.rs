@@ -16,7 +16,7 @@ use ::raft::eraftpb::HardState;
 
 use super::storage::{LogView, SnapshotMark};
 use crate::apply::{Applier, ApplyError};
-use crate::pki::seal::DataKey;
+use crate::pki::Keyring;
 use crate::store::{SnapshotDecoder, SnapshotEncoder, SnapshotError, State, Store};
 use crate::sys::entropy::Entropy;
 use crate::sys::faults::{Fault, planted};
@@ -29,15 +29,15 @@ use crate::wal::{
 /// Bytes of log read at once while it is applied.
 const REPLAY_BYTES: u64 = 1 << 20;
 
-/// Where a manager's snapshots are, and what they are sealed with. Clones may go to other threads.
+/// Where a manager's snapshots are, and what they are sealed with. Clones may go to other threads; all see a new key.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     /// The disk they are on.
     pub disk: Arc<dyn Disk>,
     /// The log's directory.
     pub dir: PathBuf,
-    /// Their key.
-    pub key: DataKey,
+    /// What they are sealed with.
+    pub keys: Keyring,
     /// Their history.
     pub lineage: Lineage,
 }
@@ -88,7 +88,7 @@ pub enum RecoverError {
 impl Snapshots {
     /// Reads a finished snapshot into a state.
     pub fn load(&self, index: Index) -> Result<State, RecoverError> {
-        let mut reader = SnapshotReader::open(self.disk.as_ref(), &self.dir, &self.key, self.lineage, index)?;
+        let mut reader = SnapshotReader::open(self.disk.as_ref(), &self.dir, &self.keys, self.lineage, index)?;
         let broken = |source| RecoverError::Snapshot { index, source };
         let mut decoder = SnapshotDecoder::new();
         while let Some(chunk) = reader.next_chunk()? {
@@ -103,9 +103,10 @@ impl Snapshots {
 
     /// Writes a snapshot of `state` and makes it durable. It counts once the log has recorded it.
     pub fn save(&self, state: State, entropy: &mut dyn Entropy) -> Result<SnapshotMark, RecoverError> {
-        let (disk, key, lineage) = (self.disk.clone(), &self.key, self.lineage);
+        let (disk, keys, lineage) = (self.disk.clone(), &self.keys, self.lineage);
         let (position, configuration) = (state.applied(), state.configuration());
-        let mut writer = SnapshotWriter::create_with(disk, &self.dir, key, lineage, position, &configuration, entropy)?;
+        let mut writer =
+            SnapshotWriter::create_with(disk, &self.dir, keys, lineage, position, &configuration, entropy)?;
         for chunk in SnapshotEncoder::new(state) {
             writer.write_chunk(&chunk.map_err(|source| RecoverError::Snapshot { index: position.index, source })?)?;
         }
@@ -214,6 +215,7 @@ mod tests {
     use ::raft::eraftpb::Entry;
 
     use super::*;
+    use crate::pki::seal::DataKey;
     use crate::sys::entropy::SeededEntropy;
     use crate::sys::files::RealDisk;
     use crate::types::{NodeId, Term};
@@ -228,11 +230,11 @@ mod tests {
 
     fn open(dir: &Path) -> Opened {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let key = DataKey::generate(&mut SeededEntropy::new(1));
+        let keys = Keyring::from(DataKey::generate(&mut SeededEntropy::new(1)));
         let options = wal::Options { segment_bytes: 64 << 10, lineage: LINEAGE };
         let entropy = Box::new(SeededEntropy::new(2));
-        let (wal, recovered) = Wal::open_with(disk.clone(), dir, &key, options, entropy, false).unwrap();
-        Opened { wal, recovered, snapshots: Snapshots { disk, dir: dir.to_owned(), key, lineage: LINEAGE } }
+        let (wal, recovered) = Wal::open_with(disk.clone(), dir, &keys, options, entropy, false).unwrap();
+        Opened { wal, recovered, snapshots: Snapshots { disk, dir: dir.to_owned(), keys, lineage: LINEAGE } }
     }
 
     fn recovery(opened: &Opened) -> Recovery {
@@ -319,10 +321,10 @@ mod tests {
     fn a_snapshot_with_another_state_than_its_header_says_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let opened = open(dir.path());
-        let Snapshots { disk, dir, key, lineage } = opened.snapshots.clone();
+        let Snapshots { disk, dir, keys, lineage } = opened.snapshots.clone();
         let (state, elsewhere) = (first_state(), Position { term: Term(1), index: Index(9) });
         let configuration = state.configuration();
-        let mut writer = SnapshotWriter::create(disk, &dir, &key, lineage, elsewhere, &configuration).unwrap();
+        let mut writer = SnapshotWriter::create(disk, &dir, &keys, lineage, elsewhere, &configuration).unwrap();
         for chunk in SnapshotEncoder::new(state) {
             writer.write_chunk(&chunk.unwrap()).unwrap();
         }

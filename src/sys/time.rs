@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::sync::OnceLock;
+#[cfg(debug_assertions)]
+use std::sync::atomic::AtomicI64;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -54,7 +56,7 @@ pub fn monotonic() -> Instant {
 /// [`set_floor`] was told.
 pub fn wall_ms() -> u64 {
     let floor = FLOOR_MS.load(Relaxed);
-    let system = system_ms().saturating_add(wound_ms());
+    let system = system_ms().saturating_add_signed(wound_ms());
     if floor == 0 {
         return system;
     }
@@ -89,18 +91,25 @@ fn system_ms() -> u64 {
 #[cfg(debug_assertions)]
 #[doc(hidden)]
 pub fn wind(by: Duration) {
-    WOUND_MS.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    WOUND_MS.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Relaxed);
+}
+
+/// Has the wall clock of this process begin in 1970, as a machine without a battery for it. For tests, as [`wind`].
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub fn unset() {
+    WOUND_MS.store(i64::try_from(system_ms()).map_or(i64::MIN, i64::wrapping_neg), Relaxed);
 }
 
 #[cfg(debug_assertions)]
-static WOUND_MS: AtomicU64 = AtomicU64::new(0);
+static WOUND_MS: AtomicI64 = AtomicI64::new(0);
 
 #[cfg(debug_assertions)]
-fn wound_ms() -> u64 {
+fn wound_ms() -> i64 {
     WOUND_MS.load(Relaxed)
 }
 
 #[cfg(not(debug_assertions))]
-const fn wound_ms() -> u64 {
+const fn wound_ms() -> i64 {
     0
 }

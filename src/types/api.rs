@@ -29,6 +29,8 @@ pub enum Call {
     Backup = 5,
     /// Nothing to [`Answer::Diagnosis`]: what this manager knows of its own health, leader or not, member or not.
     Diagnose = 6,
+    /// [`UnlockRequest`] to [`Answer::Done`]: gives a locked manager its unlock key.
+    Unlock = 7,
     /// [`SnapshotRequest`] to a stream of raw snapshot bytes.
     Snapshot = 16,
     /// [`ResolveAddress`] to [`Answer::Address`].
@@ -51,17 +53,20 @@ pub enum Call {
     Report = 51,
     /// [`SessionRequest`] to a stream of [`SessionItem`]: what the swarm tells a node of itself.
     Session = 64,
+    /// Nothing to [`Answer::UnlockKey`]: what a manager seals its keys under.
+    GetUnlockKey = 52,
 }
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Query,
         Self::Write,
         Self::Watch,
         Self::Admin,
         Self::Backup,
         Self::Diagnose,
+        Self::Unlock,
         Self::Snapshot,
         Self::ResolveAddress,
         Self::Health,
@@ -73,6 +78,7 @@ impl Call {
         Self::CertificateStatus,
         Self::Report,
         Self::Session,
+        Self::GetUnlockKey,
     ];
 
     /// The call of this number.
@@ -152,6 +158,8 @@ pub enum QueryKind {
     Change(ChangeId, Revision),
     /// The root certificate, and how far its rotation is.
     RootCa,
+    /// The key that unlocks managers.
+    UnlockKey,
 }
 
 /// Which objects of a kind. Several values of one field mean any; several fields mean all, except that for secrets,
@@ -275,6 +283,8 @@ pub enum Write {
         approve_joins: Option<bool>,
         /// Only if the cluster object still has this version.
         if_version: Option<Revision>,
+        /// Whether managers seal their keys under an unlock key.
+        autolock: Option<Autolock>,
     },
     /// Replaces the swarm's join token for a role. Nodes that have joined keep their certificates.
     RotateToken {
@@ -340,6 +350,23 @@ pub enum Write {
         /// none.
         resume: bool,
     },
+    /// Replaces the unlock key; refused while managers do not lock.
+    RotateUnlockKey {
+        /// The new key, 32 bytes.
+        key: Sensitive,
+    },
+}
+
+/// Whether managers seal their keys under an unlock key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Autolock {
+    /// They do not.
+    Off,
+    /// They do.
+    On {
+        /// The key, 32 bytes, if the swarm has none yet: that one stays.
+        key: Sensitive,
+    },
 }
 
 /// A root certificate to rotate to, with all that takes randomness: it comes from whoever asks, so that a repeated
@@ -369,6 +396,15 @@ pub enum Admin {
         /// Even if quorum would be lost or no leader can be asked.
         force: bool,
     },
+    /// Seals what this manager writes from now on with a new data key, and lets go of the one before.
+    RotateDataKey,
+}
+
+/// Gives a locked manager its unlock key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlockRequest {
+    /// The key, 32 bytes.
+    pub key: Sensitive,
 }
 
 /// Begins a watch. A change is one item, however large it is, and waits until the watcher has granted so many bytes: a
@@ -654,6 +690,13 @@ pub enum Answer {
     Diagnosis(Box<Diagnosis>),
     /// The root certificate, and how far its rotation is.
     RootCa(Box<RootCaReport>),
+    /// What managers seal their keys under.
+    UnlockKey {
+        /// The key, 32 bytes; `None` while they do not lock.
+        key: Option<Sensitive>,
+        /// The version of the swarm's settings that say so.
+        version: Revision,
+    },
 }
 
 /// The swarm's root certificate. No secrets.
@@ -930,7 +973,7 @@ pub struct StatusReport {
     pub name: String,
     /// The swarm.
     pub cluster_id: ClusterId,
-    /// `ready`, `no leader`, `joining`; of a worker `ready` or `no manager`.
+    /// `ready`, `no leader`, `joining`, `locked`; of a worker `ready` or `no manager`.
     pub state: String,
     /// What this member does.
     pub role: RaftState,

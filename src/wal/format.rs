@@ -37,7 +37,7 @@ pub(super) const MIN_READER: u16 = 1;
 /// No counter gets here in the life of a machine, so that whoever adds one to it needs no care.
 const COUNTER_LIMIT: u64 = 1 << 62;
 
-const SEGMENT_MAGIC: [u8; 8] = *b"SKEPWAL\n";
+pub(super) const SEGMENT_MAGIC: [u8; 8] = *b"SKEPWAL\n";
 const BATCH_MAGIC: [u8; 4] = *b"SKB\n";
 const BATCH_RECORDS: u8 = 1;
 

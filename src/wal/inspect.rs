@@ -6,12 +6,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::{Doing, WalError};
 use super::format::{BATCH_HEADER, BatchHeader, Record, Records, SECTOR, SECTOR_BYTES, SegmentHeader};
 use super::newest::{self, NEWEST};
 use super::segment::{self, Segment};
 use super::snapshot::{self, SnapshotReader};
+use crate::pki::Keyring;
 use crate::pki::seal::DataKey;
 use crate::sys::files::Disk;
 use crate::types::{Index, Lineage};
@@ -68,9 +70,10 @@ pub enum Found {
     },
 }
 
-/// Walks through the segments and snapshots in `dir`, in order. Headers are shown in any case, contents with the `key` only.
+/// Walks through the segments and snapshots in `dir`, in order. Headers are shown in any case, contents with their keys
+/// only.
 /// After damage it goes on with the next valid batch. A file that is removed meanwhile is passed over.
-pub fn inspect<'a>(disk: &'a dyn Disk, dir: &Path, key: Option<&'a DataKey>) -> Result<Inspect<'a>, WalError> {
+pub fn inspect<'a>(disk: &'a dyn Disk, dir: &Path, keys: Option<&'a Keyring>) -> Result<Inspect<'a>, WalError> {
     // Read first: a log that is in use may begin another segment before they are listed.
     let newest = newest::read(disk, dir);
     let sequences: VecDeque<u64> = segment::sequences(&disk.list(dir).doing("list", dir)?).into();
@@ -80,7 +83,7 @@ pub fn inspect<'a>(disk: &'a dyn Disk, dir: &Path, key: Option<&'a DataKey>) -> 
     let mut inspect = Inspect {
         disk,
         dir,
-        key,
+        keys,
         first: sequences.front().copied().unwrap_or(0),
         last: sequences.back().copied().unwrap_or(0),
         sequences,
@@ -110,7 +113,7 @@ pub fn inspect<'a>(disk: &'a dyn Disk, dir: &Path, key: Option<&'a DataKey>) -> 
 pub struct Inspect<'a> {
     disk: &'a dyn Disk,
     dir: PathBuf,
-    key: Option<&'a DataKey>,
+    keys: Option<&'a Keyring>,
     sequences: VecDeque<u64>,
     snapshots: VecDeque<Index>,
     /// The first and the last segment's sequence.
@@ -191,7 +194,8 @@ impl Inspect<'_> {
         self.rests_on = self.rests_on.max(header.snapshot.index);
         self.expected = Some(begins);
         // Without the key nothing is opened, and any key will do.
-        let key = self.key.cloned().unwrap_or_else(|| DataKey::from_bytes([0; 32]));
+        let key = self.keys.and_then(|keys| keys.of(header.key_id));
+        let key = key.unwrap_or_else(|| Arc::new(DataKey::from_bytes([0; 32])));
         self.current = Some((Segment::new(&self.dir, header, file, &key)?, SECTOR));
         Ok(())
     }
@@ -286,7 +290,7 @@ impl Inspect<'_> {
     }
 
     fn records(&self, segment: &Segment, offset: u64) -> Result<Option<Vec<Record>>, WalError> {
-        if self.key.is_none_or(|key| key.id() != segment.header.key_id) {
+        if self.keys.is_none_or(|keys| keys.of(segment.header.key_id).is_none()) {
             segment.checked(offset)?;
             return Ok(None);
         }
@@ -297,8 +301,8 @@ impl Inspect<'_> {
     fn snapshot(&mut self, index: Index) -> Result<(), WalError> {
         let file = snapshot::name(index);
         let (meta, lineage, key_id) = snapshot::describe(self.disk, &self.dir, index)?;
-        if let Some(key) = self.key.filter(|key| key.id() == key_id) {
-            let mut reader = SnapshotReader::open(self.disk, &self.dir, key, lineage, index)?;
+        if let Some(keys) = self.keys.filter(|keys| keys.of(key_id).is_some()) {
+            let mut reader = SnapshotReader::open(self.disk, &self.dir, keys, lineage, index)?;
             while reader.next_chunk()?.is_some() {}
         }
         self.ready.push_back(Found::Snapshot { file, meta, lineage, key_id });

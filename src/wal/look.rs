@@ -11,17 +11,23 @@ use std::sync::Arc;
 use super::catalog::LogReader;
 use super::error::WalError;
 use super::{Options, Recovered, recover, snapshot};
-use crate::pki::seal::DataKey;
+use crate::pki::Keyring;
 use crate::sys::files::{Disk, File};
 
 /// What [`super::Wal::open`] would find in `dir`, by the same rules, and a reader of the entries. Nothing is written: an
 /// unfinished last write is passed over and stays where it is. Nobody may write the log meanwhile.
-pub fn look(disk: &dyn Disk, dir: &Path, key: &DataKey, options: &Options) -> Result<(LogReader, Recovered), WalError> {
-    let mut found = recover::recover(&Frozen(disk), dir, key, options)?;
+pub fn look(
+    disk: &dyn Disk,
+    dir: &Path,
+    keys: impl Into<Keyring>,
+    options: &Options,
+) -> Result<(LogReader, Recovered), WalError> {
+    let keys = keys.into();
+    let mut found = recover::recover(&Frozen(disk), dir, &keys, options)?;
     let position = found.catalog.snapshot();
     let snapshot = match position.index.0 {
         0 => None,
-        _ => Some(snapshot::meta(disk, dir, key, options.lineage, position)?),
+        _ => Some(snapshot::meta(disk, dir, &keys, options.lineage, position)?),
     };
     let recovered = Recovered {
         hard_state: found.hard_state,

@@ -14,6 +14,10 @@
 //! recorded in the log, [`Wal::compact`] removes the segments it covers. [`inspect`] shows what the files hold, [`look`]
 //! reads a log without changing it, and [`repair`] cuts off what is damaged when there is no other copy.
 //!
+//! Everything is sealed. Segments and snapshots name the key that they are sealed with; what is begun is sealed with the
+//! newest of the [`Keyring`], and what is there opens as long as the keyring has its key. After a new key came in, the next
+//! write or compaction begins a segment with it; [`named_keys`] says which keys the files in a directory still need.
+//!
 //! A full disk stops nothing for good: the log waits for space, with a reserve for the snapshot that makes some. [`Reserve`]
 //! tells early enough that changes can be refused before it comes to that.
 //!
@@ -52,6 +56,7 @@ mod format;
 #[doc(hidden)]
 pub mod fuzz;
 mod inspect;
+mod keys;
 mod look;
 mod map;
 mod newest;
@@ -77,6 +82,7 @@ pub use self::error::{ReadError, WalError};
 use self::format::{BATCH_HEADER, OTHER_RECORDS, SECTOR};
 pub use self::format::{BatchHeader, HardState, Record, SegmentHeader};
 pub use self::inspect::{Found, Inspect, inspect};
+pub use self::keys::{NamedKeys, named_keys};
 pub use self::look::look;
 pub use self::map::report_media_errors;
 use self::newest::Newest;
@@ -86,6 +92,7 @@ use self::segment::Segment;
 pub use self::snapshot::{
     SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before,
 };
+use crate::pki::Keyring;
 use crate::pki::seal::DataKey;
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::faults::{Fault, planted};
@@ -176,7 +183,9 @@ struct State {
 pub struct Wal {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    key: DataKey,
+    keys: Keyring,
+    /// What the segment that is written is sealed with. Held, so that it is not forgotten before that segment is done.
+    key: Arc<DataKey>,
     options: Options,
     entropy: Source,
     ahead: Ahead,
@@ -205,10 +214,10 @@ impl Wal {
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        key: &DataKey,
+        keys: impl Into<Keyring>,
         options: Options,
     ) -> Result<(Self, Recovered), WalError> {
-        Self::open_with(disk, dir, key, options, Box::new(OsEntropy), true)
+        Self::open_with(disk, dir, keys, options, Box::new(OsEntropy), true)
     }
 
     /// As [`Self::open`], with random bytes from `entropy` and, unless `threaded`, without the helper thread: the same
@@ -216,22 +225,23 @@ impl Wal {
     pub fn open_with(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        key: &DataKey,
+        keys: impl Into<Keyring>,
         options: Options,
         entropy: Box<dyn Entropy>,
         threaded: bool,
     ) -> Result<(Self, Recovered), WalError> {
+        let keys = keys.into();
         assert!(
             options.segment_bytes >= 8 * SECTOR && options.segment_bytes.is_multiple_of(SECTOR),
             "a segment is a number of sectors, eight at least"
         );
         disk.create_dir(dir).doing("create", dir)?;
         let mut ahead = Ahead::new(disk.clone(), dir, options.segment_bytes, threaded)?;
-        let mut found = recover::recover(disk.as_ref(), dir, key, &options)?;
+        let mut found = recover::recover(disk.as_ref(), dir, &keys, &options)?;
         let state =
             State { hard_state: found.hard_state, snapshot: found.catalog.snapshot(), last: found.catalog.last() };
         let snapshot = if state.snapshot.index.0 > 0 {
-            Some(snapshot::meta(disk.as_ref(), dir, key, options.lineage, state.snapshot)?)
+            Some(snapshot::meta(disk.as_ref(), dir, &keys, options.lineage, state.snapshot)?)
         } else {
             None
         };
@@ -251,14 +261,16 @@ impl Wal {
         }
         let begin = Begin { sequence, first_number: found.next_number, previous: found.previous, state };
         let mut entropy = Source(entropy);
-        let segment = begin.segment(disk.as_ref(), dir, key, &options, &mut entropy, &mut ahead)?;
+        let key = keys.newest();
+        let segment = begin.segment(disk.as_ref(), dir, &key, &options, &mut entropy, &mut ahead)?;
         let newest = Newest::create(disk.as_ref(), dir, sequence)?;
         found.catalog.push(segment.clone());
         ahead.order();
         let wal = Self {
             disk,
             dir: dir.to_owned(),
-            key: key.clone(),
+            keys,
+            key,
             options,
             entropy,
             ahead,
@@ -303,9 +315,15 @@ impl Wal {
     /// Removes the segments that hold only entries before `keep_from`, or only entries that the newest recorded
     /// snapshot covers, whichever is less. [`LogReader::read`] refuses entries before that from now on; a later open
     /// may find some of them again.
+    ///
+    /// If the segment that is written is sealed with a key that is not the newest any more, the next one is begun first, so
+    /// that this one can go too.
     pub fn compact(&mut self, keep_from: Index) -> Result<(), WalError> {
         if self.failed {
             return Err(WalError::Failed);
+        }
+        if self.key_is_old() {
+            self.guarded(|wal| wal.roll(0))?;
         }
         let covered = self.durable.snapshot.index.next();
         let keep_from = if planted(Fault::SnapshotUnrecorded) { keep_from } else { keep_from.min(covered) };
@@ -436,7 +454,7 @@ impl Wal {
         }
         format::put_record(&mut self.buffer, &Record::HardState(now.hard_state));
         let bytes = format::batch_bytes(self.buffer.len() - BATCH_HEADER);
-        if bytes > self.segment.header.bytes - self.offset {
+        if bytes > self.segment.header.bytes - self.offset || self.key_is_old() {
             self.roll(bytes)?;
         }
         let records = self.buffer.len() - BATCH_HEADER + crate::pki::seal::TAG_BYTES;
@@ -468,6 +486,11 @@ impl Wal {
         Ok(())
     }
 
+    /// Whether the keyring has a newer key than the segment that is written is sealed with.
+    fn key_is_old(&self) -> bool {
+        !Arc::ptr_eq(&self.key, &self.keys.newest())
+    }
+
     /// Begins the next segment, in which the open batch of `bytes` bytes has to fit.
     fn roll(&mut self, bytes: u64) -> Result<(), WalError> {
         let limit = self.options.segment_bytes - SECTOR;
@@ -480,8 +503,9 @@ impl Wal {
             previous: self.previous,
             state: self.durable,
         };
-        let (disk, dir) = (self.disk.as_ref(), self.dir.as_path());
-        self.segment = begin.segment(disk, dir, &self.key, &self.options, &mut self.entropy, &mut self.ahead)?;
+        let (disk, dir, key) = (self.disk.as_ref(), self.dir.as_path(), self.keys.newest());
+        self.segment = begin.segment(disk, dir, &key, &self.options, &mut self.entropy, &mut self.ahead)?;
+        self.key = key;
         self.newest.write(dir, self.segment.header.sequence)?;
         self.offset = SECTOR;
         self.reader.lock().push(self.segment.clone());

@@ -15,7 +15,7 @@ use super::format::{BATCH_HEADER, BatchHeader, HardState, Record, Records, SECTO
 use super::newest;
 use super::reserve::with_reserve;
 use super::segment::{self, Segment};
-use crate::pki::seal::DataKey;
+use crate::pki::Keyring;
 use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, Disk};
 use crate::types::{Index, Position, Term};
@@ -51,7 +51,7 @@ pub(super) struct State {
 /// Directory for what was cut off.
 pub(super) const LOST: &str = "lost+found";
 
-pub(super) fn recover(disk: &dyn Disk, dir: &Path, key: &DataKey, options: &Options) -> Result<State, WalError> {
+pub(super) fn recover(disk: &dyn Disk, dir: &Path, keys: &Keyring, options: &Options) -> Result<State, WalError> {
     let names = disk.list(dir).doing("list", dir)?;
     let sequences = segment::sequences(&names);
     if let Some(error) = newest::missing(newest::read(disk, dir)?, sequences.last().copied().unwrap_or(0)) {
@@ -71,7 +71,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, key: &DataKey, options: &Opti
         if at > 0 && *sequence != state.sequence + 1 {
             return Err(WalError::damaged(&segment::name(state.sequence + 1), 0, "the segment is missing"));
         }
-        let segment = Arc::new(Segment::open(disk, dir, *sequence, key, options.lineage)?);
+        let segment = Arc::new(Segment::open(disk, dir, *sequence, keys, options.lineage)?);
         if at == 0 {
             state.begin(&segment);
         }

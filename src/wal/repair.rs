@@ -22,7 +22,7 @@ use super::newest::{NEWEST, Newest};
 use super::recover::{self, LOST};
 use super::segment::{self, Segment};
 use super::snapshot::{self, SnapshotReader};
-use crate::pki::seal::DataKey;
+use crate::pki::Keyring;
 use crate::sys::files::{Disk, File};
 use crate::types::Index;
 
@@ -77,11 +77,17 @@ pub enum RepairError {
 }
 
 /// Finds out what a repair of the log in `dir` would cut off, and changes nothing; `None` when the log opens as it is.
-pub fn plan(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options) -> Result<Option<Plan>, RepairError> {
+pub fn plan(
+    disk: &dyn Disk,
+    dir: &Path,
+    keys: impl Into<Keyring>,
+    options: Options,
+) -> Result<Option<Plan>, RepairError> {
+    let keys = &keys.into();
     let sequences = segment::sequences(&disk.list(dir).doing("list", dir)?);
     // Another key or another swarm is no damage: cutting would destroy a log that somebody can still read.
     for sequence in &sequences {
-        match Segment::open(disk, dir, *sequence, key, options.lineage) {
+        match Segment::open(disk, dir, *sequence, keys, options.lineage) {
             Ok(_) | Err(WalError::Damaged { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -92,7 +98,7 @@ pub fn plan(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options) -> Res
     let mut is_torn = false;
     // As of before the segment at hand, whose header does not count if that goes as a whole.
     let mut before = (String::new(), last, rests_on);
-    for found in inspect(disk, dir, Some(key))? {
+    for found in inspect(disk, dir, Some(keys))? {
         match found {
             Found::Segment { file, header } => {
                 before = (file, last, rests_on);
@@ -134,13 +140,13 @@ pub fn plan(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options) -> Res
             Found::Batch { .. } | Found::End { .. } | Found::Snapshot { .. } => {}
         }
     }
-    let Some(mut plan) = plan else { return check_snapshot(disk, dir, key, options, rests_on, None).map(|()| None) };
+    let Some(mut plan) = plan else { return check_snapshot(disk, dir, keys, options, rests_on, None).map(|()| None) };
     (plan.last, plan.snapshot) = (last, rests_on);
     cut_from(disk, dir, &sequences, &mut plan)?;
-    check_snapshot(disk, dir, key, options, rests_on, Some(&plan))?;
+    check_snapshot(disk, dir, keys, options, rests_on, Some(&plan))?;
     let cut = Planned { disk, dir, plan: &plan };
     let (_, left) =
-        look(&cut, dir, key, &options).map_err(|error| plan.hopeless(&format!("what comes before it: {error}")))?;
+        look(&cut, dir, keys, &options).map_err(|error| plan.hopeless(&format!("what comes before it: {error}")))?;
     plan.last = left.last.index;
     plan.snapshot = left.snapshot.map_or(Index(0), |snapshot| snapshot.position.index);
     Ok(Some(plan))
@@ -262,7 +268,7 @@ fn cut_from(disk: &dyn Disk, dir: &Path, sequences: &[u64], plan: &mut Plan) -> 
 fn check_snapshot(
     disk: &dyn Disk,
     dir: &Path,
-    key: &DataKey,
+    keys: &Keyring,
     options: Options,
     index: Index,
     plan: Option<&Plan>,
@@ -271,7 +277,7 @@ fn check_snapshot(
         return Ok(());
     }
     let read = || -> Result<(), WalError> {
-        let mut reader = SnapshotReader::open(disk, dir, key, options.lineage, index)?;
+        let mut reader = SnapshotReader::open(disk, dir, keys, options.lineage, index)?;
         while reader.next_chunk()?.is_some() {}
         Ok(())
     };
@@ -302,7 +308,14 @@ impl Plan {
 }
 
 /// Does it. A crash in the middle leaves a log that is still refused, and a plan for the rest.
-pub fn carry_out(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options, plan: &Plan) -> Result<(), WalError> {
+pub fn carry_out(
+    disk: &dyn Disk,
+    dir: &Path,
+    keys: impl Into<Keyring>,
+    options: Options,
+    plan: &Plan,
+) -> Result<(), WalError> {
+    let keys = &keys.into();
     let lost = dir.join(LOST);
     disk.create_dir(&lost).doing("create", &lost)?;
     disk.sync_dir(dir).doing("sync", dir)?;
@@ -316,7 +329,7 @@ pub fn carry_out(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options, p
             disk.rename(&path, &kept).doing("rename a file to", &kept)?;
         } else {
             let sequence = segment::sequences(std::slice::from_ref(&cut.file)).pop().unwrap_or_default();
-            let segment = Arc::new(Segment::open(disk, dir, sequence, key, options.lineage)?);
+            let segment = Arc::new(Segment::open(disk, dir, sequence, keys, options.lineage)?);
             recover::cut(disk, dir, &segment, cut.from)?;
         }
         disk.sync_dir(&lost).doing("sync", &lost)?;

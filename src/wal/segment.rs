@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::error::{Doing, WalError};
 use super::format::{BATCH_AAD, BATCH_HEADER, BatchHeader, SECTOR, SECTOR_BYTES, SegmentHeader};
 use super::map::Map;
+use crate::pki::Keyring;
 use crate::pki::seal::{DataKey, SegmentKey};
 use crate::sys::files::{Disk, File};
 use crate::types::Lineage;
@@ -40,7 +41,7 @@ impl Segment {
         disk: &dyn Disk,
         dir: &Path,
         sequence: u64,
-        key: &DataKey,
+        keys: &Keyring,
         lineage: Lineage,
     ) -> Result<Self, WalError> {
         let name = name(sequence);
@@ -54,10 +55,10 @@ impl Segment {
         if header.lineage != lineage {
             return Err(WalError::ForeignLineage { file: name, found: header.lineage, expected: lineage });
         }
-        if header.key_id != key.id() {
-            return Err(WalError::WrongKey { file: name, found: header.key_id, expected: key.id() });
-        }
-        Self::new(dir, header, file, key)
+        let Some(key) = keys.of(header.key_id) else {
+            return Err(WalError::WrongKey { file: name, found: header.key_id, expected: keys.newest().id() });
+        };
+        Self::new(dir, header, file, &key)
     }
 
     /// Copies bytes of the segment. They must not be written at the same time.

@@ -21,6 +21,7 @@ pub(super) use self::reader::{describe, meta};
 pub use self::writer::SnapshotWriter;
 use super::error::{Doing, WalError};
 use super::format::{self, Cursor, MIN_READER, VERSION};
+use crate::pki::Keyring;
 use crate::pki::seal::{DataKey, SALT_BYTES, SegmentKey, TAG_BYTES};
 use crate::sys::files::{Disk, File};
 use crate::types::log::Configuration;
@@ -127,15 +128,17 @@ impl Header {
         Ok((header, bytes))
     }
 
-    fn check(&self, name: &str, key: &DataKey, lineage: Lineage) -> Result<(), WalError> {
+    /// The key that the snapshot is sealed with, if it is one of ours.
+    fn check(&self, name: &str, keys: &Keyring, lineage: Lineage) -> Result<Arc<DataKey>, WalError> {
         let file = name.to_owned();
         if self.lineage != lineage {
             return Err(WalError::ForeignLineage { file, found: self.lineage, expected: lineage });
         }
-        if self.key_id != key.id() {
-            return Err(WalError::WrongKey { file, found: self.key_id, expected: key.id() });
-        }
-        Ok(())
+        keys.of(self.key_id).ok_or_else(|| WalError::WrongKey {
+            file,
+            found: self.key_id,
+            expected: keys.newest().id(),
+        })
     }
 }
 
@@ -361,6 +364,20 @@ pub fn remove_snapshots_before(disk: &dyn Disk, dir: &Path, index: Index) -> Res
         }
     }
     Ok(())
+}
+
+/// The index of the snapshot whose file has this name, and whether it is finished.
+pub(super) fn index_of(file: &str) -> Option<(Index, bool)> {
+    let rest = file.strip_prefix("snap-")?;
+    let digits = rest.strip_suffix(UNFINISHED);
+    let index = Index(digits.unwrap_or(rest).parse().ok()?);
+    (file == name(index) || file == temporary(index)).then_some((index, digits.is_none()))
+}
+
+/// The id of the key that a snapshot's file is sealed with, finished or not.
+pub(super) fn key_id(file: Arc<dyn File>, name: &str, path: &Path) -> Result<u64, WalError> {
+    let source = Source::new(file, name.to_owned(), path.to_owned())?;
+    Ok(Header::read(&source)?.0.key_id)
 }
 
 const UNFINISHED: &str = ".part";

@@ -80,7 +80,7 @@ fn a_bundle_holds_what_helps_and_no_secret() {
     let key = std::fs::read_to_string(manager.dir.join("pki/node.key")).unwrap();
     let mut secrets: Vec<String> = tokens.iter().map(|token| token.rsplit('-').next().unwrap().to_owned()).collect();
     secrets.push(planted.to_owned());
-    secrets.extend(key.lines().filter(|line| !line.starts_with("-----") && line.len() > 8).map(str::to_owned));
+    secrets.extend(key.lines().filter(|line| !line.starts_with("-----") && line.len() > 20).map(str::to_owned));
     assert!(secrets.len() >= 4 && secrets.iter().all(|secret| secret.len() > 8), "{secrets:?}");
 
     let unpack = |path: &std::path::Path| {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use raft::eraftpb::{Message, MessageType};
 use skep::codec::frame::{self, FrameKind, HEADER, Header};
 use skep::codec::{envelope, raft_message};
-use skep::pki::{self, NodeIdentity, PrivateKey, Trust};
+use skep::pki::keyfile;
+use skep::pki::{self, NodeIdentity, Trust};
 use skep::types::api::{FEATURE_LEVEL, Hello, PROTOCOL};
 use skep::types::{Index, Lineage, Position, RaftId, Revision, Status, Term};
 
@@ -19,8 +20,8 @@ use super::swarm::{Manager, Swarm, eventually};
 fn credentials(dir: &Path) -> (NodeIdentity, Arc<rustls::ClientConfig>) {
     let read = |name: &str| std::fs::read_to_string(dir.join("pki").join(name)).unwrap();
     let key = read("node.key");
-    let key = PrivateKey::from_pem(key.split("-----BEGIN SKEP").next().unwrap(), "key").unwrap();
-    let identity = NodeIdentity::new(&read("node.crt"), key).unwrap();
+    let keyfile::Read::Open(keys) = keyfile::read(&key).unwrap() else { panic!("it is not locked") };
+    let identity = NodeIdentity::new(&read("node.crt"), keys.node_key).unwrap();
     let config = pki::client_config(Some(&identity), Trust::Roots(read("root.crt"))).unwrap();
     (identity, config)
 }

@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod autolock;
 mod backup;
 mod bounds;
 mod chaos;
@@ -38,4 +39,5 @@ mod swarm;
 mod tokens;
 mod tools;
 mod watch;
+mod workers;
 mod writers;

@@ -17,6 +17,14 @@ fn check_addresses(swarm: &Swarm) {
             swarm.managers.iter().all(knows).then_some(())
         });
     }
+    // What a node says of itself follows, which is a write for each that moved.
+    let leader = &swarm.managers[swarm.leader()];
+    eventually("the nodes' objects say where everybody is", || {
+        let nodes = leader.json(&["node", "ls"]);
+        let rows = nodes.as_array().unwrap();
+        let knows = |manager: &super::swarm::Manager| rows.iter().any(|row| row["addr"] == manager.addr.as_str());
+        swarm.managers.iter().all(knows).then_some(())
+    });
 }
 
 #[test]
@@ -50,7 +58,9 @@ fn managers_that_all_moved_at_once_find_each_other_by_one_address() {
     swarm.managers.iter_mut().for_each(super::swarm::Manager::start);
     writers.wait_for(40);
     (0..3).for_each(|place| swarm.votes(place));
-    writers.finish().check(&swarm);
+    let mut finished = writers.finish();
+    finished.others = 3;
+    finished.check(&swarm);
 }
 
 #[test]
@@ -67,5 +77,50 @@ fn managers_that_move_one_after_the_other_need_no_help() {
         swarm.votes(place);
         check_addresses(&swarm);
     }
-    writers.finish().check(&swarm);
+    let mut finished = writers.finish();
+    finished.others = 3;
+    finished.check(&swarm);
+}
+
+#[test]
+fn managers_are_known_by_names_that_are_looked_up_each_time() {
+    // What a name means may change: it is kept as it was given.
+    let by_name = |manager: &mut super::swarm::Manager| {
+        manager.arguments.extend(["--advertise".to_owned(), "localhost:0".to_owned()]);
+    };
+    let mut swarm = Swarm::empty();
+    swarm.join(by_name);
+    for _ in 0..2 {
+        swarm.join(|manager| {
+            let port = manager.arguments[1].rsplit_once(':').unwrap().1.to_owned();
+            manager.arguments[1] = format!("localhost:{port}");
+            by_name(manager);
+        });
+    }
+    let listed = |swarm: &Swarm| {
+        let members = swarm.managers[0].json(&["members"]);
+        members.as_array().unwrap().iter().map(|row| row["addr"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(listed(&swarm).iter().all(|addr| addr.starts_with("localhost:")), "{:?}", listed(&swarm));
+    let before = listed(&swarm);
+    // All at other ports, and one of them known to the others by name.
+    for manager in &mut swarm.managers {
+        manager.kill();
+        manager.addr = free_addr().replace("127.0.0.2", "127.0.0.1");
+    }
+    let port = swarm.managers[0].addr.rsplit_once(':').unwrap().1.to_owned();
+    for (place, manager) in swarm.managers.iter_mut().enumerate() {
+        manager.arguments = vec!["--advertise".into(), "localhost:0".into()];
+        if place > 0 {
+            manager.arguments.extend(["--peer".into(), format!("localhost:{port}")]);
+        }
+    }
+    swarm.managers.iter_mut().for_each(super::swarm::Manager::start);
+    (0..3).for_each(|place| swarm.votes(place));
+    eventually("everybody is listed by name at the new port", || {
+        let after = listed(&swarm);
+        (after.iter().all(|addr| addr.starts_with("localhost:") && !before.contains(addr))).then_some(())
+    });
+    assert_eq!(swarm.managers[0].json(&["status"])["voters"], 3);
+    swarm.converge();
 }

@@ -395,7 +395,24 @@ impl Swarm {
         configure(&mut self.managers[place]);
         self.managers[place].start();
         self.votes(place);
+        self.reported(place);
         place
+    }
+
+    /// Waits until the swarm has written down what a manager says of itself.
+    #[track_caller]
+    pub fn reported(&self, place: usize) {
+        let manager = &self.managers[place];
+        let id = manager.json(&["status"])["node_id"].as_str().unwrap().to_owned();
+        eventually(&format!("{} has reported", manager.name), || {
+            let mut client = manager.client();
+            let nodes = client.list(Kind::Node, &Filter::default(), true, Duration::from_secs(30)).unwrap();
+            let reported = |object: &Object| match object {
+                Object::Node(node) => node.id.to_string() == id && !node.certificate.reported_issuer.is_empty(),
+                _ => false,
+            };
+            nodes.iter().any(reported).then_some(())
+        });
     }
 
     /// A file with a token in it.

@@ -194,7 +194,7 @@ fn secrets_are_shown_nowhere() {
     }
     for manager in &swarm.managers {
         let key = std::fs::read_to_string(manager.dir.join("pki/node.key")).unwrap();
-        forbidden.extend(key.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned));
+        forbidden.extend(key.lines().filter(|line| line.len() > 20 && !line.starts_with("-----")).map(str::to_owned));
     }
     for (place, text) in &texts {
         assert!(!text.is_empty(), "{place}");

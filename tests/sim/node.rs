@@ -231,7 +231,7 @@ impl Node {
         let options = wal::Options { segment_bytes: layout.segment_bytes, lineage };
         let source = Box::new(SeededEntropy::new(entropy.next_u64()));
         let (mut wal, mut recovered) = Wal::open_with(disk.clone(), Path::new(DIR), &key, options, source, false)?;
-        let snapshots = Snapshots { disk, dir: DIR.into(), key, lineage };
+        let snapshots = Snapshots { disk, dir: DIR.into(), keys: key.into(), lineage };
         if let (Start::Bootstrap, None) = (start, &recovered.snapshot) {
             let state = State::bootstrap(lineage, self.id, self.addr.clone());
             recovered = recover::bootstrap(&mut wal, &snapshots, state, entropy)?;
@@ -387,10 +387,10 @@ impl Running {
         index: Index,
         entropy: &mut SeededEntropy,
     ) -> Result<(Position, u64, State), RecoverError> {
-        let Snapshots { disk, dir, key, lineage } = sender;
+        let Snapshots { disk, dir, keys: key, lineage } = sender;
         let mut reader = wal::SnapshotReader::open(disk.as_ref(), dir, key, *lineage, index)?;
         let wal::SnapshotMeta { position, configuration, .. } = reader.meta().clone();
-        let Snapshots { disk, dir, key, lineage } = &self.snapshots;
+        let Snapshots { disk, dir, keys: key, lineage } = &self.snapshots;
         let disk = disk.clone();
         let mut writer = wal::SnapshotWriter::create_with(disk, dir, key, *lineage, position, &configuration, entropy)?;
         while let Some(chunk) = reader.next_chunk()? {

@@ -1,6 +1,6 @@
 //! What the facts mean. No clock, no files: everything comes from [`Facts`].
 
-use super::facts::{DirFacts, Facts, Told};
+use super::facts::{DirFacts, Facts, LOCKED, Told};
 use crate::types::MemberRole;
 use crate::types::api::{DiskLevel, MemberReport, StatusReport};
 
@@ -142,6 +142,12 @@ fn daemon(facts: &Facts) -> Vec<Found> {
         }
         Err(why) => why,
     };
+    if why == LOCKED {
+        return fail(
+            "the manager is locked: its keys are sealed, and it waits for the unlock key",
+            "give it with `skep unlock`; any manager that runs prints it: `skep unlock-key show`",
+        );
+    }
     if let Some(pid) = facts.dir.locked_by {
         let hint = format!(
             "if it replays its log, wait; if it hangs, save `/proc/{pid}/task/*/wchan` and the disk's state, and \
@@ -149,7 +155,9 @@ fn daemon(facts: &Facts) -> Vec<Found> {
         );
         return fail(format!("process {pid} has the directory and does not answer: {why}"), hint);
     }
-    fail(format!("no manager runs: {why}"), start(facts) + "; `journalctl -u skep -n 50` says why it stopped")
+    let then =
+        if facts.dir.is_sealed { "; its keys are locked: then give it the unlock key with `skep unlock`" } else { "" };
+    fail(format!("no manager runs: {why}"), start(facts) + then + "; `journalctl -u skep -n 50` says why it stopped")
 }
 
 fn version(facts: &Facts) -> Vec<Found> {

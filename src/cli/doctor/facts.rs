@@ -64,6 +64,8 @@ pub struct DirFacts {
     pub certificate: Option<Result<Identity, String>>,
     /// The node's key is there.
     pub has_key: bool,
+    /// The keys are sealed under the unlock key.
+    pub is_sealed: bool,
     /// There is a log.
     pub has_log: bool,
     /// Bytes of log and snapshots.
@@ -86,6 +88,9 @@ pub struct ProcessFacts {
     /// Files it has open, and may have.
     pub files: Option<(u64, u64)>,
 }
+
+/// Why a locked manager says nothing.
+pub const LOCKED: &str = "it is locked";
 
 /// Collects everything, from whatever answers.
 pub fn collect(common: &Common) -> Result<Facts, Failure> {
@@ -129,7 +134,13 @@ fn ask(common: &Common, socket: &Path) -> Result<Box<Told>, String> {
     let diagnosis = match client.call(Call::Diagnose, &(), timeout) {
         Ok(Answer::Diagnosis(diagnosis)) => *diagnosis,
         Ok(_) => return Err("it answers something else than was asked: another version?".to_owned()),
-        Err(error) => return Err(error.into_status().message),
+        Err(error) => {
+            let waits = match client.query(QueryKind::Status, true, timeout) {
+                Ok(Answer::Status(status)) => status.state == "locked",
+                _ => false,
+            };
+            return Err(if waits { LOCKED.to_owned() } else { error.into_status().message });
+        }
     };
     let status = match client.query(QueryKind::Status, true, timeout) {
         Ok(Answer::Status(status)) => Some(*status),
@@ -161,6 +172,7 @@ fn look_at(path: &Path, running: bool) -> DirFacts {
     facts.certificate =
         certificate.map(|read| read.and_then(|text| pki::identity_of_pem(&text).map_err(|error| error.to_string())));
     facts.has_key = path.join("pki/node.key").exists();
+    facts.is_sealed = crate::node::is_locked(path);
     let raft = path.join("raft");
     let mut names = names(&raft);
     names.retain(|name| name.starts_with("wal-") || name.starts_with("snap-"));

@@ -172,6 +172,7 @@ fn flags_become_options() {
         http: Some("127.0.0.1:9".to_owned()),
         profile: crate::types::object::Profile::Sdcard,
         name: Some("n".to_owned()),
+        unlock_key: None,
     };
     assert_eq!(options, Ok(expected));
     assert_eq!(parsed(&["--data-dir", "/d", "--listen", "nonsense"]).unwrap_err().exit, Exit::Usage);

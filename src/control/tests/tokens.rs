@@ -229,6 +229,7 @@ fn the_settings_of_the_authority_are_changed() {
         expired_grace_ms,
         approve_joins,
         if_version: None,
+        autolock: None,
     };
     let spec = |swarm: &Swarm| swarm.view(|state| state.cluster().unwrap().spec.clone());
     swarm.write(update(Some(0), None)).unwrap();

@@ -1,6 +1,7 @@
 //! What may be written, and what a repeated or contended write is answered.
 
 use super::*;
+use crate::types::api::Autolock;
 use crate::types::object::{SecretReference, Service};
 
 /// Each write's verdict: `ok`, or how it is refused. The text given is the beginning of the whole.
@@ -354,6 +355,7 @@ fn refusals_drawn_from_the_store_ask_to_be_confirmed() {
             expired_grace_ms: None,
             approve_joins: None,
             if_version: None,
+            autolock: None,
         },
     ] {
         let request = swarm.request(write);
@@ -375,6 +377,7 @@ fn settings_are_changed_within_bounds() {
             expired_grace_ms: None,
             approve_joins: None,
             if_version: if_version.map(Revision),
+            autolock: None,
         };
     let mut swarm = Swarm::ready();
     check(
@@ -394,6 +397,49 @@ fn settings_are_changed_within_bounds() {
     assert_eq!(spec.ca.node_certificate_expiry_ms, 3_600_000);
     let answered = swarm.write(update(Some(1 << 20), None, None, None));
     assert_eq!(answered, Ok((ClusterId(5).into(), Revision(4))));
+}
+
+#[test]
+fn the_unlock_key_is_the_first_one_given_until_it_is_rotated_or_the_lock_is_off() {
+    let autolock = |autolock| Write::UpdateCluster {
+        snapshot_bytes: None,
+        keep_bytes: None,
+        expired_grace_ms: None,
+        approve_joins: None,
+        node_certificate_expiry_ms: None,
+        if_version: None,
+        autolock: Some(autolock),
+    };
+    let key = |byte| Sensitive(vec![byte; 32]);
+    let mut swarm = Swarm::ready();
+    let rotate = |byte| Write::RotateUnlockKey { key: key(byte) };
+    check(
+        &mut swarm,
+        vec![
+            (rotate(1), "FailedPrecondition: managers do not lock"),
+            (autolock(Autolock::On { key: Sensitive(vec![1; 31]) }), "InvalidArgument: an unlock key has 32 bytes"),
+            (autolock(Autolock::On { key: key(1) }), "ok"),
+            // People have written the first one down.
+            (autolock(Autolock::On { key: key(2) }), "ok"),
+        ],
+    );
+    let stored = |swarm: &Swarm| swarm.view(|state| state.cluster().unwrap().unlock_key().cloned());
+    assert_eq!(stored(&swarm), Some(key(1)));
+    let told = |swarm: &Swarm| swarm.view(|state| crate::control::query::unlock_key(state).unwrap());
+    let version = swarm.view(|state| state.cluster().unwrap().meta.version);
+    assert_eq!(told(&swarm), Answer::UnlockKey { key: Some(key(1)), version });
+    check(
+        &mut swarm,
+        vec![
+            (Write::RotateUnlockKey { key: Sensitive(vec![]) }, "InvalidArgument: an unlock key has 32 bytes"),
+            (rotate(3), "ok"),
+        ],
+    );
+    assert_eq!(stored(&swarm), Some(key(3)));
+    check(&mut swarm, vec![(autolock(Autolock::Off), "ok")]);
+    assert!(swarm.view(|state| state.cluster().unwrap().unlock_keys.is_empty()));
+    let version = swarm.view(|state| state.cluster().unwrap().meta.version);
+    assert_eq!(told(&swarm), Answer::UnlockKey { key: None, version });
 }
 
 #[test]

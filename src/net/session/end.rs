@@ -32,7 +32,12 @@ impl<H: Handler> Net<H> {
         if connection.link.is_handshaking() || connection.stage == Stage::Greeting {
             self.meters.failed_handshakes.add(1);
         }
-        let (message, hint) = pki::explain(error);
+        let (mut message, hint) = pki::explain(error);
+        if pki::concerns_time(error)
+            && let Some(words) = self.clock_words(connection.dial.as_ref().map(|dial| dial.peer))
+        {
+            message = format!("{message}; {words}");
+        }
         let addr = connection.addr.clone();
         log::debug!("the connection with {addr} broke: {message}");
         let by_them = matches!(error, rustls::Error::AlertReceived(_));

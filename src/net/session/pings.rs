@@ -30,7 +30,20 @@ impl<H: Handler> Net<H> {
         // The peer read its clock about half a round trip ago.
         let then_ms = wall_ms().saturating_sub(rtt_ns / 2_000_000);
         let offset_ms = i64::try_from(i128::from(pong.wall_ms) - i128::from(then_ms)).unwrap_or(i64::MAX);
+        self.clocks.insert(peer, offset_ms);
         self.handler.measured(peer, rtt_ns / 1000, offset_ms, pong);
+    }
+
+    /// What is known of clocks, for a message about a certificate of this peer and the time: its own as it was when it
+    /// could be reached, else the median of the others'.
+    pub(super) fn clock_words(&self, peer: Option<NodeId>) -> Option<String> {
+        if let Some(offset_ms) = peer.and_then(|peer| self.clocks.get(&peer)) {
+            return Some(pki::clock_words("its clock", *offset_ms));
+        }
+        let mut offsets: Vec<i64> = self.clocks.values().copied().collect();
+        offsets.sort_unstable();
+        let median = offsets.get(offsets.len() / 2)?;
+        Some(pki::clock_words("the clock of most other managers", *median))
     }
 
     /// Pings every link, and closes those from which nothing has come for too long.

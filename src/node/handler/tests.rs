@@ -49,6 +49,7 @@ impl Node {
         });
         let (transfer, transfers) = bounded(4, metrics.queue("transfer"));
         let (jobs, job_inbox) = bounded(4, metrics.queue("jobs"));
+        let (locksmith, locksmith_inbox) = bounded(4, metrics.queue("locksmith"));
         let state = State::bootstrap(Lineage(7), NodeId(1), addr(1));
         handler.activate(Active {
             raft_id: RaftId(1),
@@ -56,9 +57,15 @@ impl Node {
             store: Arc::new(Store::new(state, 1 << 16)),
             transfer,
             jobs,
+            locksmith,
             advertise: addr(1),
         });
-        let mut node = Self { handler, raft: inbox, begun: monotonic(), _workers: Box::new((transfers, job_inbox)) };
+        let mut node = Self {
+            handler,
+            raft: inbox,
+            begun: monotonic(),
+            _workers: Box::new((transfers, job_inbox, locksmith_inbox)),
+        };
         let members = (1..=3).map(|id| Member {
             raft_id: RaftId(id),
             node_id: NodeId(id.into()),

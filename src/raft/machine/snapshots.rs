@@ -2,7 +2,52 @@
 
 use super::*;
 
+/// Log and snapshot that are to go from the disk, because they are sealed with a key that is to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retiring {
+    /// The last entry.
+    upto: Index,
+    /// A snapshot was being written when this was asked for: it may be sealed with the old key.
+    another_first: bool,
+    /// The snapshot that replaces all of it is on disk.
+    written: bool,
+}
+
 impl Machine {
+    pub(super) fn on_retire(&mut self, upto: Index) {
+        match &mut self.retiring {
+            Some(retiring) if !retiring.written => retiring.upto = retiring.upto.max(upto),
+            _ => {
+                let another_first = self.creating_snapshot;
+                self.retiring = Some(Retiring { upto, another_first, written: false });
+            }
+        }
+    }
+
+    /// Whether a snapshot that was just written is the one that lets everything before it retire.
+    fn retires_log(&mut self, position: Position) -> bool {
+        let Some(retiring) = self.retiring.as_mut().filter(|retiring| !retiring.written) else { return false };
+        if std::mem::take(&mut retiring.another_first) || position.index < retiring.upto {
+            return false;
+        }
+        retiring.written = true;
+        true
+    }
+
+    /// Goes on with what is to retire: the snapshot as soon as it can hold everything, then the log as others let go of it.
+    fn retire(&mut self) {
+        let Some(retiring) = self.retiring else { return };
+        if !retiring.written {
+            if self.applied >= retiring.upto {
+                self.create_snapshot();
+            }
+        } else if self.node.store().first() > retiring.upto {
+            self.retiring = None;
+        } else {
+            self.compact(self.node.store().snapshot_mark().position);
+        }
+    }
+
     pub(super) fn note_sizes(&mut self, entries: &[Entry]) {
         for entry in entries {
             let bytes = entry_bytes(entry);
@@ -27,6 +72,7 @@ impl Machine {
         if self.snapshot_pause.is_some_and(|(until, _)| now < until) {
             return;
         }
+        self.retire();
         if self.log_bytes > due {
             self.create_snapshot();
         } else if self.would_make_room(now) {
@@ -54,21 +100,34 @@ impl Machine {
         self.effects.happened.push(Happened::SnapshotWritten { index: position.index, bytes: mark.bytes });
         let answer = Answer::SnapshotWritten { position, bytes: mark.bytes };
         self.finish_snapshot_orders(OrderResult::Done(answer));
+        let retires = self.retires_log(position);
         if position <= self.node.store().snapshot_mark().position {
+            // One of the same entry may have taken the file's place, sealed anew.
+            if retires {
+                self.effects.compact = Some(self.node.store().first());
+            }
             return;
         }
         self.log_bytes = self.bytes_after(position.index);
         self.node.mut_store().snapshot_created(mark);
         let record = Some(wal::SnapshotMark::Created(position)).filter(|_| !planted(Fault::SnapshotUnrecorded));
         self.persist(now, None, Vec::new(), record, Vec::new());
+        if retires {
+            // Even if nothing of it can go yet: the segment that is written must be followed by another.
+            self.effects.compact = Some(self.node.store().first());
+        }
         self.compact(position);
     }
 
-    /// Lets go of the log that the snapshot of `position` covers, except for what others may still need; on a low disk
-    /// they get the snapshot instead.
+    /// Lets go of the log that the snapshot of `position` covers, except for what others may still need; on a low disk, and
+    /// when its key is to go, they get the snapshot instead.
     pub(super) fn compact(&mut self, position: Position) {
         let keep_bytes = if self.disk.level == DiskLevel::Ok { self.replicated.settings.keep_bytes } else { 0 };
-        let mut keep_from = self.index_bytes_before(position.index, keep_bytes);
+        let mut keep_from = match self.retiring {
+            // Sizes are known by samples only; here it is about every entry.
+            Some(_) => position.index.next(),
+            None => self.index_bytes_before(position.index, keep_bytes),
+        };
         if self.is_leader() {
             let slowest = self
                 .replicated

@@ -31,6 +31,17 @@ pub struct Cluster {
     pub feature_level: u32,
 }
 
+/// The subsystem of the key that managers seal their key files under.
+pub const MANAGER_SUBSYSTEM: &str = "swarm-manager";
+
+impl Cluster {
+    /// What managers seal their key files under; `None` while they do not lock.
+    pub fn unlock_key(&self) -> Option<&Sensitive> {
+        let key = self.unlock_keys.iter().find(|key| key.subsystem == MANAGER_SUBSYSTEM);
+        key.filter(|_| self.spec.auto_lock_managers).map(|key| &key.key)
+    }
+}
+
 /// What is asked of the swarm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterSpec {

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Header, SnapshotMeta, Source, Stream, name};
+use crate::pki::Keyring;
 use crate::pki::seal::{DataKey, SegmentKey};
 use crate::sys::files::Disk;
 use crate::types::{Index, Lineage, Position};
@@ -14,7 +16,7 @@ use crate::wal::error::{Doing, WalError};
 #[derive(Debug)]
 pub struct SnapshotReader {
     source: Source,
-    key: DataKey,
+    key: Arc<DataKey>,
     meta: SnapshotMeta,
     stream: Stream,
     /// Bytes of the next chunk that were skipped.
@@ -24,13 +26,19 @@ pub struct SnapshotReader {
 
 impl SnapshotReader {
     /// Opens the snapshot of `index` in `dir`.
-    pub fn open(disk: &dyn Disk, dir: &Path, key: &DataKey, lineage: Lineage, index: Index) -> Result<Self, WalError> {
+    pub fn open(
+        disk: &dyn Disk,
+        dir: &Path,
+        keys: impl Into<Keyring>,
+        lineage: Lineage,
+        index: Index,
+    ) -> Result<Self, WalError> {
         let (source, header, bytes) = open(disk, dir, index)?;
-        header.check(&source.name, key, lineage)?;
-        let stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
+        let key = header.check(&source.name, &keys.into(), lineage)?;
+        let stream = Stream::new(SegmentKey::derive(&key, &header.salt), &bytes);
         let end = source.end(stream.at)?;
         let meta = SnapshotMeta { position: header.position, configuration: header.configuration, bytes: end.offset };
-        Ok(Self { source, key: key.clone(), meta, stream, skip: 0, done: false })
+        Ok(Self { source, key, meta, stream, skip: 0, done: false })
     }
 
     /// What it is a snapshot of.
@@ -94,10 +102,10 @@ impl SnapshotFile {
     }
 
     /// To read what is in it.
-    pub fn reader(self, key: &DataKey) -> Result<SnapshotReader, WalError> {
-        self.header.check(&self.source.name, key, self.lineage)?;
-        let stream = Stream::new(SegmentKey::derive(key, &self.header.salt), &self.bytes);
-        Ok(SnapshotReader { source: self.source, key: key.clone(), meta: self.meta, stream, skip: 0, done: false })
+    pub fn reader(self, keys: impl Into<Keyring>) -> Result<SnapshotReader, WalError> {
+        let key = self.header.check(&self.source.name, &keys.into(), self.lineage)?;
+        let stream = Stream::new(SegmentKey::derive(&key, &self.header.salt), &self.bytes);
+        Ok(SnapshotReader { source: self.source, key, meta: self.meta, stream, skip: 0, done: false })
     }
 }
 
@@ -130,11 +138,11 @@ pub(in crate::wal) fn describe(
 pub(in crate::wal) fn meta(
     disk: &dyn Disk,
     dir: &Path,
-    key: &DataKey,
+    keys: &Keyring,
     lineage: Lineage,
     position: Position,
 ) -> Result<SnapshotMeta, WalError> {
-    let reader = match SnapshotReader::open(disk, dir, key, lineage, position.index) {
+    let reader = match SnapshotReader::open(disk, dir, keys, lineage, position.index) {
         Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             let what = "the snapshot that the log rests on is missing";
             return Err(WalError::damaged(&name(position.index), 0, what));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{
     CHUNK, CHUNK_BYTES, HEAD, HEAD_AAD, Head, Header, LAST, SALT, SnapshotMeta, Source, Stream, length, name, temporary,
 };
+use crate::pki::Keyring;
 use crate::pki::seal::{DataKey, SALT_BYTES, SegmentKey, TAG_BYTES};
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::faults::{Fault, planted};
@@ -21,7 +22,8 @@ use crate::wal::reserve::with_reserve;
 pub struct SnapshotWriter {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    key: DataKey,
+    /// Held until the file is finished: the key must not be forgotten before.
+    key: Arc<DataKey>,
     header: Header,
     file: Arc<dyn File>,
     stream: Stream,
@@ -34,24 +36,25 @@ impl SnapshotWriter {
     pub fn create(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        key: &DataKey,
+        keys: impl Into<Keyring>,
         lineage: Lineage,
         position: Position,
         configuration: &Configuration,
     ) -> Result<Self, WalError> {
-        Self::create_with(disk, dir, key, lineage, position, configuration, &mut OsEntropy)
+        Self::create_with(disk, dir, keys, lineage, position, configuration, &mut OsEntropy)
     }
 
     /// As [`Self::create`], with the salt from `entropy`.
     pub fn create_with(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        key: &DataKey,
+        keys: impl Into<Keyring>,
         lineage: Lineage,
         position: Position,
         configuration: &Configuration,
         entropy: &mut dyn Entropy,
     ) -> Result<Self, WalError> {
+        let key = keys.into().newest();
         let temporary = dir.join(temporary(position.index));
         match disk.remove(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing("remove", &temporary),
@@ -61,8 +64,8 @@ impl SnapshotWriter {
         let header = Header { lineage, key_id: key.id(), salt: salt(entropy), position, configuration };
         let bytes = header.encode();
         let file = with_reserve(disk.as_ref(), dir, || disk.create(&temporary)).doing("create", &temporary)?;
-        let stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
-        let (dir, key) = (dir.to_owned(), key.clone());
+        let stream = Stream::new(SegmentKey::derive(&key, &header.salt), &bytes);
+        let dir = dir.to_owned();
         let writer = Self { disk, dir, key, header, file, stream, buffer: Vec::new(), finished: false };
         with_reserve(writer.disk.as_ref(), &writer.dir, || writer.file.write_at(0, &bytes))
             .doing("write", &temporary)?;
@@ -74,7 +77,7 @@ impl SnapshotWriter {
     pub fn resume(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        key: &DataKey,
+        keys: impl Into<Keyring>,
         lineage: Lineage,
         position: Position,
         configuration: &Configuration,
@@ -88,16 +91,18 @@ impl SnapshotWriter {
             Err(error) => return Err(error).doing("open", &path),
         };
         let Ok((header, bytes)) = Header::read(&source) else { return Ok(None) };
-        let fits = header.check(&source.name, key, lineage).is_ok()
-            && header.position == position
-            && header.configuration == *configuration;
+        // What was begun with a key that is to go is begun again with the new one.
+        let newest = keys.into().newest();
+        let key = header.check(&source.name, &Keyring::from(&*newest), lineage);
+        let fits = key.is_ok() && header.position == position && header.configuration == *configuration;
         if !fits {
             return Ok(None);
         }
-        let mut stream = Stream::new(SegmentKey::derive(key, &header.salt), &bytes);
-        while let Ok(Some(_)) = source.next(&mut stream, key) {}
+        let key = newest;
+        let mut stream = Stream::new(SegmentKey::derive(&key, &header.salt), &bytes);
+        while let Ok(Some(_)) = source.next(&mut stream, &key) {}
         source.file.set_len(stream.at).doing("cut", &source.path)?;
-        let (dir, key) = (dir.to_owned(), key.clone());
+        let dir = dir.to_owned();
         let mut writer =
             Self { disk, dir, key, header, file: source.file, stream, buffer: Vec::new(), finished: false };
         writer.begin_salt(salt(entropy))?;

@@ -35,7 +35,7 @@ pub(super) fn check(pair: &Pair, path: &Path, change: impl FnOnce(&mut Vec<u8>))
 /// Opens what became of the log: either all of it is there, or it is refused with the file and offset where it is damaged.
 /// Inspecting it, which goes first because opening changes it, finds damage at the same place, or none.
 pub(super) fn check_disk(pair: &Pair, disk: TestDisk) -> Result<(), (String, u64)> {
-    let damage: Vec<(String, u64)> = crate::wal::inspect(&disk, dir(), Some(&key()))
+    let damage: Vec<(String, u64)> = crate::wal::inspect(&disk, dir(), Some(&key().into()))
         .unwrap()
         .filter_map(|found| match found {
             // The newest snapshot's contents are read by who loads it.
@@ -249,7 +249,7 @@ fn no_bytes_make_a_reader_panic() {
                 }
             }
         });
-        for found in crate::wal::inspect(&disk, dir(), Some(&key())).unwrap() {
+        for found in crate::wal::inspect(&disk, dir(), Some(&key().into())).unwrap() {
             assert!(!format!("{found:?}").is_empty());
         }
         if let Ok(mut reader) = crate::wal::SnapshotReader::open(&disk, dir(), &key(), LINEAGE, Index(3)) {

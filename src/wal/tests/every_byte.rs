@@ -106,7 +106,7 @@ fn check_snapshot(pair: &Pair, disk: TestDisk, change: &str) -> bool {
         Err(WalError::Damaged { file, .. }) => assert_eq!(file, SNAPSHOT, "{change}"),
         other => panic!("{change}: {other:?}"),
     }
-    for key in [Some(&key()), None] {
+    for key in [Some(&key().into()), None] {
         let named = inspect(&disk, dir(), key)
             .unwrap()
             .any(|found| matches!(found, Found::Problem { file, harmless: false, .. } if file == SNAPSHOT));

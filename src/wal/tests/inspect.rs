@@ -1,9 +1,11 @@
 use super::*;
+use crate::pki::Keyring;
 use crate::wal::{Found, Record, inspect};
 
 /// One word for each thing found.
 fn check(disk: &TestDisk, key: Option<&DataKey>) -> String {
-    let words = inspect(disk, dir(), key).unwrap().map(|found| match found {
+    let keys = key.map(Keyring::from);
+    let words = inspect(disk, dir(), keys.as_ref()).unwrap().map(|found| match found {
         Found::Segment { file, .. } => file,
         Found::Batch { records: None, header, .. } => format!("{}x?", header.entries),
         Found::Batch { records: Some(records), header, .. } => {

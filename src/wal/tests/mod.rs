@@ -7,6 +7,7 @@ mod every_byte;
 mod faults;
 mod golden;
 mod inspect;
+mod keys;
 mod log;
 mod repair;
 mod shuffled;

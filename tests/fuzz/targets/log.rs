@@ -158,7 +158,7 @@ fn put_snapshots(disk: &MemoryDisk, places: &[Position]) {
 
 /// Opens a log; if it opens, everything in it can be read, it takes a write, and opens again with all of it.
 fn recover(disk: &MemoryDisk) {
-    for found in wal::inspect(disk, dir(), Some(&key())).expect("a disk in memory can be listed") {
+    for found in wal::inspect(disk, dir(), Some(&key().into())).expect("a disk in memory can be listed") {
         assert!(!format!("{found:?}").is_empty());
     }
     let (mut wal, recovered) = match open(disk, 1) {
@@ -245,7 +245,7 @@ fn snapshot_file(input: &[u8]) {
     }
     let disk = MemoryDisk::default();
     disk.put(dir().join("snap-000000000003"), bytes);
-    for found in wal::inspect(&disk, dir(), Some(&key())).expect("a disk in memory can be listed") {
+    for found in wal::inspect(&disk, dir(), Some(&key().into())).expect("a disk in memory can be listed") {
         assert!(!format!("{found:?}").is_empty());
     }
     let Ok(mut reader) = SnapshotReader::open(&disk, dir(), &key(), LINEAGE, Index(3)) else { return };

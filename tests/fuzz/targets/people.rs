@@ -8,10 +8,11 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use skep::cli::fuzz as cli;
 use skep::node::fuzz::{DataDir, Greetings, NodeFile, Phase};
+use skep::pki::keyfile::Lock;
 use skep::pki::seal::DataKey;
 use skep::pki::{
-    JoinToken, NodeIdentity, PrivateKey, RootCa, Trust, classify, client_config, generate_key, identity_of,
-    signing_request,
+    JoinToken, KeyFile, NodeIdentity, PrivateKey, RootCa, Trust, UnlockKey, classify, client_config, generate_key,
+    identity_of, signing_request,
 };
 use skep::sys::entropy::SeededEntropy;
 use skep::types::ids::{base36, parse_base36, prefix_range};
@@ -188,6 +189,10 @@ fn csr_seeds() -> Vec<(String, Vec<u8>)> {
 const JSON_WORDS: &[&str] =
     &["{", "}", "\"", ":", "null", "18446744073709551615", "-1", "1e999", "[", "\\u0000", "member"];
 
+fn unlock_key() -> UnlockKey {
+    UnlockKey::from_bytes(&[0x43; 32]).expect("a key has 32 bytes")
+}
+
 struct Files {
     root: tempfile::TempDir,
     dir: DataDir,
@@ -223,10 +228,13 @@ fn node_files(input: &[u8]) {
         }
         1 => {
             put("pki/node.key", bytes);
-            if let Ok(Some((key, data_key))) = files.dir.read_key() {
-                files.dir.write_key(&key, &data_key).expect("a file can be written");
-                let (again, same) = files.dir.read_key().ok().flatten().expect("what was written is read");
-                assert_eq!((again.public(), same.expose()), (key.public(), data_key.expose()));
+            let unlock_key = unlock_key();
+            if let Ok(Some(keys)) = files.dir.open_keys(Some(&unlock_key)) {
+                keys.change(|_| {}).expect("a file can be written");
+                let again = files.dir.open_keys(Some(&unlock_key)).ok().flatten().expect("what was written is read");
+                let (file, again) = (keys.file(), again.file());
+                assert_eq!((again.node_key.public(), again.data_keys), (file.node_key.public(), file.data_keys));
+                assert_eq!((again.rotate, again.renew, again.lock), (file.rotate, file.renew, file.lock));
             }
         }
         _ => {
@@ -250,7 +258,11 @@ fn node_file_seeds() -> Vec<(String, Vec<u8>)> {
     (file.raft_id, file.lineage, file.boot) = (Some(RaftId(2)), Some(Lineage(7)), 41);
     dir.write(&file).expect("a file can be written");
     inputs.push(tagged(0, &read("node.json")));
-    dir.write_key(&key(), &DataKey::from_bytes([0x42; 32])).expect("a file can be written");
+    let keys = KeyFile::new(key(), DataKey::from_bytes([0x42; 32]));
+    let keys = dir.create_keys(keys).expect("a file can be written");
+    inputs.push(tagged(1, &read("pki/node.key")));
+    let lock = Lock { key: Some(unlock_key()), version: Revision(17) };
+    keys.change(|file| file.follow(lock)).expect("a file can be written");
     inputs.push(tagged(1, &read("pki/node.key")));
     inputs.push(tagged(2, format!("{{\"{NODE}\": {{\"boot\": 3, \"nonce\": 99}}}}").as_bytes()));
     numbered(inputs)

@@ -99,9 +99,10 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
+        Call::Unlock => drop(canonical::<UnlockRequest>(body)),
         Call::Report => drop(canonical::<ReportRequest>(body)),
         Call::Session => drop(canonical::<SessionRequest>(body)),
-        Call::Health | Call::GetRoot | Call::Diagnose => {}
+        Call::Health | Call::GetRoot | Call::Diagnose | Call::GetUnlockKey => {}
     }
     let (forwarded, caller) = match request.forwarded {
         Some(forwarded) => (true, forwarded.caller),
@@ -285,8 +286,10 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
                 expired_grace_ms: Some(0),
                 approve_joins: Some(true),
                 if_version: None,
+                autolock: Some(Autolock::On { key: Sensitive(vec![7; 32]) }),
             }),
         ),
+        (Call::Write, "unlock-key", write(Write::RotateUnlockKey { key: Sensitive(vec![7; 32]) })),
         (
             Call::Write,
             "rotate-token",
@@ -359,6 +362,8 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
             }),
         ),
         (Call::CertificateStatus, "certificate-status", envelope::encode(&NodeId(0x11))),
+        (Call::Unlock, "unlock", envelope::encode(&UnlockRequest { key: Sensitive(vec![7; 32]) })),
+        (Call::GetUnlockKey, "get-unlock-key", envelope::encode(&())),
         (Call::Health, "health", Vec::new()),
         (
             Call::Report,

@@ -192,6 +192,8 @@ fn a_manager_that_does_not_run_is_told_from_one_that_hangs() {
     };
     let findings = check(gone, "daemon", Fail, &["no manager runs: nobody listens", "`skep run --data-dir /d`"]);
     assert_eq!(exit(&findings) as u8, 4);
+    let waits = |facts: &mut Facts| facts.manager = Err(crate::cli::doctor::facts::LOCKED.to_owned());
+    check(waits, "daemon", Fail, &["the manager is locked", "`skep unlock`"]);
     check(|facts| facts.manager = Err("timed out".to_owned()), "daemon", Fail, &["process 77 has the directory"]);
 }
 
