@@ -12,6 +12,7 @@ use super::outlet::{Ask, Completion};
 use super::start::newest_ms;
 use super::worker::managers_of;
 use crate::agent::Own;
+use crate::agent::outside::Remember;
 use crate::agent::remotes::Remotes;
 use crate::agent::run::{News, Swarm};
 use crate::client::{Client, ClientError};
@@ -52,7 +53,7 @@ pub struct Inside {
     pub told: Option<SessionItem>,
     pub leader: Option<RaftId>,
     /// The managers are written down when they change, and now and then for the time's sake.
-    pub remember: Box<dyn FnMut(&[(NodeId, String)]) + Send>,
+    pub remember: Remember,
     /// The machine's clock was never set when the node started.
     pub clock_unset: bool,
     pub remembered: (Vec<(NodeId, String)>, Instant),
