@@ -27,6 +27,9 @@ const MORE_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
+/// Writes down where the managers are.
+pub type Remember = Box<dyn FnMut(&[(NodeId, String)]) + Send>;
+
 /// The manager that a worker is in touch with, or why there is none. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Link(Arc<Mutex<LinkState>>);
@@ -70,7 +73,7 @@ pub struct Parts {
     /// What `skep status` shows.
     pub link: Link,
     /// Writes the managers down when they are others.
-    pub remember: Box<dyn FnMut(&[(NodeId, String)]) + Send>,
+    pub remember: Remember,
 }
 
 /// The way.
@@ -82,7 +85,7 @@ pub struct Outside {
     stop: Receiver<()>,
     stopped: bool,
     link: Link,
-    remember: Box<dyn FnMut(&[(NodeId, String)]) + Send>,
+    remember: Remember,
     managers: Vec<(NodeId, String)>,
     session: Option<Current>,
     retry_at: Instant,

@@ -9,8 +9,10 @@ use bytes::Bytes;
 
 use super::keys::KeyStore;
 use super::outlet::{Ask, Completion};
+use super::start::newest_ms;
 use super::worker::managers_of;
 use crate::agent::Own;
+use crate::agent::outside::Remember;
 use crate::agent::remotes::Remotes;
 use crate::agent::run::{News, Swarm};
 use crate::client::{Client, ClientError};
@@ -22,7 +24,7 @@ use crate::store::{State, Store};
 use crate::sys::entropy::{Entropy as _, OsEntropy};
 use crate::sys::metrics::Gauge;
 use crate::sys::queue::{Received, Receiver, bounded};
-use crate::sys::time::{Instant, monotonic, wall_ms};
+use crate::sys::time::{Instant, monotonic, set_floor, wall_ms};
 use crate::types::api::{Answer, Call, Hello, IssueRequest, ReportRequest, SessionItem};
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{Code, NodeId, Position, RaftId, Revision, Status};
@@ -51,7 +53,9 @@ pub struct Inside {
     pub told: Option<SessionItem>,
     pub leader: Option<RaftId>,
     /// The managers are written down when they change, and now and then for the time's sake.
-    pub remember: Box<dyn FnMut(&[(NodeId, String)]) + Send>,
+    pub remember: Remember,
+    /// The machine's clock was never set when the node started.
+    pub clock_unset: bool,
     pub remembered: (Vec<(NodeId, String)>, Instant),
     /// The key file, which may want another private key.
     pub keys: KeyStore,
@@ -79,6 +83,12 @@ impl Inside {
         }
         self.wanted = wanted;
         self.seen = Some(applied);
+        if self.clock_unset {
+            // Entries that were not known to be committed when the log was read come in time.
+            set_floor(newest_ms(&self.store));
+            let report = self.raft.report();
+            self.clock_unset = report.leader.is_none() || applied.term < report.term;
+        }
         self.remember();
         let item = self.store.view(|state| dispatcher::item(state, self.node_id));
         // A private key that lay on the disk in the clear is replaced once managers lock.

@@ -634,6 +634,7 @@ impl<'a> Starter<'a> {
             leader: None,
             remember: Box::new(move |managers| worker::remember(&remembering, managers)),
             remembered: (worker::remembered(&self.house.dir), monotonic()),
+            clock_unset: self.house.clock_unset,
             keys: self.opened.keys.store.clone(),
             wanted: false,
         };
@@ -756,7 +757,7 @@ pub(super) fn hello_without_place(identity: &pki::Identity, boot: u64, nonce: u6
 }
 
 /// The newest time in the state.
-fn newest_ms(store: &Store) -> u64 {
+pub(super) fn newest_ms(store: &Store) -> u64 {
     let state = store.snapshot();
     let times = Kind::ALL.into_iter().flat_map(|kind| state.iter(kind).map(|stored| stored.object.meta().updated_at.0));
     times.max().unwrap_or(0)
