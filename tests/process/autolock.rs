@@ -1,12 +1,13 @@
 //! Managers that lock: the unlock key, a locked start, new keys, and no secret anywhere that people or machines read.
 
 use std::io::Read as _;
+use std::os::unix::net::UnixDatagram;
 
 use serde_json::Value;
 use skep::node::is_locked;
 use skep::pki::keyfile::{self, Read};
 
-use super::swarm::{Ended, Manager, Swarm, eventually, skep, skep_with_input};
+use super::swarm::{Ended, Manager, PATIENCE, Swarm, eventually, skep_with_input};
 
 /// Turns the lock on; the key that was printed.
 #[track_caller]
@@ -175,6 +176,37 @@ fn the_last_manager_of_a_locked_swarm_is_recovered_with_the_unlock_key() {
     third.listening_since(before);
     swarm.votes(2);
     assert_eq!(swarm.managers[2].json(&["config", "ls"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_service_that_is_locked_has_started_and_its_watchdog_hears_of_it() {
+    let mut swarm = Swarm::of(1);
+    let key = autolock(&swarm.managers[0]);
+    sealed(&swarm.managers[0], true);
+    swarm.managers[0].stop();
+    let path = swarm.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let receive = || {
+        let mut bytes = [0; 4096];
+        let count = socket.recv(&mut bytes).expect("the service manager is told in time");
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    };
+    let manager = &mut swarm.managers[0];
+    manager.environment.push(("NOTIFY_SOCKET".to_owned(), path.display().to_string()));
+    manager.arguments.extend(["--http", "127.0.0.1:0"].map(str::to_owned));
+    manager.environment.push(("WATCHDOG_USEC".to_owned(), "30000000".to_owned()));
+    start_locked(manager);
+    let ready = receive();
+    assert!(ready.contains("READY=1\n") && ready.contains("locked"), "{ready}");
+    for _ in 0..3 {
+        assert_eq!(receive(), "WATCHDOG=1\n");
+    }
+    // Peers find nobody at home, as with a manager that is down.
+    assert!(std::net::TcpStream::connect(&manager.addr).is_err());
+    unlock(manager, &key).ok();
+    let ready = std::iter::repeat_with(receive).find(|said| said != "WATCHDOG=1\n").unwrap();
+    assert!(ready.contains("READY=1\n") && ready.contains(&manager.addr), "{ready}");
 }
 
 #[test]
