@@ -140,7 +140,7 @@ impl KeyFile {
         assert!(keys > 0, "a node has a data key");
         let key = self.node_key.pkcs8();
         let mut contents = Zeroizing::new(Vec::with_capacity(2 + 32 * self.data_keys.len() + key.len() + TAG_BYTES));
-        contents.push(u8::from(self.rotate) * ROTATE | u8::from(self.renew) * RENEW);
+        contents.push((u8::from(self.rotate) * ROTATE) | (u8::from(self.renew) * RENEW));
         contents.push(keys);
         for key in &self.data_keys {
             contents.extend_from_slice(key.expose());

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use serde_json::Value;
 use skep::node::is_locked;
 use skep::pki::keyfile::{self, Read};
+use skep::pki::{KeyFile, NodeIdentity};
 
 use super::swarm::{Ended, Manager, PATIENCE, Swarm, eventually, skep_with_input};
 
@@ -22,6 +23,13 @@ fn autolock(manager: &Manager) -> String {
 #[track_caller]
 fn sealed(manager: &Manager, locked: bool) {
     eventually(&format!("{} is sealed: {locked}", manager.name), || (is_locked(&manager.dir) == locked).then_some(()));
+}
+
+/// What a manager's key file holds, if it is sealed under this key.
+fn keys_of(manager: &Manager, key: &str) -> Option<KeyFile> {
+    let text = std::fs::read_to_string(manager.dir.join("pki/node.key")).unwrap();
+    let Read::Locked(locked) = keyfile::read(&text).unwrap() else { return None };
+    locked.unlock(&key.parse().unwrap()).ok()
 }
 
 /// Ids of the data keys that segments and snapshots of a log name.
@@ -51,6 +59,8 @@ fn three_managers_lock_change_their_key_and_open_again() {
     swarm.managers[0].skep(&["unlock-key", "show"]).refused_with_hint(3, &["no unlock key"]);
     swarm.managers[0].skep(&["unlock-key", "rotate"]).refused_with_hint(3, &["do not lock"]);
     let plain: Vec<_> = swarm.managers.iter().map(key_ids).collect();
+    let chain = |manager: &Manager| std::fs::read_to_string(manager.dir.join("pki/node.crt")).unwrap();
+    let chains: Vec<_> = swarm.managers.iter().map(chain).collect();
 
     let key = autolock(&swarm.managers[1]);
     for manager in &swarm.managers {
@@ -62,6 +72,13 @@ fn three_managers_lock_change_their_key_and_open_again() {
     // What was sealed with keys that lay there in the clear goes, without anybody asking.
     for (manager, plain) in swarm.managers.iter().zip(&plain) {
         eventually("nothing names the first data key", || key_ids(manager).is_disjoint(plain).then_some(()));
+    }
+    for (manager, before) in swarm.managers.iter().zip(&chains) {
+        eventually("a certificate for a private key that was never in the clear", || {
+            let file = keys_of(manager, &key)?;
+            let identity = NodeIdentity::new(&chain(manager), file.node_key).ok()?;
+            (!file.renew && identity.chain_pem() != before).then_some(())
+        });
     }
     swarm.managers[0].create_config("meanwhile", b"x");
     swarm.managers[1].skep(&["unlock"]).refused(3, &["holds no unlock key"]);
@@ -97,11 +114,7 @@ fn three_managers_lock_change_their_key_and_open_again() {
     assert_ne!(new, key);
     let third = swarm.path().join("new");
     std::fs::write(&third, &new).unwrap();
-    eventually("the third manager is sealed under the new key", || {
-        let text = std::fs::read_to_string(swarm.managers[2].dir.join("pki/node.key")).unwrap();
-        let Read::Locked(locked) = keyfile::read(&text).unwrap() else { return None };
-        locked.unlock(&new.parse().unwrap()).ok()
-    });
+    eventually("the third manager is sealed under the new key", || keys_of(&swarm.managers[2], &new));
     swarm.managers[2].stop();
     start_locked(&mut swarm.managers[2]);
     unlock(&swarm.managers[2], &key).refused_with_hint(3, &["not the unlock key"]);

@@ -159,7 +159,7 @@ fn everything(node: &Node, layout: &Layout, lineage: Lineage) -> (State, Term) {
     let options = wal::Options { segment_bytes: layout.segment_bytes, lineage };
     let read = || -> Result<_, skep::raft::recover::RecoverError> {
         let (reader, recovered) = wal::look(&node.disk, Path::new(DIR), &key, &options)?;
-        let snapshots = Snapshots { disk: Arc::new(node.disk.clone()), dir: DIR.into(), key: key.clone(), lineage };
+        let snapshots = Snapshots { disk: Arc::new(node.disk.clone()), dir: DIR.into(), keys: (&key).into(), lineage };
         Ok((rebuild::read_all(&reader, &recovered, &snapshots)?, recovered.hard_state.term))
     };
     read().unwrap_or_else(|error| fail("history", format!("the log of node {} cannot be read: {error}", node.id.0)))
@@ -181,7 +181,7 @@ fn recover(
     let random = || -> Box<dyn Entropy> {
         Box::new(SeededEntropy::new(seed.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
     };
-    rebuild::write_next(disk, Path::new(""), &data_key(), &state, layout.segment_bytes, &random)
+    rebuild::write_next(disk, Path::new(""), &data_key().into(), &state, layout.segment_bytes, &random)
         .map_err(|error| error.to_string())?;
     let file = NodeFile {
         raft_id: Some(raft_id),
