@@ -13,6 +13,9 @@
 //! - A reader that closes standard output early (`| head`) ends a command quietly.
 //! - What other people stored is printed without its control characters; secrets are not printed at all.
 //!
+//! A passphrase or an unlock key is never an argument: it is read from a file, a descriptor, a credential of the service
+//! manager, or a terminal that does not show it.
+//!
 //! The logger, the signal handlers and the service manager's notifications are set up here and nowhere else: a program
 //! that embeds a node has its own.
 //!

@@ -14,9 +14,9 @@
 //!   the change. What is checked here as well is checked only to name what is in the way.
 //! * A refusal drawn from the store is marked so that the machine confirms it with the leader first.
 //! * Everything that leaves passes [`redact`]: no secret, private key, unlock key, bootstrap key or join token is in a
-//!   list, an inspection or a watch. The swarm's two join tokens are told
-//!   by [`QueryKind::Token`](crate::types::api::QueryKind) only; of one with conditions the swarm itself knows but a digest. A backup
-//!   holds everything.
+//!   list, an inspection or a watch. The swarm's two join tokens and the unlock key are told by queries of their own only
+//!   ([`QueryKind`](crate::types::api::QueryKind)), the unlock key to managers that ask for it; of a token with conditions
+//!   the swarm itself knows but a digest. A backup holds everything.
 //! * Every refusal says what to do next where there is something to do.
 //!
 //! Not here: who may ask (`net::routes`), waiting and forwarding (`net::requests`), certificates (`ca`), how members are

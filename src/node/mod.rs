@@ -331,7 +331,11 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.shared.ask_to_stop();
         match self.shared.engine() {
-            Engine::Manager(manager) => manager.halt(Duration::from_secs(2), &Stopped::Asked),
+            Engine::Manager(manager) => {
+                manager.halt(Duration::from_secs(2), &Stopped::Asked);
+                // The thread that follows the node's role holds the directory, and waits for a reason to let go of it.
+                manager.stop.stop(Stopped::Asked);
+            }
             Engine::Worker(worker) => worker.stop(Duration::from_secs(2)),
             Engine::Changing => {}
         }

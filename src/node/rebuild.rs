@@ -321,7 +321,7 @@ mod tests {
         let lineage = file.lineage.unwrap();
         let options = Options { segment_bytes: SEGMENT_BYTES, lineage };
         let log = dir.join(LOG);
-        let (_, recovered) = wal::look(&RealDisk, &log, &key(), &options).unwrap();
+        let (_, recovered) = wal::look(&RealDisk, &log, key(), &options).unwrap();
         let snapshots = Snapshots { disk: Arc::new(RealDisk), dir: log, keys: key(), lineage };
         let state = snapshots.load(recovered.snapshot.unwrap().position.index).unwrap();
         assert_eq!(Some(state.member_of(HERE).unwrap().raft_id), file.raft_id);
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!((lineage, state.lineage()), (Lineage(2), Lineage(2)));
         let options = Options { segment_bytes: SEGMENT_BYTES, lineage: Lineage(1) };
         let aside = dir.path().join("raft.before-recover-1");
-        assert!(wal::look(&RealDisk, &aside, &key(), &options).is_ok());
+        assert!(wal::look(&RealDisk, &aside, key(), &options).is_ok());
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Managers that lock: the unlock key, a locked start, new keys, and no secret anywhere that people or machines read.
 
 use std::io::Read as _;
+use std::os::unix::net::UnixDatagram;
 
 use serde_json::Value;
 use skep::node::is_locked;
 use skep::pki::keyfile::{self, Read};
+use skep::pki::{KeyFile, NodeIdentity};
 
-use super::swarm::{Ended, Manager, Swarm, eventually, skep_with_input};
+use super::swarm::{Ended, Manager, PATIENCE, Swarm, eventually, skep_with_input};
 
 /// Turns the lock on; the key that was printed.
 #[track_caller]
@@ -21,6 +23,13 @@ fn autolock(manager: &Manager) -> String {
 #[track_caller]
 fn sealed(manager: &Manager, locked: bool) {
     eventually(&format!("{} is sealed: {locked}", manager.name), || (is_locked(&manager.dir) == locked).then_some(()));
+}
+
+/// What a manager's key file holds, if it is sealed under this key.
+fn keys_of(manager: &Manager, key: &str) -> Option<KeyFile> {
+    let text = std::fs::read_to_string(manager.dir.join("pki/node.key")).unwrap();
+    let Read::Locked(locked) = keyfile::read(&text).unwrap() else { return None };
+    locked.unlock(&key.parse().unwrap()).ok()
 }
 
 /// Ids of the data keys that segments and snapshots of a log name.
@@ -50,6 +59,8 @@ fn three_managers_lock_change_their_key_and_open_again() {
     swarm.managers[0].skep(&["unlock-key", "show"]).refused_with_hint(3, &["no unlock key"]);
     swarm.managers[0].skep(&["unlock-key", "rotate"]).refused_with_hint(3, &["do not lock"]);
     let plain: Vec<_> = swarm.managers.iter().map(key_ids).collect();
+    let chain = |manager: &Manager| std::fs::read_to_string(manager.dir.join("pki/node.crt")).unwrap();
+    let chains: Vec<_> = swarm.managers.iter().map(chain).collect();
 
     let key = autolock(&swarm.managers[1]);
     for manager in &swarm.managers {
@@ -61,6 +72,13 @@ fn three_managers_lock_change_their_key_and_open_again() {
     // What was sealed with keys that lay there in the clear goes, without anybody asking.
     for (manager, plain) in swarm.managers.iter().zip(&plain) {
         eventually("nothing names the first data key", || key_ids(manager).is_disjoint(plain).then_some(()));
+    }
+    for (manager, before) in swarm.managers.iter().zip(&chains) {
+        eventually("a certificate for a private key that was never in the clear", || {
+            let file = keys_of(manager, &key)?;
+            let identity = NodeIdentity::new(&chain(manager), file.node_key).ok()?;
+            (!file.renew && identity.chain_pem() != before).then_some(())
+        });
     }
     swarm.managers[0].create_config("meanwhile", b"x");
     swarm.managers[1].skep(&["unlock"]).refused(3, &["holds no unlock key"]);
@@ -96,11 +114,7 @@ fn three_managers_lock_change_their_key_and_open_again() {
     assert_ne!(new, key);
     let third = swarm.path().join("new");
     std::fs::write(&third, &new).unwrap();
-    eventually("the third manager is sealed under the new key", || {
-        let text = std::fs::read_to_string(swarm.managers[2].dir.join("pki/node.key")).unwrap();
-        let Read::Locked(locked) = keyfile::read(&text).unwrap() else { return None };
-        locked.unlock(&new.parse().unwrap()).ok()
-    });
+    eventually("the third manager is sealed under the new key", || keys_of(&swarm.managers[2], &new));
     swarm.managers[2].stop();
     start_locked(&mut swarm.managers[2]);
     unlock(&swarm.managers[2], &key).refused_with_hint(3, &["not the unlock key"]);
@@ -175,6 +189,37 @@ fn the_last_manager_of_a_locked_swarm_is_recovered_with_the_unlock_key() {
     third.listening_since(before);
     swarm.votes(2);
     assert_eq!(swarm.managers[2].json(&["config", "ls"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_service_that_is_locked_has_started_and_its_watchdog_hears_of_it() {
+    let mut swarm = Swarm::of(1);
+    let key = autolock(&swarm.managers[0]);
+    sealed(&swarm.managers[0], true);
+    swarm.managers[0].stop();
+    let path = swarm.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let receive = || {
+        let mut bytes = [0; 4096];
+        let count = socket.recv(&mut bytes).expect("the service manager is told in time");
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    };
+    let manager = &mut swarm.managers[0];
+    manager.environment.push(("NOTIFY_SOCKET".to_owned(), path.display().to_string()));
+    manager.arguments.extend(["--http", "127.0.0.1:0"].map(str::to_owned));
+    manager.environment.push(("WATCHDOG_USEC".to_owned(), "30000000".to_owned()));
+    start_locked(manager);
+    let ready = receive();
+    assert!(ready.contains("READY=1\n") && ready.contains("locked"), "{ready}");
+    for _ in 0..3 {
+        assert_eq!(receive(), "WATCHDOG=1\n");
+    }
+    // Peers find nobody at home, as with a manager that is down.
+    assert!(std::net::TcpStream::connect(&manager.addr).is_err());
+    unlock(manager, &key).ok();
+    let ready = std::iter::repeat_with(receive).find(|said| said != "WATCHDOG=1\n").unwrap();
+    assert!(ready.contains("READY=1\n") && ready.contains(&manager.addr), "{ready}");
 }
 
 #[test]

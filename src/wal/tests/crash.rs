@@ -31,7 +31,7 @@ fn check(before: u64, sectors: usize, mask: usize) {
     }
     let untouched = all_bytes(&pair.disk);
     let options = Options { segment_bytes: pair.segment_bytes, lineage: LINEAGE };
-    let (reader, looked) = look(&pair.disk, dir(), &key(), &options).unwrap();
+    let (reader, looked) = look(&pair.disk, dir(), key(), &options).unwrap();
     assert_eq!(all_bytes(&pair.disk), untouched, "a look changes nothing");
     let recovered = pair.reopen();
     let said = |found: &Recovered| (found.hard_state, found.first, found.last, found.terms.clone(), found.cut.clone());
@@ -103,7 +103,7 @@ pub(super) fn history(disk: &Arc<dyn Disk>, wal: &mut Wal, model: &mut Model) ->
         Ok(())
     };
     let make = |model: &Model, position| {
-        let writer = SnapshotWriter::create(disk.clone(), dir(), &key(), LINEAGE, position, &members());
+        let writer = SnapshotWriter::create(disk.clone(), dir(), key(), LINEAGE, position, &members());
         writer
             .and_then(|mut writer| {
                 writer.write_chunk(&[1; 600])?;

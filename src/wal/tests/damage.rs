@@ -252,7 +252,7 @@ fn no_bytes_make_a_reader_panic() {
         for found in crate::wal::inspect(&disk, dir(), Some(&key().into())).unwrap() {
             assert!(!format!("{found:?}").is_empty());
         }
-        if let Ok(mut reader) = crate::wal::SnapshotReader::open(&disk, dir(), &key(), LINEAGE, Index(3)) {
+        if let Ok(mut reader) = crate::wal::SnapshotReader::open(&disk, dir(), key(), LINEAGE, Index(3)) {
             let _ = reader.skip_to(random.below(20));
             while let Ok(Some(_)) = reader.next_chunk() {}
         }

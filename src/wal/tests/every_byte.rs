@@ -100,7 +100,7 @@ fn a_snapshot_of_any_other_length_is_refused() {
 
 /// A damaged snapshot is never read to its end, and named by whoever looks. True if the log was refused for it.
 fn check_snapshot(pair: &Pair, disk: TestDisk, change: &str) -> bool {
-    let read = SnapshotReader::open(&disk, dir(), &key(), LINEAGE, Index(5))
+    let read = SnapshotReader::open(&disk, dir(), key(), LINEAGE, Index(5))
         .and_then(|mut reader| std::iter::from_fn(|| reader.next_chunk().transpose()).collect::<Result<Vec<_>, _>>());
     match read {
         Err(WalError::Damaged { file, .. }) => assert_eq!(file, SNAPSHOT, "{change}"),

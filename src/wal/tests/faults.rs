@@ -134,7 +134,7 @@ impl File for FaultyFile {
 
 fn open_faulty(disk: &FaultyDisk, seed: u64) -> Result<(Wal, Recovered), WalError> {
     let options = Options { segment_bytes: 4096, lineage: LINEAGE };
-    Wal::open_with(Arc::new(disk.clone()), dir(), &key(), options, Box::new(SeededEntropy::new(seed)), false)
+    Wal::open_with(Arc::new(disk.clone()), dir(), key(), options, Box::new(SeededEntropy::new(seed)), false)
 }
 
 /// What the next process finds is what was acknowledged, with or without what was being written: when it starts at once,
@@ -213,7 +213,7 @@ fn whichever_call_of_an_open_fails_the_next_one_finds_everything() {
 fn whichever_call_of_a_snapshot_fails_it_is_whole_or_not_there() {
     let write = |disk: &FaultyDisk| {
         let shared = Arc::new(disk.clone());
-        let mut writer = SnapshotWriter::create(shared, dir(), &key(), LINEAGE, position(1, 3), &members())?;
+        let mut writer = SnapshotWriter::create(shared, dir(), key(), LINEAGE, position(1, 3), &members())?;
         writer.write_chunk(&[7; 2000])?;
         writer.write_chunk(&[8; 900])?;
         writer.finish()
@@ -232,7 +232,7 @@ fn whichever_call_of_a_snapshot_fails_it_is_whole_or_not_there() {
                 let listed = crate::wal::list_snapshots(&disk, dir()).unwrap();
                 assert!(result.is_err() || listed == [Index(3)], "{what}");
                 for index in listed {
-                    let mut reader = crate::wal::SnapshotReader::open(&disk, dir(), &key(), LINEAGE, index).unwrap();
+                    let mut reader = crate::wal::SnapshotReader::open(&disk, dir(), key(), LINEAGE, index).unwrap();
                     while reader.next_chunk().unwrap().is_some() {}
                 }
                 // The next attempt does not stumble over what is left.

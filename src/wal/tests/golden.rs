@@ -21,7 +21,7 @@ fn make() -> TestDisk {
     let mut wal = open(&disk, 4096, 2026).unwrap().0;
     let shared = Arc::new(disk.clone());
     let mut entropy = SeededEntropy::new(7);
-    let made = SnapshotWriter::create_with(shared, dir(), &key(), LINEAGE, position(1, 2), &members(), &mut entropy);
+    let made = SnapshotWriter::create_with(shared, dir(), key(), LINEAGE, position(1, 2), &members(), &mut entropy);
     let mut writer = made.unwrap();
     writer.write_chunk(b"first part, ").unwrap();
     writer.write_chunk(b"second part").unwrap();
@@ -53,7 +53,7 @@ fn files_written_by_the_first_release_can_be_read() {
     assert_eq!((recovered.hard_state, recovered.last), (hard_state(2, 3, 3), position(2, 4)));
     let read = wal.reader().read(Index(1), Index(5), u64::MAX).unwrap();
     assert_eq!(read, [entry(1, 1, 40), entry(1, 2, 40), entry(2, 3, 600), conf_change(2, 4)]);
-    let mut reader = SnapshotReader::open(&disk, dir(), &key(), LINEAGE, Index(2)).unwrap();
+    let mut reader = SnapshotReader::open(&disk, dir(), key(), LINEAGE, Index(2)).unwrap();
     assert_eq!((reader.meta().position, reader.meta().bytes), (position(1, 2), 23));
     assert_eq!(reader.meta().configuration, members());
     assert_eq!(reader.next_chunk().unwrap().unwrap(), b"first part, ");

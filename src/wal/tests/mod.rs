@@ -66,7 +66,7 @@ fn persist(entries: Vec<Entry>, hard_state: Option<HardState>) -> Persist {
 
 fn open(disk: &TestDisk, segment_bytes: u64, seed: u64) -> Result<(Wal, Recovered), WalError> {
     let options = Options { segment_bytes, lineage: LINEAGE };
-    Wal::open_with(Arc::new(disk.clone()), dir(), &key(), options, Box::new(SeededEntropy::new(seed)), false)
+    Wal::open_with(Arc::new(disk.clone()), dir(), key(), options, Box::new(SeededEntropy::new(seed)), false)
 }
 
 /// A log beside the plainest thing that does the same.
@@ -235,7 +235,7 @@ impl Pair {
 /// Puts a snapshot of `position` on the disk, if there is none.
 fn snapshot(disk: &TestDisk, position: Position) {
     let mut writer =
-        SnapshotWriter::create(Arc::new(disk.clone()), dir(), &key(), LINEAGE, position, &members()).unwrap();
+        SnapshotWriter::create(Arc::new(disk.clone()), dir(), key(), LINEAGE, position, &members()).unwrap();
     writer.write_chunk(b"the state").unwrap();
     writer.finish().unwrap();
 }

@@ -37,22 +37,22 @@ fn check_log(disk: &TestDisk, change: impl FnOnce(&TestDisk)) -> Result<(Plan, u
     let disk = disk.duplicate();
     change(&disk);
     let before: Vec<_> = disk.paths().into_iter().map(|path| disk.bytes(&path)).collect();
-    let planned = plan(&disk, dir(), &key(), OPTIONS)?.expect("the log is damaged");
+    let planned = plan(&disk, dir(), key(), OPTIONS)?.expect("the log is damaged");
     let after: Vec<_> = disk.paths().into_iter().map(|path| disk.bytes(&path)).collect();
     assert!(before == after, "planning changes nothing");
     assert!(open(&disk.duplicate(), 4096, 3).is_err());
 
     let whole = disk.duplicate();
-    carry_out(&whole, dir(), &key(), OPTIONS, &planned).unwrap();
-    assert_eq!(plan(&whole, dir(), &key(), OPTIONS).unwrap(), None);
+    carry_out(&whole, dir(), key(), OPTIONS, &planned).unwrap();
+    assert_eq!(plan(&whole, dir(), key(), OPTIONS).unwrap(), None);
     for budget in 0..whole.operations() {
         let mut random = SeededEntropy::new(budget);
         let broken = disk.duplicate();
         broken.set_budget(budget);
-        carry_out(&broken, dir(), &key(), OPTIONS, &planned).unwrap_err();
+        carry_out(&broken, dir(), key(), OPTIONS, &planned).unwrap_err();
         let broken = broken.crash_at_random(&mut random);
-        if let Some(rest) = plan(&broken, dir(), &key(), OPTIONS).unwrap() {
-            carry_out(&broken, dir(), &key(), OPTIONS, &rest).unwrap();
+        if let Some(rest) = plan(&broken, dir(), key(), OPTIONS).unwrap() {
+            carry_out(&broken, dir(), key(), OPTIONS, &rest).unwrap();
         }
         assert_eq!(last(&broken), last(&whole), "after {budget} operations");
     }
@@ -77,10 +77,10 @@ fn last(disk: &TestDisk) -> u64 {
 #[test]
 fn a_whole_log_is_left_alone() {
     let disk = written();
-    assert_eq!(plan(&disk, dir(), &key(), OPTIONS).unwrap(), None);
+    assert_eq!(plan(&disk, dir(), key(), OPTIONS).unwrap(), None);
     // An unfinished write at its end is no damage.
     disk.change(&path(5), |bytes| bytes[4000] = 7);
-    assert_eq!(plan(&disk, dir(), &key(), OPTIONS).unwrap(), None);
+    assert_eq!(plan(&disk, dir(), key(), OPTIONS).unwrap(), None);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn whatever_segments_are_missing_a_plan_leaves_a_log_that_opens() {
                 };
                 let removed = disk.duplicate();
                 remove(&removed);
-                if plan(&removed, dir(), &key(), OPTIONS).is_ok_and(|plan| plan.is_none()) {
+                if plan(&removed, dir(), key(), OPTIONS).is_ok_and(|plan| plan.is_none()) {
                     // The oldest ones had been covered by a snapshot, and nobody needs them.
                     assert!(open(&removed, 4096, 3).is_ok());
                     continue;
@@ -199,7 +199,7 @@ fn a_log_of_which_nothing_would_stand_by_itself_is_refused() {
     let hopeless = |change: &dyn Fn(&TestDisk)| {
         let disk = written();
         change(&disk);
-        match plan(&disk, dir(), &key(), OPTIONS) {
+        match plan(&disk, dir(), key(), OPTIONS) {
             Err(error @ RepairError::Hopeless { .. }) => error.to_string(),
             other => panic!("{other:?}"),
         }

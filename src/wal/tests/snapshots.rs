@@ -8,18 +8,18 @@ fn path() -> PathBuf {
 }
 
 fn create(disk: &TestDisk) -> SnapshotWriter {
-    SnapshotWriter::create(Arc::new(disk.clone()), dir(), &key(), LINEAGE, AT, &members()).unwrap()
+    SnapshotWriter::create(Arc::new(disk.clone()), dir(), key(), LINEAGE, AT, &members()).unwrap()
 }
 
 fn resume(disk: &TestDisk, position: Position) -> Option<SnapshotWriter> {
     let shared = Arc::new(disk.clone());
     let mut entropy = SeededEntropy::new(9);
-    SnapshotWriter::resume(shared, dir(), &key(), LINEAGE, position, &members(), &mut entropy).unwrap()
+    SnapshotWriter::resume(shared, dir(), key(), LINEAGE, position, &members(), &mut entropy).unwrap()
 }
 
 /// Reads all of a snapshot after `skip` bytes.
 fn read(disk: &TestDisk, skip: u64) -> Result<(SnapshotMeta, Vec<u8>), WalError> {
-    let mut reader = SnapshotReader::open(disk, dir(), &key(), LINEAGE, AT.index)?;
+    let mut reader = SnapshotReader::open(disk, dir(), key(), LINEAGE, AT.index)?;
     reader.skip_to(skip)?;
     let mut state = Vec::new();
     while let Some(chunk) = reader.next_chunk()? {

@@ -144,7 +144,7 @@ fn a_snapshot_is_written_on_a_full_disk_and_makes_room_for_more() {
     filled.pair.disk.remove(&dir().join("reserve")).unwrap();
     filled.leave(0);
     let shared = Arc::new(filled.pair.disk.clone());
-    let error = SnapshotWriter::create(shared, dir(), &key(), LINEAGE, position(1, 11), &members()).unwrap_err();
+    let error = SnapshotWriter::create(shared, dir(), key(), LINEAGE, position(1, 11), &members()).unwrap_err();
     assert!(error.hint().starts_with("make room on the disk"));
     assert_eq!(filled.pair.disk.paths().iter().filter(|path| path.to_string_lossy().contains(".part")).count(), 0);
 }

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn open_real(dir: &Path, segment_bytes: u64) -> (Wal, Recovered) {
     let options = Options { segment_bytes, lineage: LINEAGE };
-    Wal::open(Arc::new(RealDisk), dir, &key(), options).unwrap()
+    Wal::open(Arc::new(RealDisk), dir, key(), options).unwrap()
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn readers_on_other_threads_see_whole_entries_while_the_log_is_written_and_compa
         if index % 100 == 0 {
             let created = position(1, index);
             let shared = Arc::new(RealDisk);
-            SnapshotWriter::create(shared, dir.path(), &key(), LINEAGE, created, &members()).unwrap().finish().unwrap();
+            SnapshotWriter::create(shared, dir.path(), key(), LINEAGE, created, &members()).unwrap().finish().unwrap();
             let snapshot = Some(SnapshotMark::Created(created));
             wal.write(&[Persist { snapshot, ..persist(vec![], None) }]).unwrap();
             wal.compact(Index(index - 50)).unwrap();

@@ -140,7 +140,7 @@ fn record_seeds() -> Vec<(String, Vec<u8>)> {
 
 fn open(disk: &MemoryDisk, seed: u64) -> Result<(Wal, Recovered), WalError> {
     let options = Options { segment_bytes: SEGMENT_BYTES, lineage: LINEAGE };
-    Wal::open_with(Arc::new(disk.clone()), dir(), &key(), options, Box::new(SeededEntropy::new(seed)), false)
+    Wal::open_with(Arc::new(disk.clone()), dir(), key(), options, Box::new(SeededEntropy::new(seed)), false)
 }
 
 /// Snapshots of every place that the seeds' logs rest on.
@@ -149,7 +149,7 @@ fn put_snapshots(disk: &MemoryDisk, places: &[Position]) {
     for (seed, place) in (1..).zip(places) {
         let entropy = &mut SeededEntropy::new(seed);
         let mut writer =
-            SnapshotWriter::create_with(Arc::new(disk.clone()), dir(), &key(), LINEAGE, *place, &members, entropy)
+            SnapshotWriter::create_with(Arc::new(disk.clone()), dir(), key(), LINEAGE, *place, &members, entropy)
                 .expect("nothing is in the way");
         writer.write_chunk(b"the state").expect("memory takes every write");
         writer.finish().expect("memory takes every write");
@@ -248,7 +248,7 @@ fn snapshot_file(input: &[u8]) {
     for found in wal::inspect(&disk, dir(), Some(&key().into())).expect("a disk in memory can be listed") {
         assert!(!format!("{found:?}").is_empty());
     }
-    let Ok(mut reader) = SnapshotReader::open(&disk, dir(), &key(), LINEAGE, Index(3)) else { return };
+    let Ok(mut reader) = SnapshotReader::open(&disk, dir(), key(), LINEAGE, Index(3)) else { return };
     let claimed = reader.meta().bytes;
     let skipped = u64::from(choice >> 1) % 32;
     if reader.skip_to(skipped).is_err() {
@@ -269,7 +269,7 @@ fn snapshot_seeds() -> Vec<(String, Vec<u8>)> {
     let members = Configuration { voters: vec![RaftId(1), RaftId(2)], learners: vec![RaftId(7)] };
     let entropy = &mut SeededEntropy::new(3);
     let mut writer =
-        SnapshotWriter::create_with(Arc::new(disk.clone()), dir(), &key(), LINEAGE, place, &members, entropy)
+        SnapshotWriter::create_with(Arc::new(disk.clone()), dir(), key(), LINEAGE, place, &members, entropy)
             .expect("nothing is in the way");
     for chunk in [&b"the first part of a state"[..], b"and the second"] {
         writer.write_chunk(chunk).expect("memory takes every write");
