@@ -17,6 +17,9 @@
 //!   list, an inspection or a watch. The swarm's two join tokens and the unlock key are told by queries of their own only
 //!   ([`QueryKind`](crate::types::api::QueryKind)), the unlock key to managers that ask for it; of a token with conditions
 //!   the swarm itself knows but a digest. A backup holds everything.
+//! * Nobody is served whom the store does not have, whatever its certificate says; that a node was removed is said only
+//!   when it is certain.
+//! * A role or a removal is only written down as wanted, and only if the swarm keeps a manager and a reachable majority.
 //! * Every refusal says what to do next where there is something to do.
 //!
 //! Not here: who may ask (`net::routes`), waiting and forwarding (`net::requests`), certificates (`ca`), how members are
