@@ -23,7 +23,7 @@ fn is_worker(by: &Manager, name: &str) -> bool {
 
 #[test]
 fn followers_and_leaders_are_demoted_and_the_last_manager_stays() {
-    let mut swarm = Swarm::of(3);
+    let swarm = Swarm::of(3);
     let leader = swarm.leader();
     let follower = swarm.followers()[0];
     let last = swarm.followers()[1];

@@ -232,14 +232,11 @@ fn a_manager_speaks_for_itself_only() {
     for call in Call::ALL {
         let request = by(manager(9), call, vec![0]);
         let between_managers = matches!(call, Call::Snapshot | Call::ResolveAddress | Call::Health);
-        let verdict = |confirmed| match swarm.control.decide(&request, 0, confirmed, NOW_MS) {
-            Step::Refuse(status) | Step::RefuseIfConfirmed(status)
-                if status.message.ends_with("was removed from the swarm") =>
-            {
-                true
-            }
-            _ => false,
+        let said = |confirmed| match swarm.control.decide(&request, 0, confirmed, NOW_MS) {
+            Step::Refuse(status) | Step::RefuseIfConfirmed(status) => status.message,
+            _ => String::new(),
         };
+        let verdict = |confirmed| said(confirmed).ends_with("was removed from the swarm");
         assert_eq!((verdict(false), verdict(true)), (!between_managers, !between_managers), "{call:?}");
         let certain = matches!(swarm.control.decide(&request, 0, false, NOW_MS), Step::Refuse(status) if status.code == Code::PermissionDenied);
         assert!(!certain, "{call:?}");
