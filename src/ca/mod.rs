@@ -1,52 +1,66 @@
-//! The certificate authority: hands out the root certificate and signs newcomers' requests.
+//! The certificate authority: hands out the root certificate, admits newcomers and renews certificates.
 //!
 //! Three calls, served by the leader, for anybody who can connect: [`get_root`], [`issue`] and [`status`]. A newcomer
 //! without a certificate asks for the root and checks it against its join token, sends a signing request with the
-//! token, and then asks for its certificate until it is there. [`found`] does all of that at once for the first manager,
-//! who has nobody to ask.
+//! token, and then asks for its certificate until it is there. A node that has a certificate sends a signing request over a
+//! connection that shows it, and no token. [`found`] does all of that at once for the first manager, who has nobody to ask.
+//!
+//! How [`issue`] decides, in this order:
+//!
+//! 1. A request without a signing request in it is refused.
+//! 2. A caller with a certificate of this swarm in force gets a new one for the same node. Its role is the one that the
+//!    store says the node acts in now, whatever the old certificate said. A node that the store does not have was removed.
+//! 3. The same for a certificate that has expired, if that was not longer ago than the swarm's grace, or a person let the
+//!    node back in (`skep node approve`): once, and within 24 hours.
+//! 4. Everybody else needs a token, who shows a certificate of another swarm too: one of the two that every swarm has, or
+//!    one that was made with conditions. The role comes from the token that matched, labels too.
 //!
 //! What the rest of the program may rely on:
 //!
-//! - Nothing here writes: [`issue`] returns the [`Change`] that makes the node, and only when that is committed does the
-//!   node exist. The certificate it holds is handed out by [`status`], from the store, and so never before.
-//! - The node's id derives from the change's id. A newcomer that repeats its request under the same change id gets the
+//! - The three calls write nothing: [`issue`] returns the [`Change`](crate::types::Change) that makes the node or renews its certificate, and only
+//!   when that is committed is there a certificate. It is handed out by [`status`], from the store, and so never before.
+//! - A newcomer's id derives from the change's id. A newcomer that repeats its request under the same change id gets the
 //!   same node: the store answers the repetition, and the certificate signed the second time is dropped with it.
-//! - The role comes from the token that matched, the subject from the store; nothing in a request but its public key
-//!   reaches a certificate.
-//! - No answer holds a private key or a token.
+//! - A token with conditions is used up in the change that makes the node, and counted by apply: a token for five nodes
+//!   makes five, however many ask at once.
+//! - The role comes from the token or the store, the subject from the store; nothing in a request but its public key
+//!   reaches a certificate. A request that cannot be read is refused and leaves nothing: only what was written by somebody
+//!   else, such as a restored store, can end as [`IssuanceState::Failed`].
+//! - A swarm that cannot sign now (its key is missing or broken) takes the request all the same: the node waits as
+//!   [`IssuanceState::Pending`] or [`IssuanceState::Renew`], keeps the certificate it has, and [`Janitor`] signs later. So does
+//!   a newcomer that a person must approve first.
+//! - Secrets are compared in a time that does not depend on them. No answer holds a private key or a token.
 //!
-//! Everything is a function of the request, the [`Directory`], time and entropy.
+//! A token that leaked fills nothing: [`Gate`] lets newcomers in at a bounded rate and refuses them while too many have asked
+//! and never come, and [`Janitor`] removes those after an hour, and tokens that have ended after a day.
 //!
-//! Not here: certificates for nodes that have one already (renewal), for nodes that only wait for approval, and new
-//! roots. They meet this code in two places: a caller with a certificate is told from a newcomer before [`issue`] looks
-//! for a token, and [`IssuanceState`] has the states in between, for which [`status`] asks the caller to come again.
+//! A new root, and how every node gets to it: [`rotation`].
+//!
+//! Everything is a function of the request, the [`State`], time and entropy.
+//!
+//! Not here: which of its nodes the swarm tells to renew, and when a node does so by itself; who may make the calls
+//! (`net::routes`); making tokens (`control`).
 
 use std::time::Duration;
 
-use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa, same_secret};
+use crate::pki::{self, JoinToken, NodeIdentity, PkiError, RootCa};
+use crate::store::State;
 use crate::sys::entropy::Entropy;
-use crate::types::api::{Answer, IssueRequest};
+use crate::types::api::Answer;
 use crate::types::object::{
-    self, Availability, Certificate, Cluster, IssuanceState, JoinTokens, Node, NodeDescription, Sensitive,
+    self, Availability, Certificate, Cluster, IssuanceState, JoinTokens, MembershipState, Node, NodeDescription,
+    Sensitive,
 };
-use crate::types::{Change, ChangeId, ClusterId, Code, NodeId, Object, Operation, Role, Status, Timestamp};
+use crate::types::{ChangeId, ClusterId, Code, Kind, NodeId, Object, Role, Status, Timestamp};
 
-/// What the authority needs to know of the store, at one revision.
-pub trait Directory {
-    /// The cluster object; `None` until the first manager has made it.
-    fn cluster(&self) -> Option<Cluster>;
-    /// A node.
-    fn node(&self, id: NodeId) -> Option<Node>;
-}
+mod gate;
+mod issue;
+mod janitor;
+pub mod rotation;
 
-/// What [`issue`] decided.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Issue {
-    /// Makes the node. `term` is left to the caller.
-    pub change: Change,
-    /// The node: when the change is committed, [`status`] has its certificate.
-    pub node_id: NodeId,
-}
+pub use gate::Gate;
+pub use issue::{Decision, in_words, issue, subject};
+pub use janitor::Janitor;
 
 /// What the first manager begins with.
 #[derive(Clone, Debug)]
@@ -63,50 +77,9 @@ pub struct Founding {
 ///
 /// # Errors
 /// `Unavailable` until there is a cluster.
-pub fn get_root(directory: &dyn Directory) -> Result<Answer, Status> {
-    let mut cluster = directory.cluster().ok_or_else(starting)?;
-    let root = std::mem::take(&mut cluster.root_ca.certificate);
+pub fn get_root(state: &State) -> Result<Answer, Status> {
+    let root = state.cluster().ok_or_else(starting)?.root_ca.certificate.clone();
     if root.is_empty() { Err(starting()) } else { Ok(Answer::Root { root }) }
-}
-
-/// Signs a newcomer's request.
-///
-/// # Errors
-/// `InvalidArgument` for a bad request or token, `Unavailable` until there is a cluster, `FailedPrecondition` when the
-/// swarm cannot sign.
-pub fn issue(
-    directory: &dyn Directory,
-    request: &IssueRequest,
-    now_ms: u64,
-    entropy: &mut dyn Entropy,
-) -> Result<Issue, Status> {
-    if request.csr.is_empty() {
-        return Err(Status::new(Code::InvalidArgument, "a signing request is needed"));
-    }
-    check_description(&request.description)?;
-    let cluster = directory.cluster().ok_or_else(starting)?;
-    let role = role_of_token(&cluster, &request.token)?;
-    if request.role.is_some_and(|wanted| wanted != role) {
-        let wanted = request.role.unwrap_or(role).name();
-        let message = format!("the token is a {} token", role.name());
-        let hint = format!("print a {wanted} token on any manager with `skep token show --role {wanted}`");
-        return Err(Status::new(Code::InvalidArgument, message).with_hint(hint));
-    }
-    let root = signer(&cluster)?;
-
-    let node_id = node_of_change(request.change);
-    let validity = certificate_validity(&cluster);
-    let chain = root.sign_request(&request.csr, node_id, role, cluster.id, now_ms, validity, entropy)?;
-    let certificate = issued(&root, role, request.csr.clone(), chain)?;
-    let node = new_node(node_id, request.description.clone(), request.availability, certificate);
-    let change = Change {
-        id: request.change,
-        after: request.after,
-        time: Timestamp(now_ms),
-        term: None,
-        operations: vec![Operation::Create(Object::Node(Box::new(node)))],
-    };
-    Ok(Issue { change, node_id })
 }
 
 /// A node's certificate: the newest there is.
@@ -114,21 +87,42 @@ pub fn issue(
 /// # Errors
 /// `NotFound` when there is no such node, `Unavailable` while its certificate is being made, `FailedPrecondition` when
 /// that was refused.
-pub fn status(directory: &dyn Directory, node_id: NodeId) -> Result<Answer, Status> {
+pub fn status(state: &State, node_id: NodeId) -> Result<Answer, Status> {
     let unknown = || Status::new(Code::NotFound, format!("node {node_id} is not part of this swarm"));
-    let Certificate { role, state, error, certificate: chain, .. } =
-        directory.node(node_id).ok_or_else(unknown)?.certificate;
-    match state {
-        IssuanceState::Issued | IssuanceState::Rotate => Ok(Answer::Certificate { node_id, chain, role }),
+    let node = node_of(state, node_id).ok_or_else(unknown)?;
+    let Certificate { role, ref error, certificate: ref chain, .. } = node.certificate;
+    match node.certificate.state {
+        IssuanceState::Issued | IssuanceState::Rotate => {
+            Ok(Answer::Certificate { node_id, chain: chain.clone(), role })
+        }
         IssuanceState::Failed => {
             let message = format!("no certificate was issued to node {node_id}: {error}");
-            Err(Status::new(Code::FailedPrecondition, message))
+            Err(Status::new(Code::FailedPrecondition, message).with_hint(
+                "a node that was never in the swarm: start it again on an empty data directory; one that was: start it \
+                 again, and it sends another request",
+            ))
         }
-        IssuanceState::Unknown | IssuanceState::Pending | IssuanceState::Renew => {
-            let message = format!("the certificate of node {node_id} is not issued yet");
-            Err(Status::new(Code::Unavailable, message).with_hint("try again in a moment"))
-        }
+        _ if node.spec.membership == MembershipState::Pending => Err(awaits_approval(node_id)),
+        IssuanceState::Unknown | IssuanceState::Pending | IssuanceState::Renew => Err(not_issued(node_id, error)),
     }
+}
+
+fn node_of(state: &State, node_id: NodeId) -> Option<&Node> {
+    match &state.get(Kind::Node, node_id.into())?.object {
+        Object::Node(node) => Some(node),
+        _ => None,
+    }
+}
+
+fn awaits_approval(node_id: NodeId) -> Status {
+    let message = format!("node {node_id} waits until a person approves it");
+    Status::new(Code::Unavailable, message).with_hint(format!("on a manager: `skep node approve {node_id}`"))
+}
+
+fn not_issued(node_id: NodeId, why: &str) -> Status {
+    let because = if why.is_empty() { String::new() } else { format!(": {why}") };
+    let message = format!("the certificate of node {node_id} is not issued yet{because}");
+    Status::new(Code::Unavailable, message).with_hint("try again in a moment")
 }
 
 /// Makes the root, the join tokens and the first manager's certificate.
@@ -210,6 +204,23 @@ fn root_object(root: &RootCa, entropy: &mut dyn Entropy) -> object::RootCa {
     }
 }
 
+/// Signs a request for a node of this role. `reported_issuer` and `approved_until` are empty in what it gives.
+///
+/// # Errors
+/// What is wrong with the request, or `FailedPrecondition` and `Internal` when the swarm cannot sign.
+fn sign(
+    cluster: &Cluster,
+    node_id: NodeId,
+    role: Role,
+    csr: &str,
+    now_ms: u64,
+    entropy: &mut dyn Entropy,
+) -> Result<Certificate, Status> {
+    let (root, validity) = (signer(cluster)?, certificate_validity(cluster));
+    let chain = root.sign_request(csr, node_id, role, cluster.id, now_ms, validity, entropy)?;
+    Ok(issued(&root, role, csr.to_owned(), chain)?)
+}
+
 fn issued(root: &RootCa, role: Role, csr: String, chain: String) -> Result<Certificate, PkiError> {
     let expires_at = Timestamp(pki::identity_of_pem(&chain)?.not_after_ms);
     let issuer = root.issuer().to_owned();
@@ -225,34 +236,26 @@ fn new_node(id: NodeId, description: NodeDescription, availability: Availability
     node
 }
 
-/// The role that a token admits to: the manager's is compared first, and both always, so that the time tells nothing.
-fn role_of_token(cluster: &Cluster, token: &Sensitive) -> Result<Role, Status> {
-    let tokens = &cluster.root_ca.join_tokens;
-    if tokens.manager.is_empty() && tokens.worker.is_empty() {
-        return Err(starting());
-    }
-    let (manager, worker) = (same_secret(&tokens.manager, &token.0), same_secret(&tokens.worker, &token.0));
-    if manager {
-        Ok(Role::Manager)
-    } else if worker {
-        Ok(Role::Worker)
-    } else {
-        let message = "A valid join token is necessary to join this cluster";
-        Err(Status::new(Code::InvalidArgument, message)
-            .with_hint("print one on any manager with `skep token show --role manager`; tokens change when rotated"))
+/// Who signs for the swarm: in a rotation the new root, whose chains end with what the old one signed.
+fn signer(cluster: &Cluster) -> Result<RootCa, Status> {
+    let root = &cluster.root_ca;
+    match &root.rotation {
+        None => load_root(&root.certificate, &root.key),
+        Some(rotation) => {
+            Ok(load_root(&rotation.certificate, &rotation.key)?.succeeding(rotation.cross_signed_certificate.clone()))
+        }
     }
 }
 
-fn signer(cluster: &Cluster) -> Result<RootCa, Status> {
-    let root = &cluster.root_ca;
-    if root.key.0.is_empty() {
+fn load_root(certificate: &str, key: &Sensitive) -> Result<RootCa, Status> {
+    if key.0.is_empty() {
         let message = "this swarm does not hold its root key, so it cannot sign certificates";
         return Err(Status::new(Code::FailedPrecondition, message));
     }
-    // A failure is the swarm's, not the newcomer's, and the text could not help it.
+    // A failure is the swarm's, not the caller's, and the text could not help it.
     let broken = || Status::new(Code::Internal, "the swarm's root certificate or key is unusable");
-    let key = std::str::from_utf8(&root.key.0).map_err(|_| broken())?;
-    RootCa::load(&root.certificate, key).map_err(|_| broken())
+    let key = std::str::from_utf8(&key.0).map_err(|_| broken())?;
+    RootCa::load(certificate, key).map_err(|_| broken())
 }
 
 fn certificate_validity(cluster: &Cluster) -> Duration {
@@ -260,12 +263,23 @@ fn certificate_validity(cluster: &Cluster) -> Duration {
     if asked < MIN_VALIDITY { DEFAULT_VALIDITY } else { asked }
 }
 
-/// A host name is shown on terminals and is not checked by anybody else.
+/// Whether the node has completed its join: it said which certificate it uses, or took its place among the managers.
+fn is_complete(node: &Node, is_member: bool) -> bool {
+    is_member || !node.certificate.reported_issuer.is_empty()
+}
+
+/// What a stranger says of itself is stored and shown on terminals, and nobody else checks it.
 fn check_description(description: &NodeDescription) -> Result<(), Status> {
     let hostname = &description.hostname;
     if hostname.len() > MAX_HOSTNAME_BYTES || hostname.chars().any(char::is_control) {
         let message = format!("a host name has at most {MAX_HOSTNAME_BYTES} bytes and no control characters");
         return Err(Status::new(Code::InvalidArgument, message).with_hint("set another with `skep run --name NODE`"));
+    }
+    let bytes = crate::codec::envelope::encode(description).len();
+    if bytes > MAX_DESCRIPTION_BYTES {
+        let message =
+            format!("a node's description has at most {MAX_DESCRIPTION_BYTES} bytes, and this one has {bytes}");
+        return Err(Status::new(Code::InvalidArgument, message).with_hint("give the node fewer engine labels"));
     }
     Ok(())
 }
@@ -286,6 +300,9 @@ pub const DEFAULT_EXPIRED_GRACE: Duration = Duration::from_secs(365 * 86_400);
 
 /// The longest host name (RFC 1035 section 3.1).
 const MAX_HOSTNAME_BYTES: usize = 253;
+
+/// Room for a board with many devices; a node object is copied to every manager and watcher.
+const MAX_DESCRIPTION_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests;

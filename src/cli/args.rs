@@ -57,7 +57,7 @@ pub struct Common {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Run a manager: it begins a swarm, joins one with --join, or starts again
+    /// Run a node: it begins a swarm as its first manager, joins one with --join, as what the token is for, or starts again
     Run(RunArgs),
     /// This manager's state; exits 4 unless it is ready
     Status,
@@ -86,6 +86,9 @@ pub enum Command {
     /// Join tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The root certificate
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// The Raft group
     #[command(subcommand)]
     Raft(RaftCommand),
@@ -369,6 +372,13 @@ pub enum NodeCommand {
     Ls(LsArgs),
     /// Show one node
     Inspect(ObjectArg),
+    /// Let a node in that waits for it, or back in, once and within 24 hours, when its certificate expired long ago
+    Approve {
+        #[command(flatten)]
+        object: ObjectArg,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
     /// Make managers of nodes
     Promote(NodesArgs),
     /// Make workers of managers; the last manager stays one
@@ -550,6 +560,19 @@ pub enum ClusterCommand {
         /// Validity of node certificates, such as 90d
         #[arg(long, value_name = "D", value_parser = parse::duration, group = "settings")]
         cert_expiry: Option<Duration>,
+        /// How long after its end a certificate still gets its node a new one, such as 365d
+        #[arg(long, value_name = "D", value_parser = parse::duration, group = "settings")]
+        expired_grace: Option<Duration>,
+        /// Nodes that join wait for `skep node approve`; `--approve-joins=false` lets them in again
+        #[arg(
+            long,
+            value_name = "BOOL",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "true",
+            group = "settings"
+        )]
+        approve_joins: Option<bool>,
         #[command(flatten)]
         version: VersionArg,
         #[command(flatten)]
@@ -565,6 +588,68 @@ pub enum TokenCommand {
         #[arg(long, value_name = "ROLE")]
         role: Option<RoleArg>,
     },
+    /// Replace the join tokens, or one of them, and print what is new; nodes that have joined stay
+    Rotate {
+        /// Only the token for this role
+        #[arg(long, value_name = "ROLE")]
+        role: Option<RoleArg>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// Make a join token with conditions and print it; it is shown only now
+    Create {
+        /// The role that it admits to
+        #[arg(long, value_name = "ROLE")]
+        role: RoleArg,
+        /// A label for the nodes that it admits; may be repeated
+        #[arg(long, value_name = "K=V", value_parser = parse::pair)]
+        label: Vec<(String, String)>,
+        /// It ends after this time, such as 1h
+        #[arg(long, value_name = "D", value_parser = parse::duration)]
+        ttl: Option<Duration>,
+        /// It admits so many nodes
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        uses: Option<u32>,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+    /// List the join tokens with conditions
+    Ls(LsArgs),
+    /// Show one
+    Inspect(ObjectArg),
+    /// Remove one: it admits nobody from then on
+    Rm {
+        #[command(flatten)]
+        object: ObjectArg,
+        #[command(flatten)]
+        write: WriteArgs,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum CaCommand {
+    /// Show the root certificate, and how far its replacement is
+    Show,
+    /// Replace the root certificate: every node gets a new certificate, and the swarm works on meanwhile
+    Rotate(RotateArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RotateArgs {
+    /// The new root certificate, PEM; the present one ends a rotation [default: a new one is made]
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Its private key, PKCS#8 PEM, or `-` for standard input
+    #[arg(long, value_name = "FILE|-")]
+    pub key: Option<PathBuf>,
+    /// Do not wait for this node, which has to join again afterwards; may be repeated. A rotation that is under way goes on
+    #[arg(long, value_name = "NODE")]
+    pub skip: Vec<String>,
+    /// Show how far it is until it has ended
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub write: WriteArgs,
 }
 
 #[derive(Clone, Debug, Subcommand)]

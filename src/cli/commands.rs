@@ -14,7 +14,8 @@ use super::session::{Session, read_data, unexpected};
 use crate::client::ClientError;
 use crate::sys::time::monotonic;
 use crate::types::api::{
-    Action, Admin, Answer, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest, Write,
+    Action, Admin, Answer, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState, StatusReport,
+    WatchItem, WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
@@ -72,6 +73,9 @@ pub fn status_exit(state: &str) -> Exit {
 
 fn status_text(report: &StatusReport) -> String {
     let named = |id: String, name: &str| if name.is_empty() { id } else { format!("{id} ({})", clean(name)) };
+    if report.role == RaftState::Worker {
+        return worker_text(report, &named(report.node_id.to_string(), &report.name));
+    }
     let leader = match report.leader {
         Some(leader) => named(leader.to_string(), &report.leader_name),
         None => format!("none for {}", seconds(report.leaderless_ms)),
@@ -92,6 +96,9 @@ fn status_text(report: &StatusReport) -> String {
         ("version", clean(&report.version)),
     ] {
         text.push_str(&format!("{key:<9} {value}\n"));
+    }
+    if let Some(certificate) = &report.certificate {
+        text.push_str(&format!("{:<9} {}\n", "identity", certificate_text(certificate)));
     }
     for warning in &report.warnings {
         text.push_str(&format!("warning   {}\n", clean(warning)));
@@ -123,6 +130,36 @@ fn status_text(report: &StatusReport) -> String {
         text.push_str(&table(&columns, &rows));
     }
     text
+}
+
+/// A worker has no log to speak of.
+fn worker_text(report: &StatusReport, node: &str) -> String {
+    let manager = match &report.manager {
+        Some((manager, addr)) => format!("{manager} at {}", clean(addr)),
+        None => "none".to_owned(),
+    };
+    let certificate = report.certificate.as_ref().map(certificate_text).unwrap_or_default();
+    let mut text = String::new();
+    for (key, value) in [
+        ("node", node.to_owned()),
+        ("cluster", report.cluster_id.to_string()),
+        ("state", clean(&report.state)),
+        ("role", "worker".to_owned()),
+        ("manager", manager),
+        ("identity", certificate),
+        ("version", clean(&report.version)),
+    ] {
+        text.push_str(&format!("{key:<9} {value}\n"));
+    }
+    for warning in &report.warnings {
+        text.push_str(&format!("warning   {}\n", clean(warning)));
+    }
+    text
+}
+
+fn certificate_text(certificate: &CertificateReport) -> String {
+    let CertificateReport { role, expires_at, renews_at, .. } = certificate;
+    format!("{} certificate until {expires_at}, renewed about {renews_at}", role.name())
 }
 
 /// `skep members`.
@@ -266,6 +303,10 @@ pub fn node(session: &mut Session, command: &NodeCommand) -> Ended {
                 if_version: version.if_version,
             };
             write_and_show(session, write, request, || format!("cannot update node {}", clean(&object.object)))
+        }
+        NodeCommand::Approve { object, write } => {
+            let request = Write::ApproveNode { node: object.object.clone() };
+            write_and_show(session, write, request, || format!("cannot approve node {}", clean(&object.object)))
         }
     }
 }
@@ -435,45 +476,26 @@ pub fn cluster(session: &mut Session, command: &ClusterCommand) -> Ended {
             let id = session.client.hello().cluster_id.to_string();
             inspect(session, Kind::Cluster, &id)
         }
-        ClusterCommand::Update { snapshot_bytes, keep_bytes, cert_expiry, version, write } => {
+        ClusterCommand::Update {
+            snapshot_bytes,
+            keep_bytes,
+            cert_expiry,
+            expired_grace,
+            approve_joins,
+            version,
+            write,
+        } => {
             let request = Write::UpdateCluster {
                 snapshot_bytes: *snapshot_bytes,
                 keep_bytes: *keep_bytes,
                 node_certificate_expiry_ms: cert_expiry.map(milliseconds),
+                expired_grace_ms: expired_grace.map(milliseconds),
+                approve_joins: *approve_joins,
                 if_version: version.if_version,
             };
             write_and_show(session, write, request, || "cannot update the swarm's settings".to_owned())
         }
     }
-}
-
-/// `skep token show`.
-pub fn token(session: &mut Session, command: &TokenCommand) -> Ended {
-    let TokenCommand::Show { role } = command;
-    let mut show = |role: Role| -> Result<String, Failure> {
-        match session.query(QueryKind::Token(role))? {
-            Answer::Token(token) => String::from_utf8(token.0.clone()).map_err(|_| unexpected()),
-            _ => Err(unexpected()),
-        }
-    };
-    match role {
-        Some(role) => {
-            let role = Role::from(*role);
-            let token = show(role)?;
-            match session.out.json {
-                true => session.out.document(&json!({ "role": role, "token": token }))?,
-                false => session.out.line(&token)?,
-            };
-        }
-        None => {
-            let rows = [Role::Manager, Role::Worker]
-                .into_iter()
-                .map(|role| Ok(json!({ "role": role, "token": show(role)? })))
-                .collect::<Result<Vec<_>, Failure>>()?;
-            session.out.rows(&[("ROLE", "role"), ("TOKEN", "token")], &rows)?;
-        }
-    }
-    DONE
 }
 
 /// `skep raft`.
@@ -590,7 +612,7 @@ pub fn leave(session: &mut Session, args: &LeaveArgs) -> Ended {
     DONE
 }
 
-fn list(session: &mut Session, kind: Kind, args: &LsArgs) -> Result<Vec<Object>, Failure> {
+pub(super) fn list(session: &mut Session, kind: Kind, args: &LsArgs) -> Result<Vec<Object>, Failure> {
     let filter = parse::filters(&args.filter);
     session
         .client
@@ -608,7 +630,7 @@ fn ls(session: &mut Session, kind: Kind, args: &LsArgs) -> Ended {
     DONE
 }
 
-fn ids(session: &mut Session, objects: &[Object]) -> Ended {
+pub(super) fn ids(session: &mut Session, objects: &[Object]) -> Ended {
     for object in objects {
         if let Written::Closed = session.out.line(&object.id().to_string())? {
             break;
@@ -617,7 +639,7 @@ fn ids(session: &mut Session, objects: &[Object]) -> Ended {
     DONE
 }
 
-fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended {
+pub(super) fn inspect(session: &mut Session, kind: Kind, object: &str) -> Ended {
     let answer = session
         .query(QueryKind::Inspect(kind, object.to_owned()))
         .map_err(|failure| failure.while_attempting(|| format!("cannot show {kind} {}", clean(object))))?;
@@ -648,7 +670,7 @@ fn rm(session: &mut Session, kind: Kind, args: &RmArgs) -> Ended {
     write_and_show(session, &args.write, request, || format!("cannot remove {kind} {}", clean(&args.object.object)))
 }
 
-fn write_and_show(
+pub(super) fn write_and_show(
     session: &mut Session,
     args: &WriteArgs,
     request: Write,
@@ -662,11 +684,11 @@ fn write_and_show(
     DONE
 }
 
-fn pairs(pairs: &[(String, String)]) -> BTreeMap<String, String> {
+pub(super) fn pairs(pairs: &[(String, String)]) -> BTreeMap<String, String> {
     pairs.iter().cloned().collect()
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

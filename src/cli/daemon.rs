@@ -39,9 +39,9 @@ pub struct Options {
     pub name: Option<String>,
 }
 
-/// A running manager, as far as the command line deals with it.
+/// A running node, as far as the command line deals with it.
 pub trait Daemon: Send + Sync {
-    /// Where it listens.
+    /// Where it listens for peers; port 0 for a worker, which listens nowhere.
     fn listen_addr(&self) -> SocketAddr;
     /// Blocks until it has stopped, and says why.
     fn wait(&self) -> Stopped;
@@ -51,7 +51,7 @@ pub trait Daemon: Send + Sync {
     fn progress(&self) -> bool;
 }
 
-/// Why a manager has stopped.
+/// Why a node has stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
     /// For people.
@@ -62,7 +62,7 @@ pub struct Stopped {
     pub exit: Exit,
 }
 
-/// Starts a manager; it listens when this returns.
+/// Starts a node; a manager listens when this returns.
 pub fn start(options: Options) -> Result<Arc<dyn Daemon>, Failure> {
     let config = node::Config {
         data_dir: options.data_dir,
@@ -105,17 +105,12 @@ impl Daemon for Node {
         match Self::wait(self) {
             node::Stopped::Asked => Stopped { reason: "stopped".to_owned(), hint: String::new(), exit: Exit::Done },
             node::Stopped::Removed => Stopped {
-                reason: "this node is no longer a member of the swarm; its log was moved aside".to_owned(),
+                reason: "this node is no longer a member of the swarm; a log that it had was moved aside".to_owned(),
                 hint: format!(
                     "to join again, move {} away and start with --join HOST:PORT and a token",
                     self.data_dir().display()
                 ),
                 exit: Exit::Refused,
-            },
-            node::Stopped::Demoted => Stopped {
-                reason: "this manager was demoted to a worker; its log was moved aside".to_owned(),
-                hint: "`skep node promote NODE` on another manager makes it a manager again".to_owned(),
-                exit: Exit::Done,
             },
             node::Stopped::Outlived(why) => Stopped {
                 reason: why,

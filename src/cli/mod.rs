@@ -30,6 +30,7 @@ mod args;
 mod backup;
 mod bench;
 mod bundle;
+mod ca;
 mod commands;
 mod daemon;
 mod doctor;
@@ -47,6 +48,7 @@ mod run;
 mod session;
 mod snapshot;
 mod tar;
+mod tokens;
 mod wal;
 
 use args::{Cli, Command};
@@ -104,6 +106,7 @@ fn dispatch(cli: Cli) -> commands::Ended {
             return Ok(exit);
         }
         Command::Backup(command) => return backup::run(&cli.common, command, out),
+        Command::Ca(command) => return ca::run(&cli.common, command, out),
         Command::Recover(args) => {
             let exit = recover::run(&cli.common, args, &mut out)?;
             out.flush()?;
@@ -136,7 +139,7 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Extension(command) => commands::extension(session, command),
         Command::Resource(command) => commands::resource(session, command, input),
         Command::Cluster(command) => commands::cluster(session, command),
-        Command::Token(command) => commands::token(session, command),
+        Command::Token(command) => tokens::token(session, command),
         Command::Raft(command) => commands::raft(session, command),
         Command::Leave(args) => commands::leave(session, args),
         Command::Run(_)
@@ -147,8 +150,9 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         | Command::Snapshot(_)
         | Command::Recover(_)
         | Command::Backup(_)
+        | Command::Ca(_)
         | Command::Bench(_) => {
-            unreachable!("dispatch has handled the commands that ask nobody")
+            unreachable!("dispatch has handled the commands that ask nobody, or in their own way")
         }
     }
 }

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::roles;
-use crate::types::Object;
 use crate::types::api::MemberReport;
-use crate::types::object::{Kind, Node, NodeState};
+use crate::types::object::{Kind, Node, NodeState, TokenEnd};
+use crate::types::{Object, Timestamp};
 
 /// The columns of `ls`, as (heading, key of the row).
 pub const fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
@@ -35,6 +35,14 @@ pub const fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
             ("VERSION", "version"),
             ("UPDATED", "updated_at"),
         ],
+        Kind::Token => &[
+            ("ID", "id"),
+            ("ROLE", "role"),
+            ("LABELS", "labels"),
+            ("USES LEFT", "uses_left"),
+            ("EXPIRES", "expires_at"),
+            ("STATE", "state"),
+        ],
         Kind::Config => &[
             ("ID", "id"),
             ("NAME", "name"),
@@ -62,7 +70,7 @@ pub fn name(object: &Object) -> &str {
         Object::Config(config) => &config.spec.annotations.name,
         Object::Extension(extension) => &extension.annotations.name,
         Object::Resource(resource) => &resource.annotations.name,
-        Object::Service(_) | Object::Task(_) | Object::Network(_) | Object::Volume(_) => "",
+        Object::Service(_) | Object::Task(_) | Object::Network(_) | Object::Volume(_) | Object::Token(_) => "",
     }
 }
 
@@ -90,9 +98,27 @@ pub fn row(object: &Object) -> Value {
             row["state"] = json!(node.status.state);
             row["addr"] = node.status.addr.as_str().into();
         }
+        Object::Token(token) => {
+            let labels: Vec<String> = object.labels().iter().map(|(key, value)| format!("{key}={value}")).collect();
+            row["role"] = token.role.name().into();
+            row["labels"] = labels.join(",").into();
+            row["uses_left"] = json!(token.uses_left);
+            row["expires_at"] = json!(token.expires_at);
+        }
         _ => {}
     }
     row
+}
+
+/// Adds to a token's row whether it still admits anybody: `ready`, `expired` or `used up`.
+pub fn add_token_state(row: &mut Value, object: &Object, now: Timestamp) {
+    let Object::Token(token) = object else { return };
+    row["state"] = match token.is_spent(now) {
+        Some(TokenEnd::Expired(_)) => "expired",
+        Some(TokenEnd::UsedUp) => "used up",
+        None => "ready",
+    }
+    .into();
 }
 
 /// Adds to a node's row what the Raft group says of it: `manager` is `leader`, `reachable`, `unreachable`, or null, and
@@ -141,6 +167,7 @@ pub fn document(object: &Object) -> Value {
         Object::Extension(extension) => json!(extension),
         Object::Resource(resource) => json!(resource),
         Object::Volume(volume) => json!(volume),
+        Object::Token(token) => json!(token),
     };
     // The manager has blanked these already; a field that is always blank only asks for questions.
     for path in [
@@ -148,11 +175,13 @@ pub fn document(object: &Object) -> Value {
         "/root_ca/key",
         "/root_ca/join_tokens",
         "/root_ca/rotation/key",
+        "/root_ca/rotation/join_tokens",
         "/spec/ca/signing_ca_key",
         "/unlock_keys",
         "/network_bootstrap_keys",
+        "/secret_digest",
     ] {
-        if matches!(object, Object::Secret(_) | Object::Cluster(_)) {
+        if matches!(object, Object::Secret(_) | Object::Cluster(_) | Object::Token(_)) {
             remove(&mut value, path);
         }
     }
@@ -213,7 +242,7 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::types::object::{Annotations, Config, ConfigSpec, Meta, Secret, SecretSpec, Sensitive};
-    use crate::types::{ObjectId, Revision, Timestamp};
+    use crate::types::{ObjectId, Revision};
 
     fn annotations(name: &str) -> Annotations {
         Annotations { name: name.to_owned(), ..Annotations::default() }

@@ -24,7 +24,7 @@ use crate::sys::thread;
 use crate::sys::time::{Instant, monotonic};
 use crate::types::object::Sensitive;
 
-/// Runs a manager until it is told to stop or stops by itself.
+/// Runs a node until it is told to stop or stops by itself.
 pub fn run(common: &Common, args: &RunArgs, start: impl FnOnce(Options) -> Result<Arc<dyn Daemon>, Failure>) -> Ended {
     let options = options(common, args)?;
     logger::install(args.log.into());
@@ -53,7 +53,10 @@ fn serve(daemon: &Arc<dyn Daemon>, notify: &Notify, events: Sender<Event>, inbox
         let stopped = waiter.wait();
         let _ = ended.try_send(Event::Stopped(stopped));
     })?;
-    let listening = format!("listening on {}", daemon.listen_addr());
+    let listening = match daemon.listen_addr() {
+        addr if addr.port() == 0 => "running as a worker: `skep status` shows its manager".to_owned(),
+        addr => format!("listening on {addr}"),
+    };
     log::info!("{listening}");
     notify.ready(&listening);
 
@@ -176,7 +179,7 @@ fn options(common: &Common, args: &RunArgs) -> Result<Options, Failure> {
         advertise::check("--peer", address)?;
     }
     let data_dir = data_dir(common)?;
-    // The same command line starts and restarts a manager: a member needs no token, so that a token file that was
+    // The same command line starts and restarts a node: one that is part of a swarm needs no token, so that a token file that was
     // removed after the first start, or standard input, must not be read again.
     let token = match crate::node::is_member(&data_dir) {
         true => None,
@@ -216,7 +219,7 @@ fn read_token(path: &Path) -> Result<String, Failure> {
     let data = super::session::read_data(path, 4096)?;
     String::from_utf8(data).map_err(|_| {
         Failure::usage(format!("{} holds no join token", path.display()))
-            .with_hint("print one with `skep token show --role manager` on a manager")
+            .with_hint("print one with `skep token show` on a manager")
     })
 }
 

@@ -64,6 +64,8 @@ fn common_flags_stand_after_any_command() {
         "node rm --force a b --wait",
         "node update a --availability drain --label x=y --label-rm z --if-version 3",
         "token show --role worker",
+        "ca show --json",
+        "ca rotate --cert f --key - --skip m3 --skip m4 --wait --change-id 0000000000000000000000000@4",
         "raft transfer m2",
         "leave --force",
         "backup save f --stale --passphrase-file p --force",

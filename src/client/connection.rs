@@ -270,8 +270,25 @@ fn handshake_failed(addr: &str, error: &io::Error) -> ClientError {
 /// A refusal by TLS, in words: trying again changes nothing.
 fn tls_status(peer: &str, error: &io::Error) -> Option<Status> {
     let refusal: &rustls::Error = error.get_ref()?.downcast_ref()?;
-    let (message, hint) = pki::explain(refusal);
+    let (mut message, hint) = pki::explain(refusal);
+    if pki::concerns_time(refusal)
+        && let Some(words) = clock_of(peer)
+    {
+        message.push_str("; ");
+        message.push_str(&words);
+    }
     Some(prefixed(peer, Status::new(Code::Unauthenticated, message).with_hint(hint)))
+}
+
+/// How far apart the clocks are, in words. Everybody may ask a manager for the time: nobody's word is believed for it, it
+/// only helps a person to see which clock is wrong.
+fn clock_of(addr: &str) -> Option<String> {
+    let config = pki::client_config(None, pki::Trust::Anything).ok()?;
+    let target =
+        TlsTarget { addr: addr.to_owned(), server_name: pki::manager_name(), config, expected: None, hello: None };
+    let mut client = super::Client::tls(target, CLOCK_TIMEOUT).ok()?;
+    let offset_ms = client.clock_offset_ms(CLOCK_TIMEOUT).ok()?;
+    Some(pki::clock_words("its clock", offset_ms))
 }
 
 fn prefixed(peer: &str, mut status: Status) -> Status {
@@ -281,5 +298,7 @@ fn prefixed(peer: &str, mut status: Status) -> Status {
 
 /// A pong that cannot be written in this time means that the manager does not read.
 const PONG_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a clock says is worth no longer a wait.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// A timeout of zero would mean none.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);

@@ -13,6 +13,7 @@
 //! - Calls that may succeed later ([`Code::is_transient`](crate::types::Code::is_transient)) are repeated until the timeout, except
 //!   when the manager says that it sees no majority itself: then waiting would only hide the news.
 //! - [`Backup`] hands out everything as it arrives, and says when that was all.
+//! - [`Session`] is over when its connection is, and notices a manager that has fallen silent.
 //! - [`Watch`] resumes after its last position when the connection breaks, and says so when it cannot; it never skips.
 //! - Every wait has an end: a manager that stops answering costs the timeout and [`GRACE`].
 //!
@@ -39,12 +40,16 @@ mod backup;
 mod connection;
 mod error;
 mod local;
+mod root;
+mod session;
 mod watch;
 
 pub use backup::Backup;
 pub use connection::Connection;
 pub use error::ClientError;
 pub use local::connect_unix;
+pub use root::{given_root, own_root};
+pub use session::Session;
 pub use watch::Watch;
 
 /// A connection to one manager, made again when it breaks.
@@ -112,7 +117,7 @@ impl Client {
     }
 
     /// What the manager said of itself when the connection was made.
-    pub fn hello(&self) -> &Hello {
+    pub const fn hello(&self) -> &Hello {
         &self.hello
     }
 

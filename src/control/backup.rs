@@ -1,5 +1,7 @@
 //! A backup between two parts: the state as it was when it was asked for, and how much of it was sent.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::Context;
@@ -22,6 +24,8 @@ pub struct Backup {
     info: Option<Bytes>,
     encoder: SnapshotEncoder,
     pending: Bytes,
+    /// Counts it among those under way.
+    _under_way: Arc<()>,
 }
 
 impl std::fmt::Debug for Backup {
@@ -32,8 +36,8 @@ impl std::fmt::Debug for Backup {
 }
 
 impl Backup {
-    /// Of `state`, by the manager that `context` describes.
-    pub fn new(state: State, context: &Context, now_ms: u64) -> Self {
+    /// Of `state`, by the manager that `context` describes. It counts as under way while it holds `under_way`.
+    pub fn new(state: State, context: &Context, now_ms: u64, under_way: Arc<()>) -> Self {
         let info = BackupInfo {
             created_at: Timestamp(now_ms),
             version: context.version.clone(),
@@ -47,7 +51,7 @@ impl Backup {
             hash: state.hash(),
         };
         let info = Some(envelope::encode(&info).into());
-        Self { info, encoder: SnapshotEncoder::new(state), pending: Bytes::new() }
+        Self { info, encoder: SnapshotEncoder::new(state), pending: Bytes::new(), _under_way: under_way }
     }
 
     /// The next part, of at most `room` bytes.

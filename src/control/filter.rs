@@ -45,7 +45,7 @@ fn identity(filter: &Filter, object: &Object) -> bool {
     ];
     let mut asked = asked.into_iter().flatten().peekable();
     match object.kind() {
-        Kind::Secret | Kind::Config | Kind::Resource | Kind::Extension => {
+        Kind::Secret | Kind::Config | Kind::Resource | Kind::Extension | Kind::Token => {
             asked.peek().is_none() || asked.any(|matches| matches)
         }
         _ => asked.all(|matches| matches),

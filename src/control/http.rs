@@ -30,7 +30,7 @@ pub fn http(path: &str, context: &Context, store: &Store, metrics: &Metrics) -> 
 fn not_ready(context: &Context, store: &Store) -> Option<String> {
     let raft = &context.raft;
     match raft.state {
-        RaftState::Joining => Some("this node has not joined the swarm yet".to_owned()),
+        RaftState::Joining | RaftState::Worker => Some("this node has not joined the swarm yet".to_owned()),
         RaftState::Leader if raft.serving => None,
         RaftState::Leader => Some("this manager was elected and is catching up".to_owned()),
         _ if raft.leader.is_some() && raft.applied.0 == 0 => Some("waiting for the swarm's state".to_owned()),

@@ -30,7 +30,7 @@ use crate::net::handler::Incoming;
 use crate::net::requests::{Pull, Step};
 use crate::store::Store;
 use crate::sys::time::Instant;
-use crate::types::api::{Answer, BackupRequest, Call, LinkReport, RaftReport, RaftState};
+use crate::types::api::{Answer, BackupRequest, Call, CertificateReport, LinkReport, RaftReport, RaftState};
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, NodeId, Outcome, Standing};
 
@@ -43,6 +43,8 @@ mod query;
 pub mod redact;
 mod refusal;
 mod report;
+mod rotate;
+mod tokens;
 mod validate;
 mod watch;
 mod write;
@@ -54,7 +56,7 @@ mod tests;
 pub use backup::Backup;
 pub use http::http;
 pub use query::query;
-pub use report::{joining_status, no_majority};
+pub use report::{certificate_warning, clock_words, joining_status, no_majority};
 pub use watch::Watch;
 pub use write::{Decision, attempt_id, decide_write, object_id};
 
@@ -66,6 +68,19 @@ pub enum Feed {
     /// A backup.
     Backup(Box<Backup>),
 }
+
+impl Feed {
+    /// Whether it holds a state of some time ago, whatever has changed since.
+    pub fn holds(&self) -> bool {
+        match self {
+            Self::Watch(watch) => watch.has_snapshot(),
+            Self::Backup(_) => true,
+        }
+    }
+}
+
+/// Backups that one manager makes at a time: each holds a state of its own.
+const MAX_BACKUPS: usize = 2;
 
 /// What a manager knows beside its store. The node refreshes it; it may be a little old.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +101,8 @@ pub struct Context {
     pub raft: RaftReport,
     /// Links to peers.
     pub links: Vec<LinkReport>,
+    /// This node's certificate.
+    pub certificate: Option<CertificateReport>,
 }
 
 impl Context {
@@ -107,12 +124,14 @@ pub struct Control {
     store: Arc<Store>,
     /// What this manager knows beside its store.
     pub context: Context,
+    /// Shared with each backup that is being made.
+    backups: Arc<()>,
 }
 
 impl Control {
     /// A service over `store`.
-    pub const fn new(store: Arc<Store>, context: Context) -> Self {
-        Self { store, context }
+    pub fn new(store: Arc<Store>, context: Context) -> Self {
+        Self { store, context, backups: Arc::new(()) }
     }
 
     /// The store it decides from.
@@ -156,8 +175,14 @@ impl Control {
                     let why = "this manager has not received the swarm's data yet: there is nothing to back up";
                     Step::Refuse(Status::new(Code::Unavailable, why).with_hint("take the backup from another manager"))
                 }
+                Ok(BackupRequest { .. }) if Arc::strong_count(&self.backups) > MAX_BACKUPS => {
+                    let why = format!("this manager is making {MAX_BACKUPS} backups already");
+                    let hint = "wait until one of them is done, or take this one from another manager with --socket";
+                    Step::Refuse(Status::new(Code::ResourceExhausted, why).with_hint(hint))
+                }
                 Ok(BackupRequest { .. }) => {
-                    Step::Stream(Feed::Backup(Box::new(Backup::new(self.store.snapshot(), &self.context, now_ms))))
+                    let backup = Backup::new(self.store.snapshot(), &self.context, now_ms, self.backups.clone());
+                    Step::Stream(Feed::Backup(Box::new(backup)))
                 }
                 Err(status) => Step::Refuse(status),
             },
@@ -189,6 +214,9 @@ impl Control {
             }
             Call::GetRoot | Call::Issue | Call::CertificateStatus => {
                 Step::Refuse(Status::new(Code::Unimplemented, "this manager offers no certificate authority"))
+            }
+            Call::Report | Call::Session => {
+                Step::Refuse(Status::new(Code::Unimplemented, "this manager keeps no sessions"))
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::types::{ChangeId, Kind, ObjectId, Outcome, Refusal, Revision, Role};
 
 use super::Feed;
 use super::write::attempt_id;
-use super::{Context, encode, filter, redact, refusal, report};
+use super::{Context, encode, filter, redact, refusal, report, rotate};
 
 /// Decides on a read: answers from this manager alone at once, anything else only from a store that is as new as the
 /// request, unless the caller wants it stale.
@@ -38,6 +38,7 @@ pub fn query(state: &State, what: &QueryKind, context: &Context) -> Result<Answe
         QueryKind::List(kind, filter, after) => list(state, *kind, filter, *after),
         QueryKind::Inspect(kind, reference) => inspect(state, *kind, reference),
         QueryKind::Token(role) => token(state, *role),
+        QueryKind::RootCa => Ok(Answer::RootCa(Box::new(rotate::report(state, context)?))),
         QueryKind::Change(id, after) => Ok(Answer::Change(change(state, *id, *after))),
     }
 }

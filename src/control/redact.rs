@@ -1,12 +1,12 @@
 //! What of an object may leave a manager. One place, for lists, inspections and watches.
 //!
-//! Secrets and the cluster are written as whitelists: the copies name every field, so that a field added to them does not
+//! Secrets, tokens and the cluster are written as whitelists: the copies name every field, so that a field added to them does not
 //! compile until somebody has decided here whether people may see it.
 
 use crate::types::Object;
 use crate::types::object::{
     CaSettings, Cluster, ClusterSpec, JoinTokens, RootCa, RootRotation, Runtime, Secret, SecretSpec, Sensitive,
-    TaskSpec,
+    TaskSpec, Token,
 };
 
 /// A copy of `object` without anything that must stay inside the managers.
@@ -27,6 +27,7 @@ pub fn redact(object: &Object) -> Object {
             redact_task_spec(&mut task.spec);
             Object::Task(task)
         }
+        Object::Token(token) => Object::Token(Box::new(redact_token(token))),
         Object::Node(_)
         | Object::Network(_)
         | Object::Config(_)
@@ -45,6 +46,7 @@ pub fn is_internal(object: &Object) -> bool {
 pub(super) fn hidden_bytes(object: &Object) -> usize {
     match object {
         Object::Secret(secret) => secret.spec.data.0.len(),
+        Object::Token(token) => token.secret_digest.0.len(),
         _ => 0,
     }
 }
@@ -68,6 +70,21 @@ fn redact_secret(secret: &Secret) -> Secret {
             driver: driver.clone(),
         },
         internal: *internal,
+    }
+}
+
+/// The digest goes too: nobody needs it, and whoever has it can try secrets against it.
+fn redact_token(token: &Token) -> Token {
+    let Token { id, meta, annotations, role, expires_at, uses_left, root_digest, secret_digest: _ } = token;
+    Token {
+        id: *id,
+        meta: *meta,
+        annotations: annotations.clone(),
+        role: *role,
+        expires_at: *expires_at,
+        uses_left: *uses_left,
+        root_digest: root_digest.clone(),
+        secret_digest: Sensitive::default(),
     }
 }
 
@@ -143,11 +160,16 @@ fn redact_cluster_spec(spec: &ClusterSpec) -> ClusterSpec {
 fn redact_root_ca(root_ca: &RootCa) -> RootCa {
     let RootCa { key: _, certificate, digest, join_tokens: _, rotation, last_forced_rotation } = root_ca;
     let rotation = rotation.as_ref().map(|rotation| {
-        let RootRotation { certificate, key: _, cross_signed_certificate } = rotation;
+        let RootRotation { certificate, key: _, cross_signed_certificate, issuer, join_tokens: _, started_at, skip } =
+            rotation;
         RootRotation {
             certificate: certificate.clone(),
             key: Sensitive::default(),
             cross_signed_certificate: cross_signed_certificate.clone(),
+            issuer: issuer.clone(),
+            join_tokens: JoinTokens::default(),
+            started_at: *started_at,
+            skip: skip.clone(),
         }
     });
     RootCa {

@@ -91,6 +91,8 @@ pub(super) fn forgotten() -> Status {
 pub(super) fn other(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Invalid(cause) => Status::new(Code::InvalidArgument, cause.to_string()),
+        Refusal::TokenSpent { .. } => Status::new(Code::FailedPrecondition, "the join token admits nobody any more")
+            .with_hint("make another on any manager with `skep token create --role ROLE`"),
         Refusal::TermChanged => Status::new(Code::Aborted, "leadership changed while the change was made"),
         Refusal::Exists { kind, id } | Refusal::NameConflict { kind, holder: id } => {
             Status::new(Code::AlreadyExists, format!("{kind} {id} already exists"))
@@ -110,7 +112,7 @@ pub(super) fn name(state: &State, kind: Kind, id: ObjectId) -> String {
 
 fn listed(kind: Kind) -> String {
     match kind {
-        Kind::Node | Kind::Secret | Kind::Config | Kind::Extension | Kind::Resource => {
+        Kind::Node | Kind::Secret | Kind::Config | Kind::Extension | Kind::Resource | Kind::Token => {
             format!("`skep {kind} ls` lists them")
         }
         _ => String::new(),

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use crate::store::State;
-use crate::types::api::{DiskLevel, DiskSpace, LinkReport, MemberReport, RaftState, StatusReport};
+use crate::types::api::{CertificateReport, DiskLevel, DiskSpace, LinkReport, MemberReport, RaftState, StatusReport};
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Revision, Term};
 
-use super::{Context, refusal};
+use super::{Context, refusal, rotate};
 
 /// Clocks further apart than this confuse people who read logs and certificates.
 const CLOCK_WARNING_MS: u64 = 2000;
@@ -44,6 +44,8 @@ pub(super) fn status(state: &State, context: &Context) -> StatusReport {
         version: context.version.clone(),
         warnings: warnings(state, context),
         links: context.links.clone(),
+        manager: None,
+        certificate: context.certificate.clone(),
     }
 }
 
@@ -69,6 +71,8 @@ pub fn joining_status(node_id: NodeId, cluster_id: ClusterId, name: &str, waitin
         version: env!("CARGO_PKG_VERSION").to_owned(),
         warnings: vec![format!("not a member yet: {waiting_for}")],
         links: Vec::new(),
+        manager: None,
+        certificate: None,
     }
 }
 
@@ -160,15 +164,30 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
     }
     warnings.extend(sync_warning("this manager", context.sync_us));
     warnings.extend(disk_warning(&context.raft.disk));
+    warnings.extend(rotate::warning(state, context));
     warnings
 }
 
 fn clock_warning(name: &str, link: &LinkReport) -> Option<String> {
-    let offset = link.clock_offset_ms;
+    clock_words(name, link.clock_offset_ms)
+}
+
+/// What to say when another machine's clock, `offset` milliseconds ahead of ours, is too far from it.
+pub fn clock_words(name: &str, offset: i64) -> Option<String> {
     (offset.unsigned_abs() > CLOCK_WARNING_MS).then(|| {
         let direction = if offset > 0 { "ahead of" } else { "behind" };
         format!("the clock of {name} is {} {direction} this one: set both by NTP", seconds(offset.unsigned_abs()))
     })
+}
+
+/// What to say of a certificate that is over, or that cannot be renewed in time.
+pub fn certificate_warning(certificate: Option<&CertificateReport>, now_ms: u64) -> Option<String> {
+    let CertificateReport { expires_at, trouble, .. } = certificate?;
+    let why = if trouble.is_empty() { String::new() } else { format!(": {trouble}") };
+    if now_ms > expires_at.0 {
+        return Some(format!("this node's certificate expired at {expires_at}, and it has no new one yet{why}"));
+    }
+    (!trouble.is_empty()).then(|| format!("this node gets no new certificate, and its own ends at {expires_at}{why}"))
 }
 
 fn sync_warning(name: &str, sync_us: u64) -> Option<String> {
@@ -189,7 +208,7 @@ fn disk_warning(disk: &DiskSpace) -> Option<String> {
     ))
 }
 
-fn name(state: &State, context: &Context, node_id: NodeId) -> String {
+pub(super) fn name(state: &State, context: &Context, node_id: NodeId) -> String {
     let known = state.get(Kind::Node, node_id.into()).is_some();
     if node_id == context.node_id && !known {
         return context.hostname.clone();

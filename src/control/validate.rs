@@ -119,6 +119,13 @@ pub(super) fn certificate_expiry(expiry_ms: u64) -> Result<(), Status> {
     }
 }
 
+pub(super) fn expired_grace(grace_ms: u64) -> Result<(), Status> {
+    match grace_ms {
+        ..=MAX_EXPIRY_MS => Ok(()),
+        _ => Err(invalid("maximum grace for expired certificates is: 876000h0m0s")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,5 +189,7 @@ mod tests {
         check(certificate_expiry(HOUR_MS), "");
         check(certificate_expiry(HOUR_MS - 1), "minimum certificate expiry time is: 1h0m0s");
         check(certificate_expiry(u64::MAX), "maximum certificate expiry");
+        check(expired_grace(0), "");
+        check(expired_grace(u64::MAX), "maximum grace for expired certificates");
     }
 }

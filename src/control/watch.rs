@@ -111,6 +111,11 @@ impl Watch {
         Ok(Self { request, cursor, snapshot, begin: Some(at), taken: VecDeque::new(), reached: at, marked: (at, None) })
     }
 
+    /// Whether a snapshot, and with it the state of the beginning, has still to be sent.
+    pub const fn has_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
     /// The next part, of at most `room` bytes.
     pub fn pull(&mut self, store: &Store, now: Instant, room: usize) -> Pull {
         if let Some(part) = self.snapshot_part(room) {

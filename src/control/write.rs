@@ -5,13 +5,17 @@ use crate::net::requests::Step;
 use crate::store::{State, Store, Stored};
 use crate::types::api::{Answer, Write, WriteRequest};
 use crate::types::error::{Code, Status};
-use crate::types::object::{Annotations, Config, ConfigSpec, Extension, Kind, Meta, Resource, Secret, SecretSpec};
+use crate::types::object::{
+    AcceptancePolicy, Annotations, Config, ConfigSpec, Extension, Kind, Meta, Resource, Secret, SecretSpec, Sensitive,
+    Token,
+};
 use crate::types::{
-    Change, ChangeId, Expect, NodeId, Object, ObjectId, Operation, Outcome, Refusal, Revision, Selector, Timestamp,
+    Change, ChangeId, Expect, NodeId, Object, ObjectId, Operation, Outcome, Refusal, Revision, Role, Selector,
+    Timestamp,
 };
 
 use super::Feed;
-use super::{encode, nodes, refusal, validate};
+use super::{encode, nodes, refusal, rotate, tokens, validate};
 
 /// What to do with a write.
 #[derive(Debug)]
@@ -61,7 +65,7 @@ pub fn decide_write(
         // What the state says now may be this very change's doing, so none of it is an answer.
         return Decision::Remembered(Outcome::Forgotten);
     }
-    Decision::Step(match operations(state, request, reachable) {
+    Decision::Step(match operations(state, request, now_ms, reachable) {
         Ok(operations) => {
             Step::Propose(Change { id, after: request.after, time: Timestamp(now_ms), term: None, operations })
         }
@@ -85,7 +89,7 @@ pub(super) fn ended(store: &Store, request: &WriteRequest, outcome: &Outcome) ->
     }
 }
 
-fn operations(state: &State, request: &WriteRequest, reachable: &[NodeId]) -> Result<Vec<Operation>, No> {
+fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[NodeId]) -> Result<Vec<Operation>, No> {
     match &request.write {
         Write::CreateConfig { name, labels, data } => {
             validate::data_name(Kind::Config, name)?;
@@ -175,14 +179,23 @@ fn operations(state: &State, request: &WriteRequest, reachable: &[NodeId]) -> Re
             nodes::remove(state, &stored, *force, reachable)
         }
         Write::Remove { kind, object, if_version } => remove(state, *kind, object, *if_version),
-        Write::UpdateCluster { snapshot_bytes, keep_bytes, node_certificate_expiry_ms, .. } => {
-            if snapshot_bytes.or(*keep_bytes).or(*node_certificate_expiry_ms).is_none() {
+        Write::UpdateCluster {
+            snapshot_bytes,
+            keep_bytes,
+            node_certificate_expiry_ms,
+            expired_grace_ms,
+            approve_joins,
+            ..
+        } => {
+            let numbers = [snapshot_bytes, keep_bytes, node_certificate_expiry_ms, expired_grace_ms];
+            if numbers.iter().all(|number| number.is_none()) && approve_joins.is_none() {
                 let status = Status::new(Code::InvalidArgument, "no setting is named, so nothing would change");
                 return Err(No::Never(status.with_hint("`skep cluster update --help` lists the settings")));
             }
             snapshot_bytes.map_or(Ok(()), |bytes| validate::log_bytes("--snapshot-bytes", bytes))?;
             keep_bytes.map_or(Ok(()), |bytes| validate::log_bytes("--keep-bytes", bytes))?;
             node_certificate_expiry_ms.map_or(Ok(()), validate::certificate_expiry)?;
+            expired_grace_ms.map_or(Ok(()), validate::expired_grace)?;
             let id = cluster_id(state)?.to_string();
             update(state, request, Kind::Cluster, &id, |object| {
                 let Object::Cluster(cluster) = object else { return Ok(()) };
@@ -191,8 +204,58 @@ fn operations(state: &State, request: &WriteRequest, reachable: &[NodeId]) -> Re
                 spec.raft.keep_bytes = keep_bytes.unwrap_or(spec.raft.keep_bytes);
                 let expiry = &mut spec.ca.node_certificate_expiry_ms;
                 *expiry = node_certificate_expiry_ms.unwrap_or(*expiry);
+                spec.ca.expired_grace_ms = expired_grace_ms.unwrap_or(spec.ca.expired_grace_ms);
+                if let Some(ask) = approve_joins {
+                    let policy = |role| AcceptancePolicy { role, autoaccept: !ask };
+                    spec.acceptance_policies = [Role::Worker, Role::Manager].map(policy).to_vec();
+                }
                 Ok(())
             })
+        }
+        Write::RotateToken { role, token } => {
+            let text = tokens::text(state, token)?;
+            update(state, request, Kind::Cluster, &cluster_id(state)?.to_string(), |object| {
+                let Object::Cluster(cluster) = object else { return Ok(()) };
+                let tokens = &mut cluster.root_ca.join_tokens;
+                match role {
+                    Role::Worker => tokens.worker = text,
+                    Role::Manager => tokens.manager = text,
+                }
+                Ok(())
+            })
+        }
+        Write::CreateToken { role, labels, ttl_ms, uses, token } => {
+            validate::attributes([labels])?;
+            tokens::conditions(*ttl_ms, *uses)?;
+            let made = tokens::parse(state, token)?;
+            let expires_at = ttl_ms.map(|ttl| Timestamp(now_ms.saturating_add(ttl)));
+            let annotations = Annotations { labels: labels.clone(), ..Annotations::default() };
+            tokens::create(
+                state,
+                &made,
+                Token {
+                    id: made.object_id(),
+                    meta: Meta::default(),
+                    annotations,
+                    role: *role,
+                    expires_at,
+                    uses_left: *uses,
+                    root_digest: made.digest(),
+                    secret_digest: Sensitive(made.secret_digest().to_vec()),
+                },
+            )
+        }
+        Write::RemoveToken { token } => {
+            let stored = resolve(state, Kind::Token, token)?;
+            Ok(vec![Operation::Remove { kind: Kind::Token, id: stored.object.id(), version: None }])
+        }
+        Write::ApproveNode { node } => update(state, request, Kind::Node, node, |object| {
+            let Object::Node(node) = object else { return Ok(()) };
+            tokens::approve(node, now_ms)
+        }),
+        Write::RotateRoot { root, skip, resume } => {
+            let cluster = rotate::rotate(state, root, skip, *resume, request.change, now_ms)?;
+            Ok(vec![Operation::Update(Object::Cluster(Box::new(cluster)))])
         }
     }
 }
@@ -273,7 +336,7 @@ fn user_names(state: &State, by: Kind, any_of: &[Selector]) -> Vec<String> {
     state.find(by, any_of).iter().take(11).map(|user| refusal::name(state, by, user.object.id())).collect()
 }
 
-fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
+pub(super) fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {
     state.resolve(kind, reference).map_err(|error| No::Now(refusal::unresolved(state, kind, reference, &error)))
 }
 
@@ -318,7 +381,10 @@ fn written(store: &Store, request: &WriteRequest, revision: Revision) -> ObjectI
         Write::CreateResource { .. } => return object_id(request.change, Kind::Resource),
         Write::UpdateLabels { kind, object, .. } | Write::Remove { kind, object, .. } => (*kind, object.as_str()),
         Write::UpdateResource { object, .. } => (Kind::Resource, object.as_str()),
-        Write::UpdateCluster { .. } => (Kind::Cluster, ""),
+        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } => (Kind::Cluster, ""),
+        Write::CreateToken { .. } => (Kind::Token, ""),
+        Write::RemoveToken { token } => (Kind::Token, token.as_str()),
+        Write::ApproveNode { node } => (Kind::Node, node.as_str()),
         Write::UpdateNode { node, .. } | Write::RemoveNode { node, .. } => (Kind::Node, node.as_str()),
     };
     // The events say it, for as long as they are kept; a name may have changed hands since.
@@ -376,7 +442,8 @@ fn argument(write: &Write, id: ObjectId) -> String {
         Write::UpdateLabels { object, .. } | Write::UpdateResource { object, .. } | Write::Remove { object, .. } => {
             object.clone()
         }
-        Write::UpdateCluster { .. } => "default".to_owned(),
+        Write::RemoveToken { token: object } | Write::ApproveNode { node: object } => object.clone(),
+        Write::UpdateCluster { .. } | Write::RotateToken { .. } | Write::RotateRoot { .. } => "default".to_owned(),
         Write::UpdateNode { node, .. } | Write::RemoveNode { node, .. } => node.clone(),
         _ => id.to_string(),
     }

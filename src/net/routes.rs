@@ -81,6 +81,8 @@ pub const fn route(call: Call) -> Route {
         Call::GetRoot           => (ANYONE,          Leader, KIB,      10, true,  false, true),
         Call::Issue             => (ANYONE,          Leader, CSR,      30, true,  false, true),
         Call::CertificateStatus => (ANYONE,          Leader, KIB,      10, true,  false, true),
+        Call::Report            => (WORKER | MANAGER, Leader, 32 * KIB, 10, true, false, true),
+        Call::Session           => (WORKER | MANAGER, Here,  32 * KIB, 10, false, false, true),
     };
     let deadline = Duration::from_secs(seconds);
     let changes = !matches!(
@@ -94,6 +96,7 @@ pub const fn route(call: Call) -> Route {
             | Call::Health
             | Call::GetRoot
             | Call::CertificateStatus
+            | Call::Session
     );
     Route { callers, served, body_limit, deadline, forwardable, before_joining, repeatable, changes }
 }
@@ -174,6 +177,8 @@ pub const fn name(call: Call) -> &'static str {
         Call::GetRoot => "fetching the root certificate",
         Call::Issue => "issuing a certificate",
         Call::CertificateStatus => "asking for a certificate",
+        Call::Report => "a node's report of itself",
+        Call::Session => "a node's session",
     }
 }
 
@@ -198,7 +203,7 @@ pub(super) mod tests {
 
     /// What the product promises, written apart from the table: who may make the call, and whether a manager may pass it
     /// on. `l` local socket, `a` no certificate, `w` worker, `m` manager, `e` expired certificate.
-    pub const PROMISED: [(Call, &str, bool); 15] = [
+    pub const PROMISED: [(Call, &str, bool); 17] = [
         (Call::Query, "lm", false),
         (Call::Write, "lm", true),
         (Call::Watch, "lm", false),
@@ -214,6 +219,8 @@ pub(super) mod tests {
         (Call::GetRoot, "lawme", true),
         (Call::Issue, "lawme", true),
         (Call::CertificateStatus, "lawme", true),
+        (Call::Report, "wm", true),
+        (Call::Session, "wm", false),
     ];
 
     #[test]

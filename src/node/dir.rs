@@ -4,7 +4,8 @@
 //! LOCK                     held while a process uses the directory
 //! node.json                who this node is and how far its start has come
 //! peers.json               the newest start seen of each peer
-//! pki/root.crt node.crt    the swarm's root and this node's chain
+//! managers.json            where the managers are, for a node that has no log to tell it
+//! pki/root.crt node.crt    the swarm's root and this node's chain (`node.crt.next` while it is replaced)
 //! pki/node.key             this node's key, and the key that seals what is on disk
 //! raft/                    log and snapshots (`wal`)
 //! raft.next/               a log that is to take its place (`rebuild`)
@@ -21,7 +22,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::found::Keys;
 use super::{StartError, StartFailure};
+use crate::agent;
 use crate::pki::seal::DataKey;
 use crate::pki::{NodeIdentity, PrivateKey};
 use crate::sys::files::{self, Disk, RealDisk};
@@ -46,6 +49,8 @@ pub enum Phase {
     Restoring,
     /// A member.
     Member,
+    /// A worker: part of the swarm, and not of the Raft group.
+    Worker,
 }
 
 /// `node.json`.
@@ -83,6 +88,9 @@ pub struct NodeFile {
     /// kept under this name. Set from the moment that decides until all is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced_log: Option<String>,
+    /// A person took the node out of the group here: it does not ask whether it is a worker now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
 }
 
 impl NodeFile {
@@ -103,13 +111,14 @@ impl NodeFile {
             join: None,
             repaired: None,
             replaced_log: None,
+            left: false,
         }
     }
 }
 
 /// What stands in a new state directory besides ours without meaning that it is somebody else's.
 const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
-const OURS: [&str; 4] = [NODE_FILE, "peers.json", "pki", "raft"];
+const OURS: [&str; 5] = [NODE_FILE, "peers.json", "managers.json", "pki", "raft"];
 const DATA_KEY: &str = "SKEP DATA KEY";
 /// What the log of a node that is no longer a member is called from then on.
 const RETIRED: &str = "raft.removed-";
@@ -243,7 +252,8 @@ impl DataDir {
         self.replace(NODE_FILE, &encode(file))
     }
 
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
+    /// Replaces a file of the directory, durably.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
         let path = self.path.join(name);
         // A manager on a full disk must be able to start again, to make room.
         let replace = || files::replace(&RealDisk, &path, bytes);
@@ -297,6 +307,47 @@ impl DataDir {
         self.replace("pki/node.key", text.as_bytes())
     }
 
+    /// Replaces the node's key and its chain, so that a crash leaves either both old ones or both new ones. What else is in
+    /// the key file stays.
+    pub fn renew_identity(&self, identity: &NodeIdentity) -> Result<(), StartError> {
+        let pki = self.path.join("pki");
+        let what = || format!("cannot write {}", pki.join("node.crt").display());
+        let internal = |error: io::Error| StartError::new(StartFailure::Internal, what(), error, "");
+        let Some((_, data_key)) = self.read_key()? else {
+            return Err(StartError::new(StartFailure::Damaged, what(), "the key file is gone", ""));
+        };
+        let write_key = || self.write_key(identity.key(), &data_key).map_err(io::Error::other);
+        let replace = || agent::files::replace(&RealDisk, &pki, identity.chain_pem(), write_key);
+        wal::with_reserve(&RealDisk, &self.raft(), replace).map_err(internal)
+    }
+
+    /// The same keys, with what else the key file holds by now.
+    pub fn reread(&self, keys: &Keys) -> Result<Keys, StartError> {
+        let mut keys = keys.clone();
+        if let Some((_, data_key)) = self.read_key()? {
+            keys.data_key = data_key;
+        }
+        Ok(keys)
+    }
+
+    /// Finishes or undoes a replacement of key and chain that a crash cut off.
+    pub fn recover_identity(&self) -> Result<(), StartError> {
+        let belongs = |chain: &str| -> Result<bool, Unfinished> {
+            let key = self.read_key().map_err(Unfinished::Key)?;
+            Ok(key.is_some_and(|(key, _)| NodeIdentity::new(chain, key).is_ok()))
+        };
+        match agent::files::recover(&RealDisk, &self.path.join("pki"), belongs) {
+            Ok(true) => log::info!("a new certificate was almost in place when the node ended: it is now"),
+            Ok(false) => {}
+            Err(Unfinished::Key(error)) => return Err(error),
+            Err(Unfinished::Io(error)) => {
+                let what = format!("cannot look for a new certificate in {}", self.path.join("pki").display());
+                return Err(StartError::new(StartFailure::Internal, what, error, ""));
+            }
+        }
+        Ok(())
+    }
+
     /// What seals the log and the snapshots of the node whose directory `path` is, without taking its lock: the key
     /// does not change while a node runs.
     pub fn data_key(path: &Path) -> Result<Option<DataKey>, StartError> {
@@ -346,15 +397,27 @@ impl DataDir {
     }
 }
 
+/// Why an unfinished replacement could not be judged.
+enum Unfinished {
+    Key(StartError),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Unfinished {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
 /// `node.json` as it is written.
 pub fn encode(file: &NodeFile) -> Vec<u8> {
     serde_json::to_vec_pretty(file).expect("plain data")
 }
 
-/// Whether the directory says that its node has become a member. False also when it cannot be read: whoever starts from
+/// Whether the directory says that its node has become a part of a swarm, a manager or a worker. False also when it cannot be read: whoever starts from
 /// it will be told why.
 pub fn is_member(path: &Path) -> bool {
-    phase(path) == Some(Phase::Member)
+    matches!(phase(path), Some(Phase::Member | Phase::Worker))
 }
 
 /// How far the directory says that its node has come; `None` also when it cannot be read.

@@ -142,7 +142,7 @@ impl Greetings {
             return refused(Code::FailedPrecondition, message, "run versions of skep that are next to each other");
         }
         if hello.raft_id.is_some() && hello.lineage != lineage {
-            return foreign(node, hello.revision, state.revision());
+            return foreign(node, hello, state.revision());
         }
         let hint = "to join again, start it on an empty data directory with a join token";
         if state.is_revoked(node) {
@@ -217,11 +217,8 @@ impl Greetings {
 
     /// What being turned away for this reason means for the node that was.
     pub fn meaning(status: &Status) -> Option<Stopped> {
-        if status.code == Code::PermissionDenied && status.message.ends_with(REMOVED) {
+        if status.code == Code::PermissionDenied && [REMOVED, DEMOTED].iter().any(|why| status.message.ends_with(why)) {
             return Some(Stopped::Removed);
-        }
-        if status.code == Code::PermissionDenied && status.message.ends_with(DEMOTED) {
-            return Some(Stopped::Demoted);
         }
         if status.code != Code::FailedPrecondition {
             return None;
@@ -234,7 +231,7 @@ impl Greetings {
 }
 
 /// Whether a node that is no member any more stays in the swarm as a worker.
-pub fn is_demoted(state: &State, node: NodeId) -> bool {
+fn is_demoted(state: &State, node: NodeId) -> bool {
     match state.get(Kind::Node, node.into()).map(|stored| &stored.object) {
         Some(Object::Node(node)) => {
             node.spec.desired_role == Role::Worker && node.spec.membership != MembershipState::Leaving
@@ -244,8 +241,10 @@ pub fn is_demoted(state: &State, node: NodeId) -> bool {
 }
 
 /// Neither history takes a member of the other; only one of the former is told that it is over.
-fn foreign(node: NodeId, its: Revision, ours: Revision) -> Verdict {
-    if its.0 / ERA < ours.0 / ERA {
+fn foreign(node: NodeId, hello: &Hello, ours: Revision) -> Verdict {
+    // Who has joined and has no data yet shows nothing of its history's age.
+    let has_data = hello.revision > Revision(0) || hello.last.index > Index(0);
+    if has_data && hello.revision.0 / ERA < ours.0 / ERA {
         let hint = "a recovery or a restore has begun a new one: start it on an empty data directory with a join token";
         return refused(Code::FailedPrecondition, format!("node {node} {OUTLIVED}"), hint);
     }
@@ -308,6 +307,11 @@ mod tests {
         check(&hello(3, ERA + 7, Some(2)), "another history of this swarm", None);
         check(&hello(3, 2 * ERA, Some(2)), "another history of this swarm", None);
         check(&hello(2, ERA, Some(3)), "", None);
+        // One of a still later history has joined that, and has received nothing yet.
+        check(&hello(3, 0, Some(9)), "another history of this swarm", None);
+        let last = Position { term: Term(1), index: Index(4) };
+        let outlived = Stopped::Outlived(format!("node {PEER} belongs to a former history of this swarm"));
+        check(&Hello { last, ..hello(1, 0, Some(2)) }, "former history of this swarm", Some(outlived));
         // A newcomer has no history yet.
         check(&hello(0, 0, None), "", None);
     }

@@ -10,15 +10,16 @@ use bytes::Bytes;
 
 use super::addresses::Addresses;
 use super::greeting::{Greetings, Verdict};
-use super::lobby::{Joiner, Progress};
-use super::outlet::Completion;
+use super::lobby::{Joiner, Porter as _, Progress};
+use super::outlet::{Ask, Completion};
 use super::service::Services;
 use super::snapshots::{Job, Transfer};
 use super::stop::{StopCell, Stopped};
+use crate::agent::Own;
 use crate::codec::raft_message;
 use crate::codec::request::Ping;
 use crate::control::{self, Context, Control};
-use crate::net::handler::{Command, Handler, Incoming, Outbox, Reply, StreamId, Target};
+use crate::net::handler::{Command, ConnectionId, Handler, Incoming, Outbox, Reply, StreamId, Target};
 use crate::net::requests::{Effect, Event, Leadership, Limits, NotProposed, ProposalResult, Requests};
 use crate::raft::run::Handle;
 use crate::raft::{self, FetchSnapshot, Order, OrderResult};
@@ -31,7 +32,7 @@ use crate::types::api::{
     SnapshotRequest,
 };
 use crate::types::{
-    Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Standing, Status,
+    Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Role, Standing, Status,
 };
 
 mod diagnose;
@@ -56,6 +57,8 @@ const OUTLIVED_LOGGED: Duration = Duration::from_secs(60);
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
 const FRESH: Duration = Duration::from_millis(20);
+/// The connection of this node's own requests, which no socket has.
+const INSIDE: ConnectionId = ConnectionId(u64::MAX);
 /// A leader may take this long to answer the node's own small calls.
 const OWN_DEADLINE_MS: u32 = 5000;
 
@@ -119,7 +122,7 @@ pub struct NodeHandler {
     refreshed: Option<Instant>,
     sync: Histogram,
     metrics: Metrics,
-    stop: Arc<StopCell>,
+    stop: Arc<StopCell<Stopped>>,
     watched: Arc<AtomicBool>,
     progress: Progress,
     next_token: u64,
@@ -147,6 +150,10 @@ pub struct NodeHandler {
     outlived_since: Option<Instant>,
     /// Who did, and when that was last logged.
     outlived_logged: BTreeMap<Option<NodeId>, Instant>,
+    /// This node's own requests, and where their answers go.
+    asking: BTreeMap<StreamId, Sender<Result<Bytes, Status>>>,
+    /// The certificate, for `status`.
+    own: Own,
 }
 
 impl std::fmt::Debug for NodeHandler {
@@ -167,17 +174,19 @@ pub struct Parts {
     /// Where things are counted.
     pub metrics: Metrics,
     /// Ends the node.
-    pub stop: Arc<StopCell>,
+    pub stop: Arc<StopCell<Stopped>>,
     /// Set while somebody watches the store.
     pub watched: Arc<AtomicBool>,
     /// What the join waits for, until it is over.
     pub progress: Progress,
+    /// The certificate in use.
+    pub own: Own,
 }
 
 impl NodeHandler {
     /// A handler that answers as a [`Joiner`] until it is told its place with [`Completion::Active`].
     pub fn new(parts: Parts) -> Self {
-        let Parts { identity, raft, greetings, metrics, stop, watched, progress } = parts;
+        let Parts { identity, raft, greetings, metrics, stop, watched, progress, own } = parts;
         Self {
             identity,
             raft,
@@ -209,6 +218,8 @@ impl NodeHandler {
             backlog: VecDeque::new(),
             outlived_since: None,
             outlived_logged: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            own,
         }
     }
 
@@ -217,7 +228,7 @@ impl NodeHandler {
         let Active { raft_id, lineage, store, transfer, jobs, advertise } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
-        let requests = Requests::new(self.identity.node_id, Services { control }, Limits::default());
+        let requests = Requests::new(self.identity.node_id, Services::new(control), Limits::default());
         self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
@@ -241,6 +252,7 @@ impl NodeHandler {
             sync_us: self.sync.quantile_us(0.5),
             raft: self.report(),
             links: self.links.values().cloned().collect(),
+            certificate: Some(self.own.report()),
         }
     }
 
@@ -284,6 +296,24 @@ impl NodeHandler {
                  otherwise stop the managers of that one"
             );
         }
+    }
+
+    /// A request of this node itself goes the way of every other.
+    fn ask(&mut self, now: Instant, ask: Ask, out: &mut Outbox) {
+        let Ask { call, body, deadline, expired, reply } = ask;
+        if self.member.is_none() {
+            let status = Status::new(Code::Unavailable, "this manager is joining a swarm");
+            // Whoever asked may have given up.
+            let _ = reply.try_send(Err(status));
+            return;
+        }
+        let number = self.own_token();
+        let stream = StreamId { connection: INSIDE, stream: number as u32 };
+        let Identity { node_id, cluster_id, .. } = self.identity;
+        let caller = Caller::Node { node_id, role: Role::Manager, cluster_id, expired };
+        self.asking.insert(stream, reply);
+        let addr = self.identity.advertise.clone();
+        self.drive(now, Event::Request(Incoming { stream, caller, addr, forwarded: false, call, deadline, body }), out);
     }
 
     fn own_token(&mut self) -> u64 {
@@ -345,7 +375,7 @@ impl Handler for NodeHandler {
         }
     }
 
-    fn request(&mut self, now: Instant, request: Incoming, out: &mut Outbox) {
+    fn request(&mut self, now: Instant, mut request: Incoming, out: &mut Outbox) {
         if request.call == Call::Diagnose {
             let answer = Answer::Diagnosis(Box::new(self.diagnose(now)));
             out.answer(request.stream, control::encode(&answer));
@@ -359,11 +389,17 @@ impl Handler for NodeHandler {
             return;
         }
         self.refresh(now);
+        if request.call == Call::Issue && request.caller == Caller::Local && !request.forwarded {
+            // Whoever may use this socket may act for this node: it asks for a new certificate. The leader must hear for whom.
+            let (node_id, cluster_id) = (self.identity.node_id, self.identity.cluster_id);
+            request.caller = Caller::Node { node_id, role: Role::Manager, cluster_id, expired: false };
+        }
         match request.call {
             Call::Watch => self.watched.store(true, Relaxed),
             Call::Admin => {
                 let admin: Result<Admin, _> = crate::codec::envelope::decode(&request.body, request.body.len());
                 if matches!(admin, Ok(Admin::Leave { .. })) && request.caller == Caller::Local {
+                    self.stop.ask_to_leave(true);
                     self.leaving.insert(request.stream);
                 }
             }
@@ -549,8 +585,9 @@ impl Handler for NodeHandler {
                     self.dial_peers(out);
                 }
                 Completion::TurnedAway(status) => self.turned_away(None, &status, out),
+                Completion::Ask(ask) => self.ask(now, ask, out),
                 Completion::Shutdown => {
-                    if self.stop.has_departed() {
+                    if self.stop.is_removed() {
                         self.answer_leaving(now, out);
                     }
                     out.commands.push(Command::Shutdown);

@@ -9,6 +9,7 @@ use super::dir::{DataDir, NodeFile};
 use super::found::Keys;
 use super::lobby::Progress;
 use super::{StartError, StartFailure};
+use crate::agent::Own;
 use crate::client::{Client, ClientError, TlsTarget};
 use crate::pki::seal::DataKey;
 use crate::pki::{self, JoinToken, NodeIdentity, Trust};
@@ -16,7 +17,7 @@ use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, FEATURE_LEVEL, Hello, IssueRequest, JoinAnswer, JoinRequest};
 use crate::types::object::{Availability, NodeDescription, Sensitive};
-use crate::types::{ChangeId, Code, NodeId, Role, Status};
+use crate::types::{ChangeId, Code, NodeId, Status};
 
 /// One attempt may take so long.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn what(addr: &str) -> String {
-    format!("cannot join {addr} as a manager")
+    format!("cannot join {addr}")
 }
 
 fn failed(addr: &str, status: Status) -> StartError {
@@ -58,7 +59,8 @@ fn patiently<T>(
             Ok(value) => return Ok(value),
             Err(error) => error.into_status(),
         };
-        if !status.code.is_transient() || status.hopeless || monotonic() + pause > deadline {
+        let over = monotonic() + pause > deadline || progress.is_cancelled();
+        if !status.code.is_transient() || status.hopeless || over {
             return Err(failed(addr, status));
         }
         log::debug!("joining {addr}: {status}; trying again");
@@ -78,7 +80,7 @@ fn target(
     Ok(TlsTarget { addr: addr.to_owned(), server_name: pki::manager_name(), config, expected: None, hello })
 }
 
-/// Gets the root and a manager's certificate with a token, and writes them to the directory.
+/// Gets the root and a certificate with a token, and writes them to the directory. The token says which role it is for.
 pub fn certificate(
     dir: &DataDir,
     file: &mut NodeFile,
@@ -88,7 +90,7 @@ pub fn certificate(
     progress: &Progress,
 ) -> Result<Keys, StartError> {
     let Some(token) = token else {
-        let hint = "give --token-file FILE; print a token on any manager with `skep token show --role manager`";
+        let hint = "give --token-file FILE; print a token on any manager with `skep token show`";
         return Err(StartError::refused(what(addr), "a join token is needed", hint));
     };
     let text = String::from_utf8_lossy(&token.0).trim().to_owned();
@@ -121,7 +123,7 @@ pub fn certificate(
     };
     let csr = pki::signing_request(&key).map_err(|error| refused(addr, &error))?;
     let connect = target(addr, None, Trust::Roots(root_pem.clone()), None)?;
-    let (node_id, chain, role) = patiently(addr, "a certificate", progress, |deadline| {
+    let (node_id, chain) = patiently(addr, "a certificate", progress, |deadline| {
         let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
         let (change, after) = match file.request {
             Some(request) => request,
@@ -138,21 +140,26 @@ pub fn certificate(
             after,
             csr: csr.clone(),
             token: Sensitive(text.clone().into_bytes()),
-            role: Some(Role::Manager),
+            role: None,
             description: description.clone(),
             availability: Availability::Active,
         };
-        match client.call(Call::Issue, &request, deadline.since(monotonic()))? {
-            Answer::Certificate { node_id, chain, role } => Ok((node_id, chain, role)),
+        let answer = client.call(Call::Issue, &request, deadline.since(monotonic()));
+        if let Err(ClientError::Refused(status)) = &answer
+            && !status.code.is_transient()
+            && status.code != Code::Internal
+        {
+            // What was refused stays refused under its id: the next start, with another token perhaps, asks anew.
+            file.request = None;
+            dir.write(file).map_err(|error| ClientError::Refused(Status::new(Code::Internal, error.to_string())))?;
+        }
+        match answer? {
+            Answer::Certificate { node_id, chain, .. } => Ok((node_id, chain)),
             _ => {
                 Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))
             }
         }
     })?;
-    if role != Role::Manager {
-        let hint = "print a manager token on any manager with `skep token show --role manager`";
-        return Err(StartError::refused(what(addr), "the token is a worker token", hint));
-    }
     let identity = NodeIdentity::new(&chain, key).map_err(|error| refused(addr, &error))?;
     identity.verify(&root_pem, wall_ms()).map_err(|error| refused(addr, &error))?;
     file.node_id = Some(node_id);
@@ -163,18 +170,29 @@ pub fn certificate(
     Ok(keys)
 }
 
-/// Asks for a place in the Raft group. The node must listen already: the leader calls back before it agrees.
+/// Asks one of these managers for a place in the Raft group. The node must listen already: the leader calls back before it
+/// agrees.
 pub fn place(
-    addr: &str,
+    addrs: &[String],
     keys: &Keys,
     hello: &Hello,
     advertise: &str,
     progress: &Progress,
 ) -> Result<JoinAnswer, StartError> {
-    let trust = Trust::Roots(keys.root_pem.clone());
-    let connect = target(addr, Some(&keys.identity), trust, Some(hello.clone()))?;
+    let connect = |addr: &String| {
+        let trust = Trust::Roots(keys.root_pem.clone());
+        target(addr, Some(&keys.identity), trust, Some(hello.clone()))
+    };
+    let connects = addrs.iter().map(connect).collect::<Result<Vec<_>, _>>()?;
     let request = JoinRequest { advertise: advertise.to_owned(), feature_level: FEATURE_LEVEL };
+    let addr = addrs.first().map_or("a manager", String::as_str);
+    let mut turn = 0;
     patiently(addr, "a place among the managers", progress, |deadline| {
+        let Some(connect) = connects.get(turn % connects.len().max(1)) else {
+            let status = Status::new(Code::FailedPrecondition, "no manager's address is known");
+            return Err(ClientError::Unreachable(status));
+        };
+        turn += 1;
         let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
         match client.call(Call::Join, &request, deadline.since(monotonic()))? {
             Answer::Joined(answer) => Ok(*answer),
@@ -190,7 +208,7 @@ pub fn place(
 /// handed to `failed`, each time.
 pub fn find_peers(
     addrs: Vec<String>,
-    keys: &Keys,
+    own: &Own,
     hello: &dyn Fn() -> Hello,
     found: impl Fn(NodeId, String),
     failed: impl Fn(Status),
@@ -201,8 +219,8 @@ pub fn find_peers(
     while !left.is_empty() && !ended() {
         let mut silent = Vec::new();
         for addr in left {
-            let trust = Trust::Roots(keys.root_pem.clone());
-            let connect = target(&addr, Some(&keys.identity), trust, Some(hello()))?;
+            // The certificate as it is now: it may have been renewed since the last attempt.
+            let connect = own.target(&addr, wall_ms(), hello).map_err(|error| refused(&addr, &error))?;
             match Client::tls(connect, Duration::from_secs(2)) {
                 Ok(client) => found(client.hello().node_id, addr),
                 Err(error) => {

@@ -1,15 +1,17 @@
-//! What a node answers while it joins a swarm: who it is, how far it is, and nothing else.
+//! What a node answers before it is a manager at work: who it is, what it waits for, and little else.
 //!
 //! Without a certificate there is no place in a swarm and nothing to listen for; but a person who types `skep status` then
 //! wants to know what the node is waiting for. [`Lobby`] serves the control socket (and the probes) until the certificate
 //! is there; after that the node's own handler answers in the same words until it has its place.
 
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::sockets::Sockets;
 use crate::codec::envelope;
 use crate::codec::request::Ping;
 use crate::control;
@@ -23,18 +25,43 @@ use crate::types::{Caller, ClusterId, Code, Lineage, NodeId, Position, Revision,
 
 /// What a join waits for, in words; shared with whoever answers meanwhile.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<Mutex<String>>);
+pub struct Progress {
+    words: Arc<Mutex<String>>,
+    cancelled: Arc<AtomicBool>,
+}
 
 impl Progress {
     /// Replaces the words.
     pub fn say(&self, waiting_for: String) {
-        *self.0.lock().expect("no code panics while it holds this lock") = waiting_for;
+        *self.words.lock().expect("no code panics while it holds this lock") = waiting_for;
     }
 
     /// The words.
     pub fn words(&self) -> String {
-        self.0.lock().expect("no code panics while it holds this lock").clone()
+        self.words.lock().expect("no code panics while it holds this lock").clone()
     }
+
+    /// Nothing is waited for any more: the node stops.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, SeqCst);
+    }
+
+    /// Whether the node stops.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(SeqCst)
+    }
+}
+
+/// Answers for a node that has no state yet.
+pub trait Porter: Send + 'static {
+    /// Who the node is; all zero while nobody knows.
+    fn identity(&self) -> (NodeId, ClusterId);
+    /// The answer to a request.
+    fn answer(&self, request: &Incoming) -> Result<Bytes, Status>;
+    /// What whoever wants more is told.
+    fn refusal(&self) -> Status;
+    /// The answer to a probe: status, type, text.
+    fn http(&self, path: &str) -> (u16, &'static str, String);
 }
 
 /// A node that is not a member yet.
@@ -50,11 +77,14 @@ pub struct Joiner {
     pub progress: Progress,
 }
 
-impl Joiner {
-    /// The answer to any request before the node is a member.
-    pub fn answer(&self, request: &Incoming) -> Result<Bytes, Status> {
+impl Porter for Joiner {
+    fn identity(&self) -> (NodeId, ClusterId) {
+        (self.node_id, self.cluster_id)
+    }
+
+    fn answer(&self, request: &Incoming) -> Result<Bytes, Status> {
         if !routes::route(request.call).before_joining {
-            return Err(self.not_yet());
+            return Err(self.refusal());
         }
         if request.call == Call::Health {
             return Ok(control::encode(&Answer::Done));
@@ -65,7 +95,7 @@ impl Joiner {
                 let status = control::joining_status(self.node_id, self.cluster_id, &self.hostname, &words);
                 Ok(control::encode(&Answer::Status(Box::new(status))))
             }
-            Ok(_) => Err(self.not_yet()),
+            Ok(_) => Err(self.refusal()),
             Err(error) => {
                 let message = format!("the request cannot be read: {error}");
                 let hint = "use a command line of the same version as the manager";
@@ -74,13 +104,13 @@ impl Joiner {
         }
     }
 
-    fn not_yet(&self) -> Status {
+    fn refusal(&self) -> Status {
         let message = format!("this manager is joining a swarm and has no state yet: it is {}", self.progress.words());
         Status::new(Code::Unavailable, message).with_hint("`skep status` shows how far it is")
     }
 
-    /// A probe's answer: it lives, and is not ready.
-    pub fn http(&self, path: &str) -> (u16, &'static str, String) {
+    /// It lives, and is not ready.
+    fn http(&self, path: &str) -> (u16, &'static str, String) {
         if path == "/healthz" {
             return (200, "text/plain", "ok\n".to_owned());
         }
@@ -100,22 +130,28 @@ const PARTING: Duration = Duration::from_secs(2);
 
 impl Lobby {
     /// Begins to serve. The listeners stay open after it, for the node itself.
-    pub fn open(sockets: &Sockets, joiner: Joiner) -> std::io::Result<Self> {
+    pub fn open(
+        unix: &UnixListener,
+        of_group: bool,
+        http: Option<&TcpListener>,
+        porter: impl Porter,
+    ) -> std::io::Result<Self> {
         let metrics = Metrics::default();
         let (handle, inbox) = net::channel(1, &metrics)?;
+        let (node_id, cluster_id) = porter.identity();
         let config = net::Config {
             listen: None,
-            unix: Some(sockets.unix.try_clone()?),
-            socket_group: sockets.of_group,
-            http: sockets.http.as_ref().map(std::net::TcpListener::try_clone).transpose()?,
-            node_id: joiner.node_id,
-            cluster_id: joiner.cluster_id,
+            unix: Some(unix.try_clone()?),
+            socket_group: of_group,
+            http: http.map(TcpListener::try_clone).transpose()?,
+            node_id,
+            cluster_id,
             credentials: None,
             limits: net::Limits::default(),
             seed: 0,
             metrics,
         };
-        let thread = net::spawn(config, Doorkeeper(joiner), inbox)?;
+        let thread = net::spawn(config, Doorkeeper(porter), inbox)?;
         Ok(Self { net: Some(handle), thread: Some(thread) })
     }
 }
@@ -127,22 +163,22 @@ impl Drop for Lobby {
         if let Some(thread) = self.thread.take()
             && !thread.join(PARTING)
         {
-            log::warn!("the control socket of the joining node was not closed in time");
+            log::warn!("the control socket of the waiting node was not closed in time");
         }
     }
 }
 
 /// Answers on the net thread. There are no managers to talk to: nobody is dialled and nobody can connect but local callers.
-struct Doorkeeper(Joiner);
+struct Doorkeeper<P>(P);
 
-impl Handler for Doorkeeper {
+impl<P: Porter> Handler for Doorkeeper<P> {
     type Completion = ();
 
     fn hello(&mut self) -> Hello {
         Hello {
             protocol: PROTOCOL,
-            cluster_id: self.0.cluster_id,
-            node_id: self.0.node_id,
+            cluster_id: self.0.identity().1,
+            node_id: self.0.identity().0,
             raft_id: None,
             lineage: Lineage(0),
             boot: 0,
@@ -166,7 +202,7 @@ impl Handler for Doorkeeper {
     }
 
     fn greeted(&mut self, _: &Caller, _: &Hello) -> Result<(), Status> {
-        Err(self.0.not_yet())
+        Err(self.0.refusal())
     }
 
     fn turned_away(&mut self, _: Option<NodeId>, _: &Status, _: &mut Outbox) {}

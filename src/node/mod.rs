@@ -1,8 +1,14 @@
-//! A manager in one value: wires log, state machine, raft, network and services together.
+//! A node in one value: as a manager log, state machine, raft, network and services wired together, as a worker a session
+//! with a manager; and what makes one of the other.
 //!
 //! [`Node::start`] opens the state directory, makes or joins a swarm if the directory is new, replays the log, starts the
 //! threads, and returns once the node listens; whether there is a leader yet is another matter. [`Node::stop`] hands
 //! leadership over and stops the threads in the order in which they feed each other: net, raft, log, apply.
+//!
+//! A node's certificate says which role it has, and the swarm may change its mind. The thread `node` follows: a worker that
+//! holds a manager's certificate joins the Raft group, and a manager that is taken out of the group becomes a worker, in
+//! the same process and on the same control socket. Only the swarm's word makes that of it: one that was taken out keeps
+//! `member` in `node.json` and asks the managers what it is now, since it may have been removed altogether.
 //!
 //! ```text
 //! start.rs      from a directory to a running node      handler.rs    what the net thread does
@@ -15,13 +21,15 @@
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
 //! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
-//! leader.rs     the leader's services of a term
+//! leader.rs     the leader's services of a term         manager.rs    a manager's threads
+//! worker.rs     a worker's threads                      supervisor.rs from one role to the other
+//! inside.rs     how a manager's agent reaches the swarm keeper.rs     what the agent writes down
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
 //! and the two small machines `pace` and `addresses`.
 //!
-//! Invariants: nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
+//! Invariants: a worker has no `raft/`, so that nothing old can vote when it becomes a manager again; nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
 //! one process.
 
@@ -32,9 +40,12 @@ mod found;
 pub mod fuzz;
 pub mod greeting;
 mod handler;
+mod inside;
 mod join;
+mod keeper;
 mod leader;
 mod lobby;
+mod manager;
 mod outlet;
 mod pace;
 pub mod rebuild;
@@ -47,34 +58,27 @@ mod sockets;
 mod space;
 mod start;
 mod stop;
+mod supervisor;
+mod worker;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use dir::is_member;
+pub use dir::{NodeFile, Phase, is_member};
 pub use stop::Stopped;
 
-use self::outlet::Completion;
-use self::stop::StopCell;
+use self::supervisor::{Engine, Shared};
 use crate::client::{Client, ClientError};
-use crate::net::NetHandle;
-use crate::raft::run::Handle;
-use crate::raft::{Event, Timing};
-use crate::store::scrub::Scrub;
-#[cfg(debug_assertions)]
-use crate::store::{Store, scrub::Pass};
-use crate::sys::metrics::{Counter, Gauge, Metrics};
+use crate::sys::metrics::Metrics;
 use crate::sys::thread::Thread;
 use crate::sys::time::monotonic;
-use crate::types::object::{Profile, Sensitive};
 #[cfg(debug_assertions)]
-use crate::types::{Change, Kind, Object};
+use crate::types::Change;
+use crate::types::object::{Profile, Sensitive};
 use crate::types::{NodeId, RaftId};
-use crate::wal;
 
 /// How to start a node.
 #[derive(Clone, Debug)]
@@ -169,93 +173,77 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// A running manager. The crate's own page shows how to embed one.
+/// A running node. The crate's own page shows how to embed one.
 #[derive(Debug)]
 pub struct Node {
-    node_id: NodeId,
-    raft_id: RaftId,
-    data_dir: PathBuf,
-    listen: SocketAddr,
-    http: Option<SocketAddr>,
-    socket: PathBuf,
-    metrics: Metrics,
-    timing: Timing,
-    stop: Arc<StopCell>,
-    raft: Handle,
-    net: NetHandle<Completion>,
-    pulse: wal::run::Pulse,
-    applied: Counter,
-    apply_queue: Gauge,
-    seen: (AtomicU64, AtomicU64),
-    running: Mutex<Option<Running>>,
-    #[cfg(debug_assertions)]
-    store: Arc<Store>,
+    shared: Arc<Shared>,
+    supervisor: std::sync::Mutex<Option<Thread>>,
 }
-
-/// The threads, in the order in which they are stopped.
-#[derive(Debug)]
-struct Running {
-    threads: Vec<Thread>,
-    /// Ends the thread that scrubs, when it is dropped.
-    scrub: Scrub,
-    /// Dropped, it ends the thread that watches the disk.
-    space: crate::sys::queue::Sender<()>,
-    /// Keeps the directory locked.
-    dir: dir::DataDir,
-}
-
-/// An unsynced write older than this is no progress.
-const STUCK: Duration = Duration::from_secs(20);
-/// How long a leader that stops waits for another to take over.
-const HAND_OVER: Duration = Duration::from_millis(1500);
 
 impl Node {
-    /// Starts a node. When this returns it listens and has replayed its log; it may not have found a leader yet.
+    /// Starts a node. When this returns a manager listens and has replayed its log; it may not have found a leader yet. A
+    /// worker has its certificate; it may not be in touch with a manager yet.
     pub fn start(config: Config) -> Result<Self, StartError> {
         start::start(config)
     }
 
     /// This node's identity.
-    pub const fn node_id(&self) -> NodeId {
-        self.node_id
+    pub fn node_id(&self) -> NodeId {
+        self.shared.node_id
     }
 
-    /// Its place in the Raft group.
-    pub const fn raft_id(&self) -> RaftId {
-        self.raft_id
+    /// Its place in the Raft group; zero while it is a worker.
+    pub fn raft_id(&self) -> RaftId {
+        match self.shared.engine() {
+            Engine::Manager(manager) => manager.raft_id,
+            Engine::Worker(_) | Engine::Changing => RaftId(0),
+        }
     }
 
-    /// Where it listens for peers.
-    pub const fn listen_addr(&self) -> SocketAddr {
-        self.listen
+    /// Where it listens for peers; port 0 while it is a worker, which listens nowhere.
+    pub fn listen_addr(&self) -> SocketAddr {
+        match self.shared.engine() {
+            Engine::Manager(manager) => manager.listen,
+            Engine::Worker(_) | Engine::Changing => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        }
+    }
+
+    /// Whether it is a worker now.
+    pub fn is_worker(&self) -> bool {
+        matches!(self.shared.engine(), Engine::Worker(_))
     }
 
     /// Where it serves HTTP, if it does.
-    pub const fn http_addr(&self) -> Option<SocketAddr> {
-        self.http
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.shared.http
     }
 
     /// Its control socket.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        &self.shared.socket
     }
 
     /// Counters, gauges and histograms.
-    pub const fn metrics(&self) -> &Metrics {
-        &self.metrics
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// The state directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.shared.data_dir
     }
 
     /// A caller of this node.
     pub fn client(&self) -> Result<Client, ClientError> {
-        Client::local(&self.socket, Duration::from_secs(5))
+        Client::local(&self.shared.socket, Duration::from_secs(5))
     }
 
     /// Blocks until the node has a reason to stop: it was asked to, it was removed from the swarm, or its data cannot be
     /// trusted. The threads have ended when this returns.
     pub fn wait(&self) -> Stopped {
-        let reason = self.stop.wait();
+        let reason = self.shared.stop.wait();
         if reason != Stopped::Asked {
-            self.halt(Duration::from_secs(2), &reason);
+            self.end(Duration::from_secs(2));
         }
         reason
     }
@@ -264,59 +252,32 @@ impl Node {
     /// happens.
     pub fn stop(&self, deadline: Duration) {
         let until = monotonic() + deadline;
-        if self.raft.report().serving && self.raft.report().members.len() > 1 {
-            self.raft.link(Event::Stopping);
-            let patience = until.min(monotonic() + HAND_OVER);
-            while self.raft.report().serving && monotonic() < patience {
-                std::thread::sleep(Duration::from_millis(self.timing.tick_ms / 10));
-            }
+        self.shared.ask_to_stop();
+        match self.shared.engine() {
+            Engine::Manager(manager) => manager.stop(deadline),
+            Engine::Worker(worker) => worker.stop(deadline),
+            Engine::Changing => {}
         }
-        self.halt(until.since(monotonic()), &Stopped::Asked);
-        self.stop.stop(Stopped::Asked);
+        self.end(until.since(monotonic()));
+        self.shared.stop.stop(Stopped::Asked);
     }
 
-    fn halt(&self, deadline: Duration, reason: &Stopped) {
-        let Some(running) = self.running.lock().expect("no code panics while it holds this lock").take() else {
-            return;
-        };
-        let until = monotonic() + deadline;
-        if *reason != Stopped::Asked {
-            // A node that may not take part says nothing more.
-            self.raft.stop();
-        }
-        // A full queue means that the net thread is stuck; the deadline ends it.
-        let _ = self.net.send(Completion::Shutdown);
-        drop(running.scrub);
-        let mut threads = running.threads.into_iter();
-        if let Some(net) = threads.next() {
-            net.join(until.since(monotonic()));
-        }
-        self.raft.stop();
-        self.pulse.give_up();
-        drop(running.space);
-        for thread in threads {
-            let name = thread.name().to_owned();
-            if !thread.join(until.since(monotonic())) {
-                log::warn!("thread {name} did not stop in time");
-            }
-        }
-        let _ = std::fs::remove_file(&self.socket);
-        if matches!(reason, Stopped::Removed | Stopped::Demoted) {
-            match running.dir.retire(crate::sys::time::wall_ms()) {
-                Ok(aside) => log::info!("the log was moved to {}", aside.display()),
-                Err(error) => log::error!("the log could not be moved aside: {error}"),
-            }
+    /// Waits for the thread that follows the node's role.
+    fn end(&self, deadline: Duration) {
+        let supervisor = self.supervisor.lock().expect("no code panics while it holds this lock").take();
+        if let Some(supervisor) = supervisor
+            && !supervisor.join(deadline)
+        {
+            log::warn!("the node did not stop in time");
         }
     }
 
     /// Whether raft, log and apply have made progress since the last call, or had nothing to do.
     pub fn progress(&self) -> bool {
-        let turns = self.raft.turns();
-        let applied = self.applied.get();
-        let raft = self.seen.0.swap(turns, Relaxed) != turns;
-        let apply = self.seen.1.swap(applied, Relaxed) != applied || self.apply_queue.get() == 0;
-        let log = self.pulse.oldest_unsynced().is_none_or(|since| monotonic().since(since) < STUCK);
-        raft && apply && log
+        match self.shared.engine() {
+            Engine::Manager(manager) => manager.progress(),
+            Engine::Worker(_) | Engine::Changing => true,
+        }
     }
 
     /// Flips a bit of a config in memory behind the store's back, and looks through the memory now instead of within the
@@ -324,25 +285,17 @@ impl Node {
     #[cfg(debug_assertions)]
     #[doc(hidden)]
     pub fn rot(&self, config: &str) {
-        self.store.write(|state| {
-            let id = state.by_name(Kind::Config, config).expect("the test has made it").object.id();
-            let rotted = state.rot(Kind::Config, id, |object| match object {
-                Object::Config(config) => config.spec.data[0] ^= 1,
-                _ => unreachable!("it is a config"),
-            });
-            assert!(rotted);
-            ((), None)
-        });
-        self.scrub();
+        if let Engine::Manager(manager) = self.shared.engine() {
+            manager.rot(config);
+        }
     }
 
     /// Looks through the memory now.
     #[cfg(debug_assertions)]
     #[doc(hidden)]
     pub fn scrub(&self) {
-        if let Some(running) = &*self.running.lock().expect("no code panics while it holds this lock") {
-            // A pass that is waiting already will do.
-            let _ = running.scrub.try_send(Pass);
+        if let Engine::Manager(manager) = self.shared.engine() {
+            manager.scrub();
         }
     }
 
@@ -350,20 +303,20 @@ impl Node {
     #[cfg(debug_assertions)]
     #[doc(hidden)]
     pub fn diverge(&self, change: Change) {
-        self.store.write(|state| {
-            let term = state.applied().term;
-            state.apply_change(change, term)
-        });
-    }
-
-    /// The state directory.
-    pub fn data_dir(&self) -> &Path {
-        &self.data_dir
+        if let Engine::Manager(manager) = self.shared.engine() {
+            manager.diverge(change);
+        }
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.halt(Duration::from_secs(2), &Stopped::Asked);
+        self.shared.ask_to_stop();
+        match self.shared.engine() {
+            Engine::Manager(manager) => manager.halt(Duration::from_secs(2), &Stopped::Asked),
+            Engine::Worker(worker) => worker.stop(Duration::from_secs(2)),
+            Engine::Changing => {}
+        }
+        self.end(Duration::from_secs(2));
     }
 }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
 
-use super::greeting::is_demoted;
 use super::handler::Active;
 use super::leader::LeaderHandle;
 use super::snapshots::Job;
@@ -14,9 +13,25 @@ use crate::net::handler::StreamId;
 use crate::net::run::NetHandle;
 use crate::raft::run::Outlet;
 use crate::raft::{FetchSnapshot, Leadership, Reply, Stop};
-use crate::store::Store;
 use crate::sys::queue::Sender;
+use crate::sys::time::Instant;
+use crate::types::api::Call;
 use crate::types::{Member, NodeId, Outcome, Position, Status};
+
+/// A request of this node's own, asked of its own services.
+#[derive(Debug)]
+pub struct Ask {
+    /// What.
+    pub call: Call,
+    /// Its envelope.
+    pub body: Bytes,
+    /// When nobody waits for the answer any more.
+    pub deadline: Instant,
+    /// This node's certificate is over.
+    pub expired: bool,
+    /// Where the answer goes.
+    pub reply: Sender<Result<Bytes, Status>>,
+}
 
 /// What other threads send to the net thread.
 #[derive(Debug)]
@@ -61,6 +76,8 @@ pub enum Completion {
     Hint(NodeId, String),
     /// A manager that was called by its address turned this node away.
     TurnedAway(Status),
+    /// This node asks its own services something.
+    Ask(Ask),
     /// Close everything.
     Shutdown,
 }
@@ -74,12 +91,8 @@ pub struct Post {
     pub snapshots: Sender<Job>,
     /// Runs the services of a leader.
     pub leader: LeaderHandle,
-    /// This node.
-    pub node_id: NodeId,
-    /// Its store.
-    pub store: Arc<Store>,
     /// Ends the node.
-    pub stop: Arc<StopCell>,
+    pub stop: Arc<StopCell<Stopped>>,
     /// Somebody watches the store.
     pub watched: Arc<AtomicBool>,
 }
@@ -150,10 +163,6 @@ impl Outlet for Post {
     }
 
     fn stop(&self, stop: Stop) {
-        let stopped = match stop {
-            Stop::Removed if self.store.view(|state| is_demoted(state, self.node_id)) => Stopped::Demoted,
-            other => other.into(),
-        };
-        self.stop.stop(stopped);
+        self.stop.stop(stop.into());
     }
 }

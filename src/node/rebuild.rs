@@ -11,12 +11,22 @@ use crate::pki::seal::DataKey;
 use crate::raft::recover::{self, RecoverError, Snapshots};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
+use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, Disk};
 use crate::types::object::{Node, NodeState};
 use crate::types::{
     Change, ChangeId, Kind, Lineage, Member, NodeId, Object, Operation, Outcome, RaftId, Term, Timestamp,
 };
-use crate::wal::{Options, Wal};
+use crate::wal::{self, LogReader, Options, Recovered, Wal, WalError};
+
+/// The state that all of a log leads to, also what lies behind the last entry known to be committed.
+pub fn read_all(reader: &LogReader, recovered: &Recovered, snapshots: &Snapshots) -> Result<State, RecoverError> {
+    let mut all = recovered.clone();
+    if !planted(Fault::RecoveredToCommit) {
+        all.hard_state.commit = recovered.last.index;
+    }
+    Ok(recover::recover(reader, &all, snapshots, 0)?.applier.store().snapshot())
+}
 
 /// The manager that goes on alone.
 #[derive(Debug)]
@@ -92,6 +102,32 @@ pub fn write_log(
     Ok(())
 }
 
+/// As [`write_log`], in [`NEXT_LOG`] in the data directory `path`, whose log is of no further use to itself: on a full disk
+/// the space that was kept for that one is taken. When it fails, the files that were begun are removed.
+pub fn write_next(
+    disk: &Arc<dyn Disk>,
+    path: &Path,
+    key: &DataKey,
+    state: &State,
+    segment_bytes: u64,
+    entropy: &dyn Fn() -> Box<dyn Entropy>,
+) -> Result<(), WriteError> {
+    let next = path.join(NEXT_LOG);
+    let write = || write_log(disk.clone(), &next, key, state.clone(), segment_bytes, entropy);
+    let written = match write() {
+        Err(error) if error.is_full() => {
+            wal::abandon_reserve(disk.as_ref(), &path.join(LOG));
+            write()
+        }
+        result => result,
+    };
+    if written.is_err() {
+        // Whatever stays is removed by the next attempt.
+        let _ = clear(disk.as_ref(), &next);
+    }
+    written
+}
+
 /// Why the new log was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -103,43 +139,72 @@ pub enum WriteError {
     Log(#[from] RecoverError),
 }
 
+impl WriteError {
+    fn is_full(&self) -> bool {
+        match self {
+            Self::Io(error) | Self::Log(RecoverError::Wal(WalError::Io { source: error, .. })) => wal::is_full(error),
+            Self::Log(_) => false,
+        }
+    }
+}
+
 /// Where a log is built that will take the place of `raft`.
-pub(super) const NEXT_LOG: &str = "raft.next";
+pub const NEXT_LOG: &str = "raft.next";
 const LOG: &str = "raft";
+
+/// Why a log was not put in the place of another one.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// Nothing has changed.
+    #[error(transparent)]
+    Undecided(io::Error),
+    /// The new log counts; the next start does what is left.
+    #[error(transparent)]
+    Decided(io::Error),
+}
 
 /// Puts the log in [`NEXT_LOG`] in the place of the present one, which is kept under the name `aside`, and `file` in the
 /// place of `node.json`.
 ///
 /// The first replacement of `node.json` decides: before it the directory is what it was, after it [`finish`] can do the
 /// rest at any time.
-pub(super) fn replace_log(disk: &dyn Disk, path: &Path, file: &NodeFile, aside: &str) -> io::Result<()> {
+pub fn replace_log(disk: &dyn Disk, path: &Path, file: &NodeFile, aside: &str) -> Result<(), ReplaceError> {
     let deciding = NodeFile { replaced_log: Some(aside.to_owned()), ..file.clone() };
-    write(disk, path, &deciding)?;
-    finish(disk, path, &deciding).map(drop)
+    if let Err(error) = write(disk, path, &deciding) {
+        // It may be there though it could not be made durable, and then the next start goes by it.
+        let decided = files::read(disk, &path.join(dir::NODE_FILE)).is_ok_and(|found| found == dir::encode(&deciding));
+        return Err(if decided { ReplaceError::Decided(error) } else { ReplaceError::Undecided(error) });
+    }
+    finish(disk, path, &deciding).map(drop).map_err(ReplaceError::Decided)
 }
 
 /// Finishes a replacement that was decided and interrupted; gives back what `node.json` is then. Does nothing otherwise.
-pub(super) fn finish(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<Option<NodeFile>> {
+pub fn finish(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<Option<NodeFile>> {
     let Some(aside) = &file.replaced_log else { return Ok(None) };
     if Path::new(aside).file_name() != Some(aside.as_ref()) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("node.json names {aside}, which is no name")));
     }
-    let (log, next) = (path.join(LOG), path.join(NEXT_LOG));
+    let (log, next, aside) = (path.join(LOG), path.join(NEXT_LOG), path.join(aside));
+    // That it is there is durable before anything rests on it: the process that decided may have failed to make it so.
+    disk.sync_dir(path)?;
     if exists(disk, &next)? {
         if exists(disk, &log)? {
-            disk.rename(&log, &path.join(aside))?;
+            disk.rename(&log, &aside)?;
             disk.sync_dir(path)?;
         }
         disk.rename(&next, &log)?;
         disk.sync_dir(path)?;
     }
+    // A log that nobody writes needs no space kept for it, and this process may need it now.
+    wal::abandon_reserve(disk, &aside);
     let done = NodeFile { replaced_log: None, ..file.clone() };
     write(disk, path, &done)?;
     Ok(Some(done))
 }
 
 fn write(disk: &dyn Disk, path: &Path, file: &NodeFile) -> io::Result<()> {
-    files::replace(disk, &path.join(dir::NODE_FILE), &dir::encode(file))
+    let replace = || files::replace(disk, &path.join(dir::NODE_FILE), &dir::encode(file));
+    wal::with_reserve(disk, &path.join(LOG), replace)
 }
 
 fn exists(disk: &dyn Disk, dir: &Path) -> io::Result<bool> {
@@ -231,12 +296,16 @@ mod tests {
         dir
     }
 
+    fn other(error: &WriteError) -> io::Error {
+        io::Error::other(error.to_string())
+    }
+
     /// What `skep recover` does once it has read everything.
-    fn rebuild(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(), WriteError> {
+    fn rebuild(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(), ReplaceError> {
         let (state, raft_id) = succeed(state(), Lineage(2), heir(), 9, random().as_mut());
-        write_log(disk.clone(), &dir.join(NEXT_LOG), &key(), state, SEGMENT_BYTES, &random)?;
-        replace_log(disk.as_ref(), dir, &file(2, raft_id.0), "raft.before-recover-1")?;
-        Ok(())
+        write_next(disk, dir, &key(), &state, SEGMENT_BYTES, &random)
+            .map_err(|error| ReplaceError::Undecided(other(&error)))?;
+        replace_log(disk.as_ref(), dir, &file(2, raft_id.0), "raft.before-recover-1")
     }
 
     /// What the next start finds, after it has finished what was decided.

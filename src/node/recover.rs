@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use super::dir::{DataDir, NodeFile, Phase};
 use super::found::Keys;
-use super::rebuild::{self, Heir, NEXT_LOG};
+use super::rebuild::{self, Heir, NEXT_LOG, ReplaceError};
 use super::{StartError, StartFailure, start};
-use crate::raft::recover::{self, Snapshots};
+use crate::raft::recover::Snapshots;
 use crate::store::State;
 use crate::sys::entropy::{Entropy, OsEntropy};
-use crate::sys::files::RealDisk;
+use crate::sys::files::{Disk, RealDisk};
 use crate::sys::time::wall_ms;
 use crate::types::{ClusterId, Index, Kind, Lineage, Member, NodeId, Object, Position, RaftId, Revision, Timestamp};
 use crate::wal;
@@ -106,11 +106,8 @@ impl Recovery {
         let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), &keys.data_key, &options)
             .map_err(|error| mendable(start::log_error(&dir, &error)))?;
         let snapshots = Snapshots { disk, dir: dir.raft(), key: keys.data_key.clone(), lineage };
-        let mut all = recovered.clone();
-        all.hard_state.commit = recovered.last.index;
-        let recovery =
-            recover::recover(&reader, &all, &snapshots, 0).map_err(|error| start::recover_error(&dir, &error))?;
-        let state = recovery.applier.store().snapshot();
+        let state =
+            rebuild::read_all(&reader, &recovered, &snapshots).map_err(|error| start::recover_error(&dir, &error))?;
         let certificate = *keys.identity.identity();
         if state.cluster().is_none() {
             let hint = "move the whole directory aside and join again with --join and a token";
@@ -146,6 +143,10 @@ impl Recovery {
 
     /// Makes the new swarm. `advertise` is where its manager listens from now on; without it, where it did before.
     pub fn carry_out(self, advertise: Option<String>) -> Result<Recovered, StartError> {
+        self.carry_out_on(Arc::new(RealDisk), advertise)
+    }
+
+    fn carry_out_on(self, disk: Arc<dyn Disk>, advertise: Option<String>) -> Result<Recovered, StartError> {
         let what = format!("cannot recover {}", self.dir.path().display());
         let failed = |why: &dyn std::fmt::Display| {
             let hint = "nothing was lost: make room or mend the disk, and give the same command again";
@@ -159,10 +160,15 @@ impl Recovery {
         let (state, raft_id) = rebuild::succeed(state, lineage, heir, now_ms, &mut entropy);
         let revision = state.revision();
         let segment_bytes = start::segment_bytes(file.profile);
-        let next = dir.path().join(NEXT_LOG);
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
-        rebuild::write_log(Arc::new(RealDisk), &next, &keys.data_key, state, segment_bytes, random)
-            .map_err(|error| failed(&error))?;
+        let next = dir.path().join(NEXT_LOG);
+        let give_up = |why: &dyn std::fmt::Display| {
+            // What cannot be removed now is removed by the next attempt.
+            let _ = std::fs::remove_dir_all(&next);
+            failed(why)
+        };
+        rebuild::write_next(&disk, dir.path(), &keys.data_key, &state, segment_bytes, random)
+            .map_err(|error| give_up(&error))?;
         // Nothing else is taken over: whatever kept the former member from starting is about its log.
         let file = NodeFile {
             node_id: Some(found.node_id),
@@ -174,7 +180,15 @@ impl Recovery {
             ..NodeFile::new(Phase::Member, file.profile)
         };
         let aside = aside(now_ms);
-        rebuild::replace_log(&RealDisk, dir.path(), &file, &aside).map_err(|error| failed(&error))?;
+        rebuild::replace_log(disk.as_ref(), dir.path(), &file, &aside).map_err(|error| match error {
+            ReplaceError::Undecided(error) => give_up(&error),
+            ReplaceError::Decided(error) => {
+                let what = format!("cannot finish the recovery of {}", dir.path().display());
+                let hint = "nothing is lost, and the new swarm is decided on: make room or mend the disk, and start the \
+                            manager with `skep run`, which does the rest; do not recover it a second time";
+                StartError::new(StartFailure::Internal, what, error, hint)
+            }
+        })?;
         Ok(Recovered { lineage, parent: found.lineage, raft_id, addr, revision, aside: dir.path().join(aside) })
     }
 }

@@ -1,53 +1,69 @@
-//! Puts the services behind the requests machine: `control`, and the certificate authority.
+//! Puts the services behind the requests machine: `control`, the certificate authority, the dispatcher.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::ca::{self, Directory};
-use crate::control::{self, Control, Feed};
+use crate::ca::{self, Decision, Gate};
+use crate::control::{self, Control};
+use crate::dispatcher;
 use crate::net::handler::Incoming;
 use crate::net::requests::{Pull, Service, Step};
-use crate::store::Store;
+use crate::store::{State, Store};
 use crate::sys::entropy::OsEntropy;
-use crate::sys::time::{Instant, wall_ms};
+use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Call, IssueRequest};
-use crate::types::object::{Cluster, Node};
-use crate::types::{Code, Kind, NodeId, Object, Outcome, Status};
+use crate::types::{Caller, Change, Code, NodeId, Outcome, Refusal, Status};
 
 /// Every service of a manager.
 #[derive(Debug)]
 pub struct Services {
     /// What the command line talks to.
     pub control: Control,
+    /// Lets newcomers in, while this manager leads.
+    gate: Gate,
 }
 
-struct Reader<'a>(&'a Store);
+/// A stream of answers of one of them.
+#[derive(Debug)]
+pub enum Feed {
+    /// What the command line watches or saves.
+    Control(control::Feed),
+    /// A node's session.
+    Session(Box<dispatcher::Session>),
+}
 
-impl Directory for Reader<'_> {
-    fn cluster(&self) -> Option<Cluster> {
-        self.0.view(|state| state.cluster().cloned())
-    }
-
-    fn node(&self, id: NodeId) -> Option<Node> {
-        self.0.view(|state| match &state.get(Kind::Node, id.into())?.object {
-            Object::Node(node) => Some((**node).clone()),
-            _ => None,
-        })
+/// A step of one service as a step of all.
+fn step<W>(step: Step<W>, wrap: impl FnOnce(W) -> Feed) -> Step<Feed> {
+    match step {
+        Step::Stream(stream) => Step::Stream(wrap(stream)),
+        Step::Answer(body) => Step::Answer(body),
+        Step::Refuse(status) => Step::Refuse(status),
+        Step::RefuseIfConfirmed(status) => Step::RefuseIfConfirmed(status),
+        Step::Barrier => Step::Barrier,
+        Step::Propose(change) => Step::Propose(change),
+        Step::Rebuild => Step::Rebuild,
+        Step::Raft(order) => Step::Raft(order),
+        Step::Elsewhere => Step::Elsewhere,
     }
 }
 
 impl Services {
+    /// The services of a manager.
+    pub fn new(control: Control) -> Self {
+        Self { control, gate: Gate::default() }
+    }
+
     fn store(&self) -> &Arc<Store> {
         self.control.store()
     }
 
-    fn certificate(&self, request: &Incoming, confirmed: bool) -> Step<Feed> {
-        let reader = Reader(self.store());
+    fn certificate(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Feed> {
+        let state = self.store().snapshot();
         let result = match request.call {
-            Call::GetRoot => ca::get_root(&reader),
-            Call::CertificateStatus => decode(request).and_then(|node_id| ca::status(&reader, node_id)),
-            _ => return self.issue(request),
+            Call::GetRoot => ca::get_root(&state),
+            Call::CertificateStatus => decode(request).and_then(|node_id| ca::status(&state, node_id)),
+            _ => return self.issue(&state, request, attempt),
         };
         match result {
             Ok(answer) => Step::Answer(control::encode(&answer)),
@@ -56,42 +72,53 @@ impl Services {
         }
     }
 
-    fn issue(&self, request: &Incoming) -> Step<Feed> {
-        let request: IssueRequest = match decode(request) {
+    fn issue(&mut self, state: &State, incoming: &Incoming, attempt: u32) -> Step<Feed> {
+        let request: IssueRequest = match decode(incoming) {
             Ok(request) => request,
             Err(status) => return Step::Refuse(status),
         };
-        if let Some(outcome) = self.store().view(|state| state.remembered(request.change)) {
-            return self.issued(&request, &outcome);
+        let id = control::attempt_id(request.change, attempt);
+        if let Some(outcome) = state.remembered(id) {
+            return issued(state, &incoming.caller, &request, &outcome);
         }
-        match ca::issue(&Reader(self.store()), &request, wall_ms(), &mut OsEntropy) {
-            Ok(issue) => Step::Propose(issue.change),
+        match ca::issue(state, &incoming.caller, &request, wall_ms(), &mut OsEntropy) {
+            Ok(Decision::Propose { change, newcomer }) => {
+                let now_ms = monotonic().as_nanos() / 1_000_000;
+                match if newcomer { self.gate.admit(state, now_ms) } else { Ok(()) } {
+                    Ok(()) => Step::Propose(Change { id, ..change }),
+                    Err(status) => Step::Refuse(status),
+                }
+            }
+            Ok(Decision::Have(node_id)) => handed_out(state, node_id),
             // A token that was rotated a moment ago may not have reached this store.
-            Err(status) if status.code == Code::InvalidArgument => Step::RefuseIfConfirmed(status),
+            Err(status) if matches!(status.code, Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition) => {
+                Step::RefuseIfConfirmed(status)
+            }
             Err(status) => Step::Refuse(status),
         }
     }
+}
 
-    fn issued(&self, request: &IssueRequest, outcome: &Outcome) -> Step<Feed> {
-        match outcome {
-            Outcome::Committed(_) => match ca::status(&Reader(self.store()), ca::node_of_change(request.change)) {
-                Ok(answer) => Step::Answer(control::encode(&answer)),
-                Err(status) => Step::Refuse(status),
-            },
-            Outcome::Refused(_) => Step::Refuse(
-                Status::new(
-                    Code::Aborted,
-                    "the certificate was not issued, because the swarm's state changed meanwhile",
-                )
-                .with_hint("try again"),
-            ),
-            Outcome::Forgotten => Step::Refuse(Status {
-                // Asking again, here or elsewhere, gives the same answer.
-                hopeless: true,
-                ..Status::new(Code::Unknown, "the request is too old to tell whether it was carried out")
-                    .with_hint("start again on an empty data directory")
-            }),
-        }
+/// The answer to a request whose change ended so.
+fn issued(state: &State, caller: &Caller, request: &IssueRequest, outcome: &Outcome) -> Step<Feed> {
+    match outcome {
+        Outcome::Committed(_) => handed_out(state, ca::subject(state, caller, request)),
+        // The node was written meanwhile, by its own report or by a person: decide from what it is now.
+        Outcome::Refused(Refusal::OutOfSequence { .. }) => Step::Rebuild,
+        Outcome::Refused(refused) => Step::Refuse(ca::in_words(refused)),
+        Outcome::Forgotten => Step::Refuse(Status {
+            // Asking again, here or elsewhere, gives the same answer.
+            hopeless: true,
+            ..Status::new(Code::Unknown, "the request is too old to tell whether it was carried out")
+                .with_hint("start again on an empty data directory")
+        }),
+    }
+}
+
+fn handed_out(state: &State, node_id: NodeId) -> Step<Feed> {
+    match ca::status(state, node_id) {
+        Ok(answer) => Step::Answer(control::encode(&answer)),
+        Err(status) => Step::Refuse(status),
     }
 }
 
@@ -100,23 +127,38 @@ impl Service for Services {
 
     fn decide(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Feed> {
         match request.call {
-            Call::GetRoot | Call::Issue | Call::CertificateStatus => self.certificate(request, confirmed),
-            _ => self.control.decide(request, attempt, confirmed, wall_ms()),
+            Call::GetRoot | Call::Issue | Call::CertificateStatus => self.certificate(request, attempt, confirmed),
+            Call::Session => {
+                step(dispatcher::session(self.store(), request, confirmed), |session| Feed::Session(Box::new(session)))
+            }
+            Call::Report => dispatcher::report(self.store(), request, confirmed, wall_ms()),
+            _ => step(self.control.decide(request, attempt, confirmed, wall_ms()), Feed::Control),
         }
     }
 
     fn ended(&mut self, request: &Incoming, _attempt: u32, outcome: &Outcome) -> Step<Feed> {
         match request.call {
             Call::Issue => match decode(request) {
-                Ok(issue) => self.issued(&issue, outcome),
+                Ok(issue) => issued(&self.store().snapshot(), &request.caller, &issue, outcome),
                 Err(status) => Step::Refuse(status),
             },
-            _ => self.control.ended(request, outcome),
+            Call::Report => dispatcher::reported(outcome),
+            _ => step(self.control.ended(request, outcome), Feed::Control),
+        }
+    }
+
+    fn holds(&self, stream: &Feed) -> bool {
+        match stream {
+            Feed::Control(feed) => feed.holds(),
+            Feed::Session(_) => false,
         }
     }
 
     fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
-        self.control.pull(now, stream, room)
+        match stream {
+            Feed::Control(feed) => self.control.pull(now, feed, room),
+            Feed::Session(session) => session.pull(now, room),
+        }
     }
 }
 

@@ -15,8 +15,8 @@ const MAX_SOCKET_PATH: usize = 107;
 /// Everything a node listens on.
 #[derive(Debug)]
 pub struct Sockets {
-    /// For peers.
-    pub listen: TcpListener,
+    /// For peers, until the manager takes it; `None` for a worker.
+    pub listen: Option<TcpListener>,
     /// For the command line.
     pub unix: UnixListener,
     /// `unix` belongs to a group.
@@ -29,14 +29,25 @@ pub struct Sockets {
     pub advertise: String,
 }
 
-/// Binds everything, before anything is written: a port in use must not leave half a node behind.
-pub fn bind(config: &Config) -> Result<Sockets, StartError> {
-    let listen = bind_tcp(&config.listen, "--listen")?;
-    let local = listen.local_addr().map_err(|error| internal(format!("cannot listen on {}", config.listen), error))?;
+/// Binds everything, before anything is written: a port in use must not leave half a node behind. A worker has no port
+/// for peers.
+pub fn bind(config: &Config, is_worker: bool) -> Result<Sockets, StartError> {
+    let (listen, advertise) = match is_worker {
+        true => (None, String::new()),
+        false => bind_listen(config).map(|(listen, advertise)| (Some(listen), advertise))?,
+    };
     let http = config.http.as_deref().map(|addr| bind_tcp(addr, "--http")).transpose()?;
     let (unix, path) = bind_unix(config)?;
     let of_group = config.socket_group.is_some();
-    Ok(Sockets { listen, unix, of_group, path, http, advertise: advertise(config, local) })
+    Ok(Sockets { listen, unix, of_group, path, http, advertise })
+}
+
+/// Listens for peers; where, and what others are told.
+pub fn bind_listen(config: &Config) -> Result<(TcpListener, String), StartError> {
+    let listen = bind_tcp(&config.listen, "--listen")?;
+    let local = listen.local_addr().map_err(|error| internal(format!("cannot listen on {}", config.listen), error))?;
+    let advertise = advertise(config, local);
+    Ok((listen, advertise))
 }
 
 fn internal(what: String, error: impl std::fmt::Display) -> StartError {

@@ -8,31 +8,43 @@ use super::dir::{DataDir, NodeFile, Phase};
 use super::found::{self, Keys};
 use super::greeting::Greetings;
 use super::handler::{Active, Identity, NodeHandler, Parts};
+use super::inside::Inside;
+use super::keeper::Keeper;
 use super::lobby::{Joiner, Lobby, Progress};
+use super::manager::{Manager, Running};
 use super::outlet::{Completion, Post};
 use super::pace::Pace;
 use super::sockets::{self, Sockets};
-use super::stop::StopCell;
-use super::{Config, Node, Running, StartError, StartFailure, join, leader, snapshots, space};
-use crate::net::{self, Credentials, NetHandle, NetInbox};
-use crate::pki::{self, NodeIdentity, Trust};
-use crate::raft::machine::{Machine, Options};
+use super::stop::{StopCell, Stopped};
+use super::supervisor::{self, Engine, House};
+use super::worker::{self, Worker};
+use super::{Config, Node, StartError, StartFailure, join, leader, snapshots, space};
+use crate::agent::Own;
+use crate::agent::run::{self as agent_run, Agent, Follow};
+use crate::ca::Janitor;
+use crate::ca::rotation::Rotation;
+use crate::net::{self, NetHandle, NetInbox};
+use crate::pki::{self, NodeIdentity};
+use crate::raft::machine::{Machine as RaftMachine, Options};
 use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::raft::run::{self as raft_run, Inbox, Outlet, Workers};
 use crate::raft::{self, Timing, run};
 use crate::roles::Roles;
-use crate::store::scrub;
+use crate::store::{Store, scrub};
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::RealDisk;
+use crate::sys::metrics::Gauge;
 use crate::sys::metrics::Metrics;
-use crate::sys::queue::bounded;
+use crate::sys::queue::{Sender, bounded};
 use crate::sys::thread::{self, Thread};
-use crate::sys::time::{monotonic, wall_ms};
+use crate::sys::time::{monotonic, set_floor, wall_ms};
 use crate::term::Service;
-use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState};
+use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState, SessionItem};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
-use crate::types::{ClusterId, Index, Lineage, NodeId, Position, RaftId, Revision, Status, Term};
+use crate::types::{
+    ClusterId, Index, Kind, Lineage, NodeId, Position, RaftId, Revision, Role, Status, Term, Timestamp,
+};
 use crate::wal::{self, Recovered, Reserve, SEGMENT_BYTES, SEGMENT_BYTES_SDCARD, Wal, WalError};
 
 /// Batches that wait for the log or for apply; their bytes are bounded by raft.
@@ -61,12 +73,13 @@ pub fn start(config: Config) -> Result<Node, StartError> {
     if known.is_none() {
         check_new(&config, &dir)?;
     }
-    let sockets = sockets::bind(&config)?;
+    let is_worker = known.as_ref().is_some_and(|file| file.phase == Phase::Worker);
+    let mut sockets = sockets::bind(&config, is_worker)?;
     let mut file = match known {
         Some(file) => file,
         None => begin(&config, &dir)?,
     };
-    if file.phase == Phase::Member && config.join.is_some() {
+    if matches!(file.phase, Phase::Member | Phase::Worker) && config.join.is_some() {
         log::info!("{} belongs to a member of a swarm already: --join and --token are ignored", dir.path().display());
     }
     if file.phase == Phase::Founding && config.join.is_some() {
@@ -97,14 +110,84 @@ pub fn start(config: Config) -> Result<Node, StartError> {
             dir.write(&file)?;
             reopen(&dir, &file)?
         }
+        Phase::Worker => {
+            dir.write(&file)?;
+            Opened { keys: node_keys(&dir, &file)?, log: None }
+        }
     };
-    Starter::new(config, dir, file, sockets, opened, progress)?.run()
+    let role = opened.keys.identity.identity().role;
+    if role == Role::Worker && file.phase == Phase::Joining {
+        // The token was a worker's.
+        file.phase = Phase::Worker;
+        dir.write(&file)?;
+        log::info!("joined the swarm as a worker");
+    }
+    let own = Own::new(opened.keys.identity.clone(), opened.keys.root_pem.clone());
+    let clock_unset = mind_the_clock(&own, worker::remembered_ms(&dir));
+    let listen = sockets.listen.take();
+    let house = House {
+        config,
+        dir: Arc::new(dir),
+        sockets,
+        metrics: Metrics::default(),
+        own,
+        keys: opened.keys.clone(),
+        progress,
+        clock_unset,
+    };
+    // A member without a log was taken out of the group: it asks what it is now.
+    let takes_part = opened.log.is_some() || file.phase == Phase::Joining;
+    let engine = match listen {
+        Some(listen) if takes_part => {
+            let advertise = house.sockets.advertise.clone();
+            let addr = file.join.clone().into_iter().collect::<Vec<_>>();
+            let manager = Starter::new(&house, file.clone(), listen, advertise, opened)?.run(&addr)?;
+            file = house.dir.read()?.unwrap_or(file);
+            Engine::Manager(Arc::new(manager))
+        }
+        _ => {
+            sweep(&house.dir, &file);
+            Engine::Worker(Arc::new(Worker::start(&house, &file, file.phase == Phase::Member)?))
+        }
+    };
+    supervisor::begin(house, file, engine).map_err(internal)
 }
 
-struct Opened {
-    keys: Keys,
+/// A machine without a battery for its clock begins in the past. One that shows a time before this node's own certificate
+/// was made was never set: then the time goes on from the newest that the node knows of. True when that is so.
+fn mind_the_clock(own: &Own, known_ms: u64) -> bool {
+    let identity = own.identity();
+    let now_ms = wall_ms();
+    if now_ms >= identity.not_before_ms {
+        return false;
+    }
+    // Authorities date certificates back by a day.
+    let signed_ms = (identity.not_before_ms + 86_400_000).min(identity.not_after_ms);
+    let floor_ms = known_ms.max(signed_ms);
+    log::warn!(
+        "this machine's clock says {}, which cannot be: going on from {} until it is set",
+        Timestamp(now_ms),
+        Timestamp(floor_ms)
+    );
+    set_floor(floor_ms);
+    true
+}
+
+/// A crash between the decision that a node is a worker and the end of its log: does the rest.
+fn sweep(dir: &DataDir, file: &NodeFile) {
+    if file.phase == Phase::Worker && has_log(dir) {
+        match dir.retire(wall_ms()) {
+            Ok(aside) => log::info!("the log was moved to {}", aside.display()),
+            Err(error) => log::error!("the log could not be moved aside: {error}"),
+        }
+    }
+}
+
+/// What a manager or worker begins with.
+pub(super) struct Opened {
+    pub keys: Keys,
     /// `None` for a joiner: its history is not known yet.
-    log: Option<(Wal, Recovered)>,
+    pub log: Option<(Wal, Recovered)>,
 }
 
 fn check_new(config: &Config, dir: &DataDir) -> Result<(), StartError> {
@@ -165,7 +248,8 @@ fn join_begin(
                 hostname: description.hostname.clone(),
                 progress: progress.clone(),
             };
-            let _lobby = Lobby::open(sockets, joiner).map_err(internal)?;
+            let Sockets { unix, of_group, http, .. } = sockets;
+            let _lobby = Lobby::open(unix, *of_group, http.as_ref(), joiner).map_err(internal)?;
             join::certificate(dir, file, &addr, config.token.as_ref(), description, progress)?
         }
     };
@@ -175,6 +259,7 @@ fn join_begin(
 /// Certificate, root and keys, if a certificate was issued already.
 pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, StartError> {
     let what = || format!("cannot use the certificate in {}", dir.path().display());
+    dir.recover_identity()?;
     let (Some(root_pem), Some(chain)) = (dir.read_text("pki/root.crt")?, dir.read_text("pki/node.crt")?) else {
         return Ok(None);
     };
@@ -185,19 +270,26 @@ pub(super) fn read_keys(dir: &DataDir, file: &NodeFile) -> Result<Option<Keys>, 
         let hint = "put the files of pki/ back that belong to this node.json";
         return Err(StartError::new(StartFailure::Damaged, what(), "it names another node than node.json", hint));
     }
-    if let Err(error) = identity.verify(&root_pem, wall_ms()) {
+    // One that is over, or not yet valid by this machine's clock, is renewed.
+    if let Err(error) = identity.verify_at_its_time(&root_pem, wall_ms()) {
         return Err(StartError::refused(what(), &error, error.hint()));
     }
     Ok(Some(Keys { identity, root_pem, data_key }))
 }
 
+/// The certificate and keys of a node that is part of a swarm.
+fn node_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
+    let what = || format!("cannot start from {}", dir.path().display());
+    read_keys(dir, file)?.ok_or_else(|| {
+        let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
+        StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint)
+    })
+}
+
 /// What a member needs to read its log. Every way to an existing log leads through here.
 pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartError> {
     let what = || format!("cannot start from {}", dir.path().display());
-    let Some(keys) = read_keys(dir, file)? else {
-        let hint = "put pki/ back from a backup, or move the whole directory aside and join again";
-        return Err(StartError::new(StartFailure::Damaged, what(), "its certificate or key is missing", hint));
-    };
+    let keys = node_keys(dir, file)?;
     if !has_log(dir) {
         if let Some(aside) = dir.retired() {
             let why = format!("this node left the swarm or was removed from it; its log was moved to {aside}");
@@ -214,6 +306,9 @@ pub(super) fn member_keys(dir: &DataDir, file: &NodeFile) -> Result<Keys, StartE
 }
 
 fn reopen(dir: &DataDir, file: &NodeFile) -> Result<Opened, StartError> {
+    if !has_log(dir) && dir.retired().is_some() && !file.left {
+        return Ok(Opened { keys: node_keys(dir, file)?, log: None });
+    }
     let keys = member_keys(dir, file)?;
     let lineage = lineage(dir, file)?;
     Ok(Opened { log: Some(open_log(dir, &keys, file.profile, lineage)?), keys })
@@ -246,15 +341,14 @@ pub(super) fn log_error(dir: &DataDir, error: &WalError) -> StartError {
     StartError::new(failure, what, error, error.hint())
 }
 
-/// Puts the threads together.
-struct Starter {
-    config: Config,
-    dir: DataDir,
+/// Puts the threads of a manager together.
+pub(super) struct Starter<'a> {
+    house: &'a House,
     file: NodeFile,
     opened: Opened,
     identity: Identity,
     metrics: Metrics,
-    stop: Arc<StopCell>,
+    stop: Arc<StopCell<Stopped>>,
     watched: Arc<AtomicBool>,
     raft: run::Handle,
     raft_inbox: Option<Inbox>,
@@ -262,58 +356,57 @@ struct Starter {
     net_parts: Option<(net::Config, NodeHandler, NetInbox<Completion>)>,
     net_thread: Option<Thread>,
     listen: std::net::SocketAddr,
-    http: Option<std::net::SocketAddr>,
-    socket: std::path::PathBuf,
-    progress: Progress,
 }
 
-fn internal(error: impl std::fmt::Display) -> StartError {
-    StartError::new(StartFailure::Internal, "cannot start the manager", error, "")
+pub(super) fn internal(error: impl std::fmt::Display) -> StartError {
+    StartError::new(StartFailure::Internal, "cannot start the node", error, "")
 }
 
-impl Starter {
+impl<'a> Starter<'a> {
     /// Makes the queues between the threads.
-    fn new(
-        config: Config,
-        dir: DataDir,
+    pub fn new(
+        house: &'a House,
         file: NodeFile,
-        sockets: Sockets,
+        listen: std::net::TcpListener,
+        advertise: String,
         opened: Opened,
-        progress: Progress,
     ) -> Result<Self, StartError> {
-        let metrics = Metrics::default();
+        let metrics = house.metrics.clone();
         let stop = Arc::new(StopCell::default());
         let watched = Arc::new(AtomicBool::new(false));
-        let certificate = *opened.keys.identity.identity();
+        let certificate = house.own.identity();
         let mut entropy = OsEntropy;
         let identity = Identity {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
-            hostname: describe(config.name.as_deref()).hostname,
-            data_dir: config.data_dir.display().to_string(),
-            advertise: sockets.advertise.clone(),
+            hostname: describe(house.config.name.as_deref()).hostname,
+            data_dir: house.config.data_dir.display().to_string(),
+            advertise,
             boot: file.boot,
             nonce: entropy.next_u64(),
         };
         let (raft, raft_inbox) = raft_run::queues(empty_report(), &metrics);
-        let credentials = credentials(&opened.keys)?;
+        let credentials = house.own.credentials().map_err(|error| {
+            StartError::new(StartFailure::Damaged, "cannot use the node's certificate", &error, error.hint())
+        })?;
         let (net, net_inbox) = net::channel(NET_QUEUE, &metrics).map_err(internal)?;
         let parts = Parts {
             identity: identity.clone(),
             raft: raft.clone(),
-            greetings: Greetings::load(&dir.path().join("peers.json"))?,
+            greetings: Greetings::load(&house.dir.path().join("peers.json"))?,
             metrics: metrics.clone(),
             stop: stop.clone(),
             watched: watched.clone(),
-            progress: progress.clone(),
+            progress: house.progress.clone(),
+            own: house.own.clone(),
         };
-        let listen = sockets.listen.local_addr().map_err(internal)?;
-        let http = sockets.http.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
+        let Sockets { unix, of_group, http, .. } = &house.sockets;
+        let addr = listen.local_addr().map_err(internal)?;
         let net_config = net::Config {
-            listen: Some(sockets.listen),
-            unix: Some(sockets.unix),
-            socket_group: sockets.of_group,
-            http: sockets.http,
+            listen: Some(listen),
+            unix: Some(unix.try_clone().map_err(internal)?),
+            socket_group: *of_group,
+            http: http.as_ref().map(std::net::TcpListener::try_clone).transpose().map_err(internal)?,
             node_id: identity.node_id,
             cluster_id: identity.cluster_id,
             credentials: Some(credentials),
@@ -322,10 +415,8 @@ impl Starter {
             metrics: metrics.clone(),
         };
         let net_parts = Some((net_config, NodeHandler::new(parts), net_inbox));
-        let socket = sockets.path;
         Ok(Self {
-            config,
-            dir,
+            house,
             file,
             opened,
             identity,
@@ -337,44 +428,40 @@ impl Starter {
             net,
             net_parts,
             net_thread: None,
-            listen,
-            http,
-            socket,
-            progress,
+            listen: addr,
         })
     }
 
-    /// Joins if there is no log yet, then starts everything else.
-    fn run(mut self) -> Result<Node, StartError> {
+    /// Joins with one of these managers if there is no log yet, then starts everything else.
+    pub fn run(mut self, managers: &[String]) -> Result<Manager, StartError> {
         let (wal, recovered) = match self.opened.log.take() {
             Some(log) => log,
-            None => self.join()?,
+            None => self.join(managers)?,
         };
-        let lineage = lineage(&self.dir, &self.file)?;
+        let dir = self.house.dir.clone();
+        let lineage = lineage(&dir, &self.file)?;
         let raft_id = self.file.raft_id.ok_or_else(|| internal("node.json names no raft id"))?;
-        let snapshots = Snapshots {
-            disk: Arc::new(RealDisk),
-            dir: self.dir.raft(),
-            key: self.opened.keys.data_key.clone(),
-            lineage,
-        };
+        let snapshots =
+            Snapshots { disk: Arc::new(RealDisk), dir: dir.raft(), key: self.opened.keys.data_key.clone(), lineage };
         let ring = if self.file.profile == Profile::Sdcard { WATCH_RING_BYTES_SDCARD } else { WATCH_RING_BYTES };
         if let Some(cut) = &recovered.cut {
             log::warn!("the log ended in a write that was not finished: {cut:?}");
         }
         let begin = monotonic();
         let recovery = recover::recover(&wal.reader(), &recovered, &snapshots, ring)
-            .map_err(|error| recover_error(&self.dir, &error))?;
+            .map_err(|error| recover_error(&dir, &error))?;
         log::info!("replayed the log up to index {} in {:?}", recovery.applied, monotonic().since(begin));
         let pulse = wal.pulse();
         let reader = wal.reader();
         let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
         let store = applier.store().clone();
         let scrubbed = store.clone();
-        #[cfg(debug_assertions)]
         let kept = store.clone();
+        if self.house.clock_unset {
+            set_floor(newest_ms(&store));
+        }
 
-        let reserve = Reserve::new(Arc::new(RealDisk), &self.dir.raft(), segment_bytes(self.file.profile));
+        let reserve = Reserve::new(Arc::new(RealDisk), &dir.raft(), segment_bytes(self.file.profile));
         let (space, space_thread) =
             space::spawn(reserve, store.clone(), self.raft.clone(), &self.metrics).map_err(internal)?;
         let (snapshot_jobs, snapshot_thread) = snapshots::spawn_writer(
@@ -383,7 +470,7 @@ impl Starter {
             reader.clone(),
             self.raft.clone(),
             &self.metrics,
-            self.dir.path().join("peers.json"),
+            dir.path().join("peers.json"),
         )
         .map_err(internal)?;
         let (transfer, transfer_thread) = snapshots::spawn_transfer(
@@ -396,15 +483,20 @@ impl Starter {
         )
         .map_err(internal)?;
         let here = self.identity.node_id;
-        let services: leader::Services = Box::new(|term| vec![Box::new(Roles::new(term)) as Box<dyn Service>]);
+        let services: leader::Services = Box::new(|term| {
+            let services: Vec<Box<dyn Service>> = vec![
+                Box::new(Roles::new(term)),
+                Box::new(Janitor::new(Box::new(OsEntropy))),
+                Box::new(Rotation::default()),
+            ];
+            services
+        });
         let (leader, leader_thread) =
             leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
             leader,
-            node_id: here,
-            store: store.clone(),
             stop: self.stop.clone(),
             watched: self.watched.clone(),
         });
@@ -414,7 +506,7 @@ impl Starter {
         let wal_thread = wal::run::spawn(wal, wal_inbox, &self.metrics, on_durable).map_err(internal)?;
         let on_applied = raft_run::on_applied(self.raft.clone(), outlet.clone(), store.clone());
         let apply_thread = crate::apply::spawn(applier, apply_inbox, &self.metrics, on_applied).map_err(internal)?;
-        let machine = Machine::new(
+        let machine = RaftMachine::new(
             monotonic(),
             Options {
                 raft_id,
@@ -463,42 +555,86 @@ impl Starter {
         })
         .map_err(internal)?;
         self.look_for_peers(raft_id, lineage)?;
-        let net_thread = self.net_thread.ok_or_else(|| internal("the net thread was not started"))?;
-        let threads =
-            vec![net_thread, raft_thread, wal_thread, apply_thread, space_thread, scrub_thread, leader_thread];
+        let net_thread = self.net_thread.take().ok_or_else(|| internal("the net thread was not started"))?;
+        let (agent, agent_thread) = self.spawn_agent(raft_id, lineage, &kept)?;
+        let threads = vec![
+            net_thread,
+            agent_thread,
+            raft_thread,
+            wal_thread,
+            apply_thread,
+            space_thread,
+            scrub_thread,
+            leader_thread,
+        ];
         // These two end when the last sender to them goes with the threads above.
         drop((snapshot_thread, transfer_thread));
-        Ok(Node {
-            node_id: self.identity.node_id,
+        Ok(Manager {
             raft_id,
-            data_dir: self.config.data_dir,
             listen: self.listen,
-            http: self.http,
-            socket: self.socket,
             applied: self.metrics.counter("skep_apply_entries_total"),
             apply_queue: self.metrics.queue("apply"),
-            metrics: self.metrics,
             timing: Timing::of(self.file.profile),
             stop: self.stop,
             raft: self.raft,
             net: self.net,
             pulse,
             seen: Default::default(),
-            running: Mutex::new(Some(Running { threads, scrub, space, dir: self.dir })),
-            #[cfg(debug_assertions)]
+            running: Mutex::new(Some(Running { threads, scrub, space, agent })),
             store: kept,
         })
     }
 
+    /// Starts the thread that keeps the certificate.
+    fn spawn_agent(
+        &self,
+        raft_id: RaftId,
+        lineage: Lineage,
+        store: &Arc<Store>,
+    ) -> Result<(Sender<()>, Thread), StartError> {
+        let (stop, stopped) = bounded(1, Gauge::default());
+        let remembering = self.house.dir.clone();
+        let inside = Inside {
+            own: self.house.own.clone(),
+            node_id: self.identity.node_id,
+            store: store.clone(),
+            raft: self.raft.clone(),
+            net: self.net.clone(),
+            stop: stopped,
+            stopped: false,
+            hello: Box::new(self.member_hello(raft_id, lineage)),
+            seen: None,
+            told: None,
+            leader: None,
+            remember: Box::new(move |managers| worker::remember(&remembering, managers)),
+            remembered: (worker::remembered(&self.house.dir), monotonic()),
+        };
+        let thread = agent_run::spawn(Agent {
+            own: self.house.own.clone(),
+            swarm: inside,
+            keep: Box::new(Keeper::new(self.house)),
+            follow: Box::new(Unmoved),
+            description: describe(self.house.config.name.as_deref()),
+            advertise: self.identity.advertise.clone(),
+        })
+        .map_err(internal)?;
+        Ok((stop, thread))
+    }
+
+    /// The hello of a member.
+    fn member_hello(&self, raft_id: RaftId, lineage: Lineage) -> impl Fn() -> Hello + Send + use<> {
+        let (raft, hello) = (self.raft.clone(), self.hello());
+        move || Hello { raft_id: Some(raft_id), lineage, last: raft.durable().last, ..hello.clone() }
+    }
+
     /// Dials the `--peer` addresses on a thread of its own: they have names and no identities yet.
     fn look_for_peers(&mut self, raft_id: RaftId, lineage: Lineage) -> Result<(), StartError> {
-        let addrs = std::mem::take(&mut self.config.peers);
+        let addrs = self.house.config.peers.clone();
         if addrs.is_empty() {
             return Ok(());
         }
-        let (raft, hello) = (self.raft.clone(), self.hello());
-        let hello = move || Hello { raft_id: Some(raft_id), lineage, last: raft.durable().last, ..hello.clone() };
-        let keys = self.opened.keys.clone();
+        let hello = self.member_hello(raft_id, lineage);
+        let own = self.house.own.clone();
         let (net, stop) = (self.net.clone(), self.stop.clone());
         let found = move |node, addr| {
             // A hint that is lost for want of room is no loss: the members' list has an address too.
@@ -512,7 +648,7 @@ impl Starter {
             }
         };
         thread::spawn("peers", move || {
-            if let Err(error) = join::find_peers(addrs, &keys, &hello, found, failed, || stop.is_stopped()) {
+            if let Err(error) = join::find_peers(addrs, &own, &hello, found, failed, || stop.is_stopped()) {
                 log::warn!("cannot look for --peer addresses: {error}");
             }
         })
@@ -522,29 +658,18 @@ impl Starter {
 
     /// The hello of a node without a place.
     fn hello(&self) -> Hello {
-        Hello {
-            protocol: PROTOCOL,
-            cluster_id: self.identity.cluster_id,
-            node_id: self.identity.node_id,
-            raft_id: None,
-            lineage: Lineage(0),
-            boot: self.identity.boot,
-            nonce: self.identity.nonce,
-            last: Position::default(),
-            advertise: self.identity.advertise.clone(),
-            feature_level: FEATURE_LEVEL,
-            revision: Revision(0),
-        }
+        let Identity { boot, nonce, advertise, .. } = &self.identity;
+        hello_without_place(&self.house.own.identity(), *boot, *nonce, advertise)
     }
 
     /// Listens, answering health checks only, and asks for a place: the leader calls back before it agrees.
-    fn join(&mut self) -> Result<(Wal, Recovered), StartError> {
+    fn join(&mut self, managers: &[String]) -> Result<(Wal, Recovered), StartError> {
         if let Some((config, handler, inbox)) = self.net_parts.take() {
             self.net_thread = Some(net::spawn(config, handler, inbox).map_err(internal)?);
         }
-        let addr = self.file.join.clone().unwrap_or_default();
         let hello = self.hello();
-        let answer = join::place(&addr, &self.opened.keys, &hello, &self.identity.advertise, &self.progress)?;
+        let advertise = &self.identity.advertise;
+        let answer = join::place(managers, &self.opened.keys, &hello, advertise, &self.house.progress)?;
         let JoinAnswer { raft_id, advertise, lineage, profile, .. } = answer;
         log::info!("joined the swarm as member {raft_id} at {advertise}");
         self.identity.advertise = advertise;
@@ -552,19 +677,43 @@ impl Starter {
         self.file.lineage = Some(lineage);
         self.file.raft_id = Some(raft_id);
         self.file.phase = Phase::Member;
-        let log = open_log(&self.dir, &self.opened.keys, profile, lineage)?;
-        self.dir.write(&self.file)?;
+        self.file.left = false;
+        let log = open_log(&self.house.dir, &self.opened.keys, profile, lineage)?;
+        self.house.dir.write(&self.file)?;
         Ok(log)
     }
 }
 
-fn credentials(keys: &Keys) -> Result<Credentials, StartError> {
-    let failed = |error: pki::PkiError| {
-        StartError::new(StartFailure::Damaged, "cannot use the node's certificate", &error, error.hint())
-    };
-    let server = pki::server_config(&keys.identity, &keys.root_pem).map_err(failed)?;
-    let client = pki::client_config(Some(&keys.identity), Trust::Roots(keys.root_pem.clone())).map_err(failed)?;
-    Ok(Credentials::new(server, client))
+/// A manager's own store tells its agent what to do: nothing else follows from it.
+struct Unmoved;
+
+impl Follow for Unmoved {
+    fn told(&mut self, _: &pki::Identity, _: &SessionItem) {}
+    fn removed(&mut self, _: &Status) {}
+}
+
+/// The hello of a node that has no place in the Raft group.
+pub(super) fn hello_without_place(identity: &pki::Identity, boot: u64, nonce: u64, advertise: &str) -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        cluster_id: identity.cluster_id,
+        node_id: identity.node_id,
+        raft_id: None,
+        lineage: Lineage(0),
+        boot,
+        nonce,
+        last: Position::default(),
+        advertise: advertise.to_owned(),
+        feature_level: FEATURE_LEVEL,
+        revision: Revision(0),
+    }
+}
+
+/// The newest time in the state.
+fn newest_ms(store: &Store) -> u64 {
+    let state = store.snapshot();
+    let times = Kind::ALL.into_iter().flat_map(|kind| state.iter(kind).map(|stored| stored.object.meta().updated_at.0));
+    times.max().unwrap_or(0)
 }
 
 pub(super) fn recover_error(dir: &DataDir, error: &RecoverError) -> StartError {

@@ -1,5 +1,7 @@
 //! Why and when a node stops by itself.
 
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::raft::Stop;
@@ -11,8 +13,6 @@ pub enum Stopped {
     Asked,
     /// It left the swarm or was removed from it; its log was moved aside.
     Removed,
-    /// It is a manager no more, and still a node of the swarm; its log was moved aside.
-    Demoted,
     /// It belongs to a former history of its swarm, and has had no leader for minutes.
     Outlived(String),
     /// Its state or log cannot be trusted.
@@ -32,15 +32,23 @@ impl From<Stop> for Stopped {
 }
 
 /// The first reason to stop, and who waits for one.
-#[derive(Debug, Default)]
-pub struct StopCell {
-    reason: Mutex<Option<Stopped>>,
+#[derive(Debug)]
+pub struct StopCell<R> {
+    reason: Mutex<Option<R>>,
     changed: Condvar,
+    /// A person asked this node to leave the group.
+    leaving: AtomicBool,
 }
 
-impl StopCell {
+impl<R> Default for StopCell<R> {
+    fn default() -> Self {
+        Self { reason: Mutex::new(None), changed: Condvar::new(), leaving: AtomicBool::new(false) }
+    }
+}
+
+impl<R: Clone + fmt::Debug> StopCell<R> {
     /// Gives a reason; a later one changes nothing.
-    pub fn stop(&self, reason: Stopped) {
+    pub fn stop(&self, reason: R) {
         let mut slot = self.lock();
         if slot.is_none() {
             log::debug!("stopping: {reason:?}");
@@ -54,13 +62,8 @@ impl StopCell {
         self.lock().is_some()
     }
 
-    /// Whether the reason is that the node is no longer a member, and nothing worse.
-    pub fn has_departed(&self) -> bool {
-        matches!(*self.lock(), Some(Stopped::Removed | Stopped::Demoted))
-    }
-
     /// Blocks until there is a reason.
-    pub fn wait(&self) -> Stopped {
+    pub fn wait(&self) -> R {
         let mut slot = self.lock();
         loop {
             if let Some(reason) = &*slot {
@@ -70,7 +73,24 @@ impl StopCell {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Stopped>> {
+    fn lock(&self) -> MutexGuard<'_, Option<R>> {
         self.reason.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+impl StopCell<Stopped> {
+    /// Whether the reason is that the node is no longer a member.
+    pub fn is_removed(&self) -> bool {
+        *self.lock() == Some(Stopped::Removed)
+    }
+
+    /// A person asked this node to leave the group, or was refused.
+    pub fn ask_to_leave(&self, asked: bool) {
+        self.leaving.store(asked, SeqCst);
+    }
+
+    /// Whether a person asked this node to leave the group.
+    pub fn was_asked_to_leave(&self) -> bool {
+        self.leaving.load(SeqCst)
     }
 }

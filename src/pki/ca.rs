@@ -9,6 +9,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Name;
@@ -18,12 +19,20 @@ use super::{PkiError, identity, pem, tls};
 use crate::sys::entropy::Entropy;
 use crate::types::{ClusterId, NodeId, Role, Timestamp};
 
+mod cross;
+
+pub use cross::{RootFacts, root_facts};
+
 /// The common name of a root that we made, and a name that every manager's certificate also has.
 pub const ROOT_NAME: &str = "swarm-ca";
 
 /// A root certificate with its key: able to sign.
 pub struct RootCa {
     certificate_pem: String,
+    /// The one of them that belongs to the key.
+    certificate: CertificateDer<'static>,
+    /// Stands at the end of every chain: this root's certificate signed by the one before it. `None` but in a rotation.
+    cross_signed: Option<String>,
     key: PrivateKey,
     issuer: Issuer<'static, Signer>,
     /// The DER subject of the root; must be the issuer of what it signs, byte for byte.
@@ -31,10 +40,12 @@ pub struct RootCa {
     /// Of the public key, as [`identity::key_digest`] prints it.
     key_digest: String,
     not_after_s: i64,
+    /// How many authorities may stand between this one and a node; `None` is any number.
+    path_length: Option<u32>,
 }
 
 impl RootCa {
-    /// A new root: ed25519, valid for 20 years, may sign nodes but no other authorities.
+    /// A new root: ed25519, valid for 20 years, may sign nodes and its successor, which may sign nodes.
     ///
     /// # Errors
     /// [`PkiError::Signing`] when `now_ms` is no date that a certificate can hold.
@@ -43,8 +54,10 @@ impl RootCa {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(&[(DnType::CommonName, ROOT_NAME)]);
         params.serial_number = Some(serial(entropy));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // One authority below this one: a successor that it signs. Without that, no verifier that looks at the length of
+        // a path takes what the successor signs, and the root could never be replaced.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.key_usages = authority_usages();
         (params.not_before, params.not_after) = validity_at(now_ms, ROOT_VALIDITY)?;
         let certificate = params.self_signed(&key.signer()).map_err(signing)?;
         Self::with_key(certificate.pem(), key)
@@ -73,7 +86,8 @@ impl RootCa {
         &self.key_digest
     }
 
-    /// Signs a node's request (PEM) and returns its chain (PEM, the node's certificate first).
+    /// Signs a node's request (PEM) and returns its chain (PEM, the node's certificate first; during a rotation this
+    /// root's certificate follows, signed by the root that it replaces).
     ///
     /// Of the request only the public key is used, after checking that the request is signed with it. The certificate
     /// is valid from 24 hours ago, because clocks differ, to `validity` from now, but not beyond the root.
@@ -117,13 +131,16 @@ impl RootCa {
             // A given root may write its name in a form that rcgen does not repeat; verifiers compare bytes.
             return Err(PkiError::Signing("the root's name cannot be repeated in a node's certificate".to_owned()));
         }
-        Ok(certificate.pem())
+        let mut chain = certificate.pem();
+        chain.push_str(self.cross_signed.as_deref().unwrap_or_default());
+        Ok(chain)
     }
 
     fn with_key(certificate_pem: String, key: PrivateKey) -> Result<Self, PkiError> {
         let public = key.public();
         for der in pem::certificates(&certificate_pem, ROOT)? {
-            let certificate = identity::parse(&der)?;
+            let copy = der.clone();
+            let certificate = identity::parse(&copy)?;
             if PublicKey::read(certificate.public_key(), ROOT).as_ref() != Ok(&public) {
                 continue;
             }
@@ -133,7 +150,18 @@ impl RootCa {
             let subject = certificate.subject().as_raw().to_vec();
             let key_digest = identity::key_digest(&certificate);
             let not_after_s = certificate.validity().not_after.timestamp();
-            return Ok(Self { certificate_pem, key, issuer, subject, key_digest, not_after_s });
+            let path_length = path_length(&certificate);
+            return Ok(Self {
+                certificate_pem,
+                certificate: der,
+                cross_signed: None,
+                key,
+                issuer,
+                subject,
+                key_digest,
+                not_after_s,
+                path_length,
+            });
         }
         Err(PkiError::KeyMismatch { what: "root" })
     }
@@ -166,6 +194,15 @@ pub(super) fn check_authority(der: &CertificateDer<'_>) -> Result<(), PkiError> 
     if certificate.is_ca() && may_sign { Ok(()) } else { Err(PkiError::NotAnAuthority) }
 }
 
+/// How many authorities a certificate allows between itself and a node; `None` is any number.
+fn path_length(certificate: &X509Certificate<'_>) -> Option<u32> {
+    certificate.basic_constraints().ok().flatten().and_then(|constraints| constraints.value.path_len_constraint)
+}
+
+fn authority_usages() -> Vec<KeyUsagePurpose> {
+    vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign]
+}
+
 /// rcgen writes the root's name into what it signs, and panics on a type that no encoder can have written.
 fn check_name(name: &X509Name<'_>) -> Result<(), PkiError> {
     let sound = name.iter_attributes().all(|attribute| {
@@ -177,6 +214,14 @@ fn check_name(name: &X509Name<'_>) -> Result<(), PkiError> {
     } else {
         Err(PkiError::Signing("the root's name has an attribute that cannot be written".to_owned()))
     }
+}
+
+/// Whether a request (PEM) can be signed, as far as the request goes: what [`RootCa::sign_request`] asks of it.
+///
+/// # Errors
+/// When it is unreadable, over 16 KiB, not signed with its own key, or for a key that is neither ed25519 nor P-256.
+pub fn check_request(request_pem: &str) -> Result<(), PkiError> {
+    requested_key(request_pem).map(|_| ())
 }
 
 /// The public key of a signing request that is signed with it. Nothing else of the request is looked at.

@@ -30,6 +30,35 @@ pub fn explain(error: &Error) -> (String, String) {
     (message.to_owned(), hint.to_owned())
 }
 
+/// Whether it comes down to what time it is: a certificate that is over, or has not begun.
+pub const fn concerns_time(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidCertificate(
+            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. }
+        ) | Error::AlertReceived(Alert::CertificateExpired)
+    )
+}
+
+/// How far another machine's clock is from ours, as the end of a sentence about a certificate and the time.
+pub fn clock_words(whose: &str, offset_ms: i64) -> String {
+    let apart = offset_ms.unsigned_abs();
+    if apart < CLOCKS_AGREE_MS {
+        return format!("{whose} and this machine's agree");
+    }
+    let amount = match apart / 1000 {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    };
+    let direction = if offset_ms > 0 { "ahead of" } else { "behind" };
+    format!("{whose} is {amount} {direction} this machine's")
+}
+
+/// Closer clocks cannot be told apart by what a message takes on its way.
+const CLOCKS_AGREE_MS: u64 = 2000;
+
 fn explain_certificate(bad: &Bad) -> (String, String) {
     let ours = match bad {
         Bad::Other(other) => other.0.downcast_ref::<PkiError>(),
@@ -39,10 +68,7 @@ fn explain_certificate(bad: &Bad) -> (String, String) {
         return (format!("the other side's certificate is refused: {error}"), error.hint());
     }
     let (message, hint) = match bad {
-        Bad::UnknownIssuer | Bad::BadSignature => (
-            "the other side's certificate is not signed by this swarm's root: it belongs to another swarm".to_owned(),
-            SWARM,
-        ),
+        Bad::UnknownIssuer | Bad::BadSignature => (format!("{UNKNOWN_ROOT}: it belongs to another swarm"), SWARM),
         Bad::ExpiredContext { time, not_after } => (
             format!(
                 "the other side's certificate expired at {}, and this machine's clock says {}",
@@ -110,6 +136,8 @@ fn date(seconds: u64) -> Timestamp {
     Timestamp(seconds.saturating_mul(1000))
 }
 
+/// How a message begins about a certificate under a root that is not known here.
+pub const UNKNOWN_ROOT: &str = "the other side's certificate is not signed by this swarm's root";
 const CLOCKS: &str = "compare the clocks of both machines (`date -u`)";
 const SWARM: &str = "check that the address is that of a manager of the swarm that this node belongs to";
 const ADDRESS: &str = "check the addresses with `skep members`: one may have been given to another machine";
@@ -161,6 +189,30 @@ mod tests {
         check(Error::General("reason".to_owned()), "TLS failed: reason", "");
         check(Error::HandshakeNotComplete, "TLS failed", "");
         check(Error::FailedToGetCurrentTime, "clock", "clocks");
+    }
+
+    #[test]
+    fn errors_about_time_are_told_from_others_and_clocks_are_put_in_words() {
+        for (error, expected) in [
+            (Error::InvalidCertificate(Bad::Expired), true),
+            (Error::InvalidCertificate(Bad::NotValidYet), true),
+            (Error::AlertReceived(Alert::CertificateExpired), true),
+            (Error::InvalidCertificate(Bad::UnknownIssuer), false),
+            (Error::AlertReceived(Alert::UnknownCA), false),
+        ] {
+            assert_eq!(concerns_time(&error), expected, "{error:?}");
+        }
+        let day = 86_400_000;
+        for (offset_ms, expected) in [
+            (-1500, "its clock and this machine's agree"),
+            (3000, "its clock is 3 s ahead of this machine's"),
+            (-300_000, "its clock is 5 min behind this machine's"),
+            (day, "its clock is 24 h ahead of this machine's"),
+            (-400 * day, "its clock is 400 d behind this machine's"),
+            (i64::MIN, "its clock is 106751991167 d behind this machine's"),
+        ] {
+            assert_eq!(clock_words("its clock", offset_ms), expected);
+        }
     }
 
     #[test]

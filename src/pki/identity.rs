@@ -80,14 +80,28 @@ pub fn issuer_of(chain_pem: &str, roots_pem: &str) -> Result<String, PkiError> {
     let leaf = parse(leaf)?;
     for der in rest.iter().chain(&roots) {
         let authority = parse(der)?;
-        let Ok(key) = PublicKey::read(authority.public_key(), "key of an authority") else { continue };
-        if key.signs_with(&leaf.signature_algorithm.algorithm)
-            && key.verifies(leaf.tbs_certificate.as_ref(), &leaf.signature_value.data)
-        {
+        if has_signed(&authority, &leaf) {
             return Ok(key_digest(&authority));
         }
     }
     Err(PkiError::UnknownIssuer)
+}
+
+/// Whether a certificate (DER) is signed by an authority (DER), and names it as its issuer.
+pub(super) fn is_signed_by(der: &[u8], authority: &[u8]) -> bool {
+    match (parse(der), parse(authority)) {
+        (Ok(certificate), Ok(authority)) => {
+            certificate.issuer().as_raw() == authority.subject().as_raw() && has_signed(&authority, &certificate)
+        }
+        _ => false,
+    }
+}
+
+fn has_signed(authority: &X509Certificate<'_>, certificate: &X509Certificate<'_>) -> bool {
+    PublicKey::read(authority.public_key(), "key of an authority").is_ok_and(|key| {
+        key.signs_with(&certificate.signature_algorithm.algorithm)
+            && key.verifies(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
+    })
 }
 
 /// SHA-256 of a certificate's public key (DER, with its algorithm), 50 characters base36.
@@ -173,7 +187,17 @@ impl NodeIdentity {
     pub fn verify(&self, roots_pem: &str, now_ms: u64) -> Result<(), PkiError> {
         let (leaf, rest) = self.chain.split_first().expect("a chain that was read is not empty");
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(now_ms));
-        tls::client_verifier(roots_pem)?.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(PkiError::Tls)
+        tls::client_verifier(roots_pem, None)?.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(PkiError::Tls)
+    }
+
+    /// Checks that the chain was signed by one of the roots, and that it was valid once: before its end if it is over, after
+    /// its beginning if that is still to come by our clock.
+    ///
+    /// # Errors
+    /// [`PkiError::Tls`] with the reason.
+    pub fn verify_at_its_time(&self, roots_pem: &str, now_ms: u64) -> Result<(), PkiError> {
+        let Identity { not_before_ms, not_after_ms, .. } = self.identity;
+        self.verify(roots_pem, now_ms.max(not_before_ms).min(not_after_ms))
     }
 
     /// Who the node is.
@@ -318,6 +342,10 @@ mod tests {
         check(root(2).certificate_pem(), NOW_MS, "not signed by this swarm's root");
         check(&roots, NOW_MS + 3_601_000, "expired at 2026-01-01T01:00:00.000Z");
         check(&roots, NOW_MS - 86_401_000, "not valid before 2025-12-31T00:00:00.000Z");
+        for now_ms in [0, NOW_MS, NOW_MS + 3_601_000, u64::MAX / 2] {
+            assert_eq!(node.verify_at_its_time(&roots, now_ms), Ok(()));
+            assert!(node.verify_at_its_time(root(2).certificate_pem(), now_ms).is_err());
+        }
     }
 
     proptest! {

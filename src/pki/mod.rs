@@ -18,13 +18,17 @@
 //!   certificate of a foreign root, of another swarm, not yet valid or without an identity fails the handshake.
 //! - Certificates are checked in the handshake only. Whoever holds connections closes them when
 //!   [`Identity::not_after_ms`] passes, when the node is removed, and when [`check_protocol`] fails after the handshake.
+//! - A root is replaced without a moment at which two nodes refuse each other. The new root is signed by the old one
+//!   ([`RootCa::cross_sign`]), and while nodes move from one to the other, the chains that the new root signs end with that
+//!   certificate ([`RootCa::succeeding`]): whoever trusts either root takes them. A node trusts the roots it was given, and
+//!   a successor in its own chain that one of those signed. Once nodes are given the new root instead of the old one, they
+//!   take no chain of the old one any more.
 //! - Private keys and token secrets are in no `Debug` and no error, and are wiped when dropped.
 //!
 //! [`seal`] is the other half of what is secret here: the encryption of what a manager writes to its disk.
 //!
 //! Everything is a function of bytes, time and entropy: the caller passes milliseconds since 1970 and an
-//! [`Entropy`](crate::sys::entropy::Entropy). Two exceptions lie in libraries: rustls asks its own clock during a
-//! handshake, and ring draws the nonce of a P-256 signature from the operating system (ed25519 has none).
+//! [`Entropy`](crate::sys::entropy::Entropy). Two exceptions: a handshake asks the wall clock of `sys`, and ring draws the nonce of a P-256 signature from the operating system (ed25519 has none).
 //!
 //! Not here: files, sockets, and who was removed or is allowed what; those need the store.
 
@@ -37,12 +41,12 @@ pub mod keys;
 mod pem;
 pub mod seal;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tls;
 pub mod token;
 
-pub use ca::RootCa;
-pub use explain::explain;
+pub use ca::{RootCa, RootFacts, check_request, root_facts};
+pub use explain::{UNKNOWN_ROOT, clock_words, concerns_time, explain};
 pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identity_of_pem, issuer_of};
 pub use keys::{PrivateKey, generate_key, signing_request};
 pub use tls::{Trust, check_protocol, client_config, manager_name, server_config, server_name};
@@ -98,6 +102,12 @@ pub enum PkiError {
     /// A certificate given as root may not sign others.
     #[error("the root certificate may not sign other certificates")]
     NotAnAuthority,
+    /// A root that may sign nodes only cannot sign its successor.
+    #[error("the root certificate may sign nodes only, not the root that is to follow it (path length 0)")]
+    NoSuccessor,
+    /// Certificates of a given root would be refused by nodes.
+    #[error("nodes would not accept certificates that this root signs: {0}")]
+    UnfitRoot(String),
     /// A certificate that none of the known authorities signed.
     #[error("the certificate was signed by none of the known root certificates")]
     UnknownIssuer,
@@ -135,8 +145,16 @@ impl PkiError {
                 "use an ed25519 or P-256 key in PKCS#8 form; `openssl pkcs8 -topk8 -nocrypt` converts older forms"
                     .to_owned()
             }
+            Self::Unreadable { what: "signing request" } | Self::RequestSignature => {
+                "send a PKCS#10 request in PEM form, signed with its own key, as `skep run --join` makes it".to_owned()
+            }
             Self::KeyMismatch { .. } => "give the certificate and the key that were made together".to_owned(),
             Self::NotAnAuthority => "give a CA certificate (basic constraints CA:TRUE, key usage certSign)".to_owned(),
+            Self::NoSuccessor => "give a CA certificate without a path length, or with 1 or more".to_owned(),
+            Self::UnfitRoot(_) => {
+                "give a CA certificate without name constraints and other limits, with a subject of plain text"
+                    .to_owned()
+            }
             Self::OtherSwarm => "connect to a manager of the swarm that this node belongs to".to_owned(),
             Self::OtherProtocol => "check that the address and port are those of a skep manager".to_owned(),
             Self::Tls(error) => explain(error).1,
@@ -144,7 +162,6 @@ impl PkiError {
             | Self::UnknownIssuer
             | Self::Unreadable { .. }
             | Self::TooLarge { .. }
-            | Self::RequestSignature
             | Self::NoIdentity(_)
             | Self::Signing(_) => String::new(),
         }

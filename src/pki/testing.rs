@@ -39,6 +39,12 @@ pub fn given_root() -> RootCa {
     RootCa::load(&certificate.pem(), &key.serialize_pem()).unwrap()
 }
 
+/// `new` as the successor of `old`, in the middle of a rotation.
+pub fn succeeding(old: &RootCa, new: RootCa) -> RootCa {
+    let cross = old.cross_sign(&new, &mut SeededEntropy::new(11)).unwrap();
+    new.succeeding(cross)
+}
+
 /// A manager's identity, signed at `now_ms` for an hour.
 pub fn manager(root: &RootCa, node: NodeId, now_ms: u64) -> NodeIdentity {
     member(root, generate_key(&mut SeededEntropy::new(node.0 as u64)), node, CLUSTER, now_ms)

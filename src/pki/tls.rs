@@ -9,14 +9,16 @@ use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     ServerConfig, SignatureScheme,
 };
 
 use super::ca::check_authority;
-use super::identity::{Identity, NodeIdentity, identity_of};
+use super::identity::{Identity, NodeIdentity, identity_of, is_signed_by};
 use super::{PkiError, pem};
+use crate::sys::time::wall_ms;
 use crate::types::{ClusterId, NodeId, Role};
 
 /// The protocol name that both sides must agree on (ALPN).
@@ -75,9 +77,12 @@ pub(super) fn dns_name(node: NodeId) -> String {
     if numeric { format!("node-{id}") } else { id }
 }
 
-/// A verifier that takes valid client certificates of these roots, or none.
-pub(super) fn client_verifier(roots_pem: &str) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
-    WebPkiClientVerifier::builder_with_provider(root_store(roots_pem)?, provider())
+/// A verifier that takes valid client certificates of these roots, or none; for a node, see [`root_store`].
+pub(super) fn client_verifier(
+    roots_pem: &str,
+    node: Option<&NodeIdentity>,
+) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
+    WebPkiClientVerifier::builder_with_provider(root_store(roots_pem, node)?, provider())
         .allow_unauthenticated()
         .build()
         .map_err(|error| PkiError::Tls(Error::General(error.to_string())))
@@ -86,10 +91,10 @@ pub(super) fn client_verifier(roots_pem: &str) -> Result<Arc<dyn ClientCertVerif
 pub(super) fn server_settings(identity: &NodeIdentity, roots_pem: &str) -> Result<ServerConfig, PkiError> {
     let verifier = ClientVerifier {
         provider: provider(),
-        inner: client_verifier(roots_pem)?,
+        inner: client_verifier(roots_pem, Some(identity))?,
         cluster_id: identity.identity().cluster_id,
     };
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(Clock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(PkiError::Tls)?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -104,7 +109,7 @@ pub(super) fn server_settings(identity: &NodeIdentity, roots_pem: &str) -> Resul
 pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> Result<ClientConfig, PkiError> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Roots(roots_pem) => {
-            let inner = WebPkiServerVerifier::builder_with_provider(root_store(&roots_pem)?, provider())
+            let inner = WebPkiServerVerifier::builder_with_provider(root_store(&roots_pem, identity)?, provider())
                 .build()
                 .map_err(|error| PkiError::Tls(Error::General(error.to_string())))?;
             let cluster_id = identity.map(|identity| identity.identity().cluster_id);
@@ -112,7 +117,7 @@ pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> 
         }
         Trust::Anything => Arc::new(AnyServer { provider: provider() }),
     };
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(Clock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(PkiError::Tls)?
         .dangerous()
@@ -126,16 +131,35 @@ pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> 
     Ok(config)
 }
 
+/// The clock of `sys`, which knows better than the system's on a machine that has none.
+#[derive(Debug)]
+struct Clock;
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_millis(wall_ms())))
+    }
+}
+
 /// ring, always by name: the process-wide default belongs to whoever embeds us.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn root_store(roots_pem: &str) -> Result<Arc<RootCertStore>, PkiError> {
+/// The roots, and for a node the successors of them that stand in its own chain. The old root vouches for those already,
+/// so that nothing more is trusted by it; but a node that was away when a rotation ended, and has only the old root's
+/// certificate on its disk, still knows the managers that were certified since, and learns of the new root from them.
+fn root_store(roots_pem: &str, node: Option<&NodeIdentity>) -> Result<Arc<RootCertStore>, PkiError> {
+    let roots = pem::certificates(roots_pem, "root certificate")?;
     let mut store = RootCertStore::empty();
-    for der in pem::certificates(roots_pem, "root certificate")? {
-        check_authority(&der)?;
-        store.add(der).map_err(PkiError::Tls)?;
+    for der in &roots {
+        check_authority(der)?;
+        store.add(der.clone()).map_err(PkiError::Tls)?;
+    }
+    for der in node.into_iter().flat_map(|node| node.chain().iter().skip(1)) {
+        if check_authority(der).is_ok() && roots.iter().any(|root| is_signed_by(der, root)) {
+            store.add(der.clone()).map_err(PkiError::Tls)?;
+        }
     }
     Ok(Arc::new(store))
 }

@@ -11,7 +11,9 @@ use ring::digest::{SHA256, digest};
 use zeroize::Zeroize;
 
 use super::PkiError;
+use crate::codec::digest128;
 use crate::sys::entropy::Entropy;
+use crate::types::ObjectId;
 use crate::types::ids::{base36, parse_base36};
 
 /// A join token. Its `Display` is the token itself, its `Debug` hides the secret.
@@ -36,6 +38,20 @@ impl JoinToken {
     /// The digest of the root bundle as the token shows it.
     pub fn digest(&self) -> String {
         base36_digest(&self.digest)
+    }
+
+    /// SHA-256 of the secret as the token shows it: a swarm recognises the token by it, and cannot tell it.
+    pub fn secret_digest(&self) -> [u8; 32] {
+        let mut text = base36(self.secret);
+        let digest = sha256(text.as_bytes());
+        text.zeroize();
+        digest
+    }
+
+    /// The id under which a swarm keeps the token: derived from [`Self::secret_digest`], so that it is found by its secret
+    /// and made only once.
+    pub fn object_id(&self) -> ObjectId {
+        ObjectId(digest128(&[b"join token", &self.secret_digest()]))
     }
 
     /// Checks that `root_pem` is the root bundle that the token was made for.
@@ -203,6 +219,9 @@ mod tests {
         let token = JoinToken::generate("root", &mut SeededEntropy::new(1));
         assert_eq!(token.to_string(), GOLDEN);
         assert_eq!(token.digest(), root_digest("root"));
+        // Objects are stored under it: it must not change between versions.
+        assert_eq!(token.object_id().to_string(), "bedc46qap960hg01ka2oo1v1r");
+        assert_eq!(token.secret_digest(), sha256(&GOLDEN.as_bytes()[60..]));
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Swarm {
 }
 
 fn cluster() -> Object {
-    crate::store::samples::cluster()
+    crate::store::tests::samples::cluster()
 }
 
 fn shown(change: &Change) -> String {

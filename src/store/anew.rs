@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::ring::{Limits, Ring};
 use super::state::State;
+use crate::sys::faults::{Fault, planted};
 use crate::types::{Lineage, NodeId, Position, Revision, Term};
 
 /// How far a new history raises the revision. No history makes as many changes, so that a revision tells by its upper half
@@ -21,11 +23,15 @@ impl State {
     #[must_use]
     pub fn begin_anew(self, lineage: Lineage, node_id: NodeId, addr: impl Into<String>, voted: Term) -> Self {
         let Position { term, index } = self.applied;
+        let lineage = if planted(Fault::LineageKept) { self.lineage } else { lineage };
+        let era = if planted(Fault::RevisionNotRaised) { 0 } else { ERA };
+        let ring = if planted(Fault::RecoveryForgetsChanges) { Ring::new(Limits::PRODUCT) } else { self.ring };
         Self {
             lineage,
             applied: Position { term: term.max(voted).next(), index: index.next() },
-            revision: Revision(self.revision.0 + ERA),
+            revision: Revision(self.revision.0 + era),
             membership: Arc::new(self.membership.succeed(node_id, addr.into())),
+            ring,
             ..self
         }
     }

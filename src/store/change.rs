@@ -70,7 +70,22 @@ fn step(
             None => Ok(None),
         },
         Operation::Revoke { .. } => Ok(None),
+        Operation::UseToken(id) => use_token(state, id, revision, time),
     }
+}
+
+/// Counts one use of a token that admits at `time`. One without a limit is only looked at.
+fn use_token(state: &mut State, id: ObjectId, revision: Revision, time: Timestamp) -> Result<Option<Event>, Refusal> {
+    let kind = Kind::Token;
+    let stored = state.get(kind, id).ok_or(Refusal::NotFound { kind, id })?;
+    let Object::Token(token) = &stored.object else { return Err(Refusal::NotFound { kind, id }) };
+    if token.is_spent(time).is_some() {
+        return Err(Refusal::TokenSpent { id });
+    }
+    let Some(left) = token.uses_left else { return Ok(None) };
+    let mut token = token.clone();
+    token.uses_left = Some(left - 1);
+    update(state, Object::Token(token), revision, time).map(Some)
 }
 
 fn create(state: &mut State, object: Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {

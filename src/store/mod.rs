@@ -48,9 +48,7 @@ mod state;
 mod table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
-#[cfg(test)]
-pub(crate) use tests::samples;
+pub(crate) mod tests;
 pub mod watch;
 
 pub use anew::ERA;

@@ -98,6 +98,16 @@ faults! {
     /// A replica that a majority contradicts goes on.
     DivergenceUnnoticed,
 
+    // ---- a new history ----
+    /// A recovery keeps the history that it should end.
+    LineageKept,
+    /// A recovery counts revisions on where the survivor's end.
+    RevisionNotRaised,
+    /// A recovery leaves out what the survivor holds and does not know to be committed.
+    RecoveredToCommit,
+    /// A recovery forgets which changes were made.
+    RecoveryForgetsChanges,
+
     // ---- the replicated state ----
     /// Applying a change reads a clock.
     ClockInApply,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::object::{Availability, Kind, NodeDescription, Object, Profile, Sensitive};
+use super::object::{Availability, JoinTokens, Kind, NodeDescription, Object, Profile, Sensitive, Standing};
 use super::{
     Caller, ChangeId, ClusterId, Index, Lineage, Member, MemberRole, NodeId, ObjectId, Position, RaftId, Revision,
     Role, Term, Timestamp,
@@ -47,11 +47,15 @@ pub enum Call {
     Issue = 49,
     /// A node id to its certificate.
     CertificateStatus = 50,
+    /// [`ReportRequest`] to [`Answer::Done`]: what a node says of itself.
+    Report = 51,
+    /// [`SessionRequest`] to a stream of [`SessionItem`]: what the swarm tells a node of itself.
+    Session = 64,
 }
 
 impl Call {
     /// Every call, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Query,
         Self::Write,
         Self::Watch,
@@ -67,6 +71,8 @@ impl Call {
         Self::GetRoot,
         Self::Issue,
         Self::CertificateStatus,
+        Self::Report,
+        Self::Session,
     ];
 
     /// The call of this number.
@@ -76,7 +82,7 @@ impl Call {
 
     /// Whether the answer is a stream.
     pub const fn is_stream(self) -> bool {
-        matches!(self, Self::Watch | Self::Backup | Self::Snapshot)
+        matches!(self, Self::Watch | Self::Backup | Self::Snapshot | Self::Session)
     }
 }
 
@@ -144,6 +150,8 @@ pub enum QueryKind {
     Token(Role),
     /// What became of a change.
     Change(ChangeId, Revision),
+    /// The root certificate, and how far its rotation is.
+    RootCa,
 }
 
 /// Which objects of a kind. Several values of one field mean any; several fields mean all, except that for secrets,
@@ -261,6 +269,10 @@ pub enum Write {
         keep_bytes: Option<u64>,
         /// Validity of node certificates, milliseconds.
         node_certificate_expiry_ms: Option<u64>,
+        /// For so long after its end a certificate still gets its node a new one, milliseconds.
+        expired_grace_ms: Option<u64>,
+        /// Nodes that join wait until a person approves them.
+        approve_joins: Option<bool>,
         /// Only if the cluster object still has this version.
         if_version: Option<Revision>,
     },
@@ -287,6 +299,59 @@ pub enum Write {
         /// Also one that is up, or a manager.
         force: bool,
     },
+    /// Replaces the swarm's join token for a role. Nodes that have joined keep their certificates.
+    RotateToken {
+        /// The role that it admits to.
+        role: Role,
+        /// The new token, made by the caller for the swarm's root, so that a repeated request makes no other.
+        token: Sensitive,
+    },
+    /// Makes a join token with conditions.
+    CreateToken {
+        /// The role that it admits to.
+        role: Role,
+        /// Labels of the nodes that it admits.
+        labels: BTreeMap<String, String>,
+        /// It ends so long after it was made, milliseconds.
+        ttl_ms: Option<u64>,
+        /// It admits so many nodes.
+        uses: Option<u32>,
+        /// Its text, made by the caller for the swarm's root. The swarm keeps a digest of it.
+        token: Sensitive,
+    },
+    /// Removes a join token with conditions.
+    RemoveToken {
+        /// Its id.
+        token: String,
+    },
+    /// Lets a node in that waits for it, or back in, once, when its certificate expired longer ago than the grace.
+    ApproveNode {
+        /// Name, id or prefix.
+        node: String,
+    },
+    /// Replaces the root certificate: begins a rotation, gives the one under way another target, or ends it when the
+    /// certificate is the present one.
+    RotateRoot {
+        /// The root to rotate to.
+        root: NewRoot,
+        /// Nodes that the rotation does not wait for. They have to join again when it has ended.
+        skip: Vec<String>,
+        /// A rotation that is under way goes on to its own target, and only `skip` counts; `root` is for when there is
+        /// none.
+        resume: bool,
+    },
+}
+
+/// A root certificate to rotate to, with all that takes randomness: it comes from whoever asks, so that a repeated
+/// request asks for the same. `client::own_root` makes one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewRoot {
+    /// The certificate, PEM, without any text around it.
+    pub certificate: String,
+    /// Its key, PKCS#8 PEM.
+    pub key: Sensitive,
+    /// The swarm's join tokens once the rotation has ended, made for this certificate.
+    pub join_tokens: JoinTokens,
 }
 
 /// Acts on the manager that is asked.
@@ -483,6 +548,49 @@ pub struct IssueRequest {
     pub availability: Availability,
 }
 
+/// What a node says of itself once it is up, and again when any of it changes. The caller's certificate says who.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportRequest {
+    /// Fixed before the first attempt.
+    pub change: ChangeId,
+    /// A revision known before the first attempt.
+    pub after: Revision,
+    /// Its machine.
+    pub description: NodeDescription,
+    /// The root that its certificate leads to, as [`SessionRequest::issuer`].
+    pub issuer: String,
+    /// Where others reach it, `host:port`; empty for a node that listens nowhere: then it is where it was seen.
+    pub addr: String,
+}
+
+/// Begins a session: a stream of what the swarm wants of the calling node, the first item at once, the others when
+/// something in it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRequest {
+    /// The caller's machine.
+    pub description: NodeDescription,
+    /// The digest of the public key of the root that the caller's certificate leads to, base36; empty if that is not
+    /// known.
+    pub issuer: String,
+}
+
+/// What the swarm wants of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionItem {
+    /// The role it has now: its certificate should name it.
+    pub role: Role,
+    /// The role it is to have.
+    pub desired_role: Role,
+    /// It has a place in the Raft group.
+    pub member: bool,
+    /// It should ask for a new certificate now.
+    pub renew: bool,
+    /// The roots to trust, PEM.
+    pub roots: String,
+    /// The managers and where they listen.
+    pub managers: Vec<(NodeId, String)>,
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Answer {
@@ -544,6 +652,81 @@ pub enum Answer {
     Joined(Box<JoinAnswer>),
     /// A manager's own health.
     Diagnosis(Box<Diagnosis>),
+    /// The root certificate, and how far its rotation is.
+    RootCa(Box<RootCaReport>),
+}
+
+/// The swarm's root certificate. No secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCaReport {
+    /// The digest of what nodes are given to trust, as join tokens show it.
+    pub digest: String,
+    /// The certificates in it.
+    pub roots: Vec<RootCertificate>,
+    /// The swarm holds the key.
+    pub has_key: bool,
+    /// A rotation under way.
+    pub rotation: Option<RotationReport>,
+}
+
+/// What a root certificate says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCertificate {
+    /// The digest of this certificate, as join tokens show it.
+    pub digest: String,
+    /// The digest of its public key: the `issuer` of certificates that it signs.
+    pub issuer: String,
+    /// Its subject.
+    pub subject: String,
+    /// Valid from.
+    pub not_before: Timestamp,
+    /// Valid through this second.
+    pub not_after: Timestamp,
+    /// The certificate, PEM.
+    pub certificate: String,
+}
+
+/// A root rotation under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationReport {
+    /// The new root.
+    pub root: RootCertificate,
+    /// When it became the target.
+    pub started_at: Timestamp,
+    /// Nodes that have a certificate.
+    pub total: u64,
+    /// Those of them that use one of the new root.
+    pub converged: u64,
+    /// How many of the others the rotation waits for.
+    pub waiting: u64,
+    /// Some of those: managers first, those without a connection before the others; at most [`MAX_ROTATION_NODES`].
+    pub waiting_for: Vec<RotationNode>,
+    /// Some that it does not wait for, and that have to join again if they are no further when it ends; as many at most.
+    pub skipped: Vec<RotationNode>,
+}
+
+/// Nodes named in a [`RotationReport`], of either sort.
+pub const MAX_ROTATION_NODES: usize = 100;
+
+/// A node that has no certificate of the new root yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationNode {
+    /// The node.
+    pub node_id: NodeId,
+    /// Its host name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// How far it is.
+    pub standing: Standing,
+    /// Since when it is no further.
+    pub since: Timestamp,
+    /// Whether the manager that answers is connected to it; `None` when that is not known.
+    pub connected: Option<bool>,
+    /// Why its request was refused, or empty.
+    pub error: String,
+    /// It was to be skipped. It is waited for all the same while too few managers would be left for a majority without it.
+    pub in_skip_list: bool,
 }
 
 /// What became of a change.
@@ -573,6 +756,8 @@ pub enum RaftState {
     Learner,
     /// Has no log yet.
     Joining,
+    /// Takes no part: a worker has no log.
+    Worker,
 }
 
 /// What raft knows of itself; refreshed by the raft thread, read by anyone.
@@ -745,7 +930,7 @@ pub struct StatusReport {
     pub name: String,
     /// The swarm.
     pub cluster_id: ClusterId,
-    /// `ready`, `no leader`, `joining`.
+    /// `ready`, `no leader`, `joining`; of a worker `ready` or `no manager`.
     pub state: String,
     /// What this member does.
     pub role: RaftState,
@@ -775,6 +960,23 @@ pub struct StatusReport {
     pub warnings: Vec<String>,
     /// Links to peers.
     pub links: Vec<LinkReport>,
+    /// The manager that a worker is in touch with: who, and where.
+    pub manager: Option<(NodeId, String)>,
+    /// This node's certificate; `None` until it has one.
+    pub certificate: Option<CertificateReport>,
+}
+
+/// A node's own certificate, and how its renewal goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateReport {
+    /// The role it names.
+    pub role: Role,
+    /// Its end.
+    pub expires_at: Timestamp,
+    /// When the node asks for the next one, unless it is told to before.
+    pub renews_at: Timestamp,
+    /// Why the last attempt to get a new one came to nothing; empty when it did not.
+    pub trouble: String,
 }
 
 /// One line of `skep members`.

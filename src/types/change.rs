@@ -54,6 +54,9 @@ pub enum Operation {
         /// What must match nothing; any of these.
         any_of: Vec<Selector>,
     },
+    /// Takes one use of a join token, which must not have ended at the change's time. Without a version: many nodes may join
+    /// with one token at once, and apply counts them.
+    UseToken(ObjectId),
     /// Notes that a manager is removed and its certificates mean nothing any more. Never refused; has no event.
     Revoke {
         /// Whose.
@@ -129,6 +132,11 @@ pub enum Refusal {
     TermChanged,
     /// The change is malformed: too large, empty, or an index over its limit. The text is fixed per cause.
     Invalid(InvalidChange),
+    /// The join token ended, or admitted as many nodes as it was made for.
+    TokenSpent {
+        /// Which token.
+        id: ObjectId,
+    },
 }
 
 /// What is malformed in a change.

@@ -1,4 +1,4 @@
-//! The ten kinds of object that the store replicates, and their specs (object model of Docker Swarm mode).
+//! The eleven kinds of object that the store replicates, and their specs (object model of Docker Swarm mode).
 //!
 //! Every object has an id and a [`Meta`]. What a person asks for is the *spec*; what the swarm observed or decided
 //! stands beside it.
@@ -16,16 +16,20 @@ mod container;
 mod network;
 mod node;
 pub mod readable;
+mod rotation;
 mod service;
 mod task;
+mod token;
 mod volume;
 
 pub use cluster::*;
 pub use container::*;
 pub use network::*;
 pub use node::*;
+pub use rotation::*;
 pub use service::*;
 pub use task::*;
+pub use token::*;
 pub use volume::*;
 
 /// The tables of the store. The order is the order of objects in snapshots and never changes.
@@ -52,11 +56,13 @@ pub enum Kind {
     Resource,
     /// Storage volumes.
     Volume,
+    /// Join tokens with conditions.
+    Token,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Node,
         Self::Service,
         Self::Task,
@@ -67,6 +73,7 @@ impl Kind {
         Self::Extension,
         Self::Resource,
         Self::Volume,
+        Self::Token,
     ];
 
     /// The name in messages and on the command line.
@@ -82,6 +89,7 @@ impl Kind {
             Self::Extension => "extension",
             Self::Resource => "resource",
             Self::Volume => "volume",
+            Self::Token => "token",
         }
     }
 
@@ -90,9 +98,10 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether names must be unique within the kind, ignoring case. Nodes (hostnames) and tasks may share names.
+    /// Whether names must be unique within the kind, ignoring case. Nodes (hostnames) and tasks may share names, tokens have
+    /// none.
     pub const fn has_unique_names(self) -> bool {
-        !matches!(self, Self::Node | Self::Task)
+        !matches!(self, Self::Node | Self::Task | Self::Token)
     }
 }
 
@@ -252,6 +261,8 @@ pub enum Object {
     Resource(Resource),
     /// A volume.
     Volume(Box<Volume>),
+    /// A join token with conditions.
+    Token(Box<Token>),
 }
 
 macro_rules! from {
@@ -264,7 +275,7 @@ macro_rules! from {
     };
 }
 
-from!(Node in Box, Service in Box, Task in Box, Network in Box, Cluster in Box, Volume in Box);
+from!(Node in Box, Service in Box, Task in Box, Network in Box, Cluster in Box, Volume in Box, Token in Box);
 from!(Secret, Config, Extension, Resource);
 
 macro_rules! each {
@@ -280,6 +291,7 @@ macro_rules! each {
             Object::Extension($inner) => $value,
             Object::Resource($inner) => $value,
             Object::Volume($inner) => $value,
+            Object::Token($inner) => $value,
         }
     };
 }
@@ -298,6 +310,7 @@ impl Object {
             Self::Extension(_) => Kind::Extension,
             Self::Resource(_) => Kind::Resource,
             Self::Volume(_) => Kind::Volume,
+            Self::Token(_) => Kind::Token,
         }
     }
 
@@ -314,6 +327,7 @@ impl Object {
             Self::Extension(extension) => extension.id,
             Self::Resource(resource) => resource.id,
             Self::Volume(volume) => volume.id,
+            Self::Token(token) => token.id,
         }
     }
 
@@ -340,6 +354,7 @@ impl Object {
             Self::Extension(extension) => &extension.annotations,
             Self::Resource(resource) => &resource.annotations,
             Self::Volume(volume) => &volume.spec.annotations,
+            Self::Token(token) => &token.annotations,
         }
     }
 

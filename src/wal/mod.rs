@@ -81,7 +81,7 @@ pub use self::look::look;
 pub use self::map::report_media_errors;
 use self::newest::Newest;
 pub use self::recover::Cut;
-pub use self::reserve::{Reserve, with_reserve};
+pub use self::reserve::{Reserve, abandon_reserve, is_full, with_reserve};
 use self::segment::Segment;
 pub use self::snapshot::{
     SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before,

@@ -5,7 +5,11 @@
 //!
 //! What is cut off is kept in `lost+found/`. Only the end of a log can be cut: when what is left would not stand by
 //! itself, because the snapshot that it rests on is damaged or gone, there is nothing to repair.
+//!
+//! Where to cut is what [`inspect`] says, which looks at the files one by one. Whether what is left opens is not concluded
+//! from that but tried: a plan has been opened, on a disk that shows the log as the cut would leave it.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,12 +17,13 @@ use super::Options;
 use super::error::{Doing, WalError};
 use super::format::{Record, SECTOR};
 use super::inspect::{Found, inspect};
+use super::look::look;
 use super::newest::{NEWEST, Newest};
 use super::recover::{self, LOST};
 use super::segment::{self, Segment};
 use super::snapshot::{self, SnapshotReader};
 use crate::pki::seal::DataKey;
-use crate::sys::files::Disk;
+use crate::sys::files::{Disk, File};
 use crate::types::Index;
 
 /// What [`carry_out`] would do.
@@ -116,7 +121,8 @@ pub fn plan(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options) -> Res
                     // A snapshot: whether what stays rests on it is looked at below.
                     continue;
                 }
-                if offset < SECTOR && before.0 == file {
+                // A segment that is missing is noticed at the header of a later one.
+                if offset < SECTOR && before.0 >= file {
                     (last, rests_on) = (before.1, before.2);
                 }
                 plan = Some(Plan { file, offset, what, cuts: Vec::new(), last, snapshot: rests_on, sequence: 0 });
@@ -132,7 +138,105 @@ pub fn plan(disk: &dyn Disk, dir: &Path, key: &DataKey, options: Options) -> Res
     (plan.last, plan.snapshot) = (last, rests_on);
     cut_from(disk, dir, &sequences, &mut plan)?;
     check_snapshot(disk, dir, key, options, rests_on, Some(&plan))?;
+    let cut = Planned { disk, dir, plan: &plan };
+    let (_, left) =
+        look(&cut, dir, key, &options).map_err(|error| plan.hopeless(&format!("what comes before it: {error}")))?;
+    plan.last = left.last.index;
+    plan.snapshot = left.snapshot.map_or(Index(0), |snapshot| snapshot.position.index);
     Ok(Some(plan))
+}
+
+/// A disk as a plan would leave it, for reading.
+#[derive(Debug)]
+struct Planned<'a> {
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+    plan: &'a Plan,
+}
+
+impl Planned<'_> {
+    /// Where the file is cut.
+    fn cut(&self, path: &Path) -> Option<u64> {
+        let name = path.strip_prefix(self.dir).ok()?.to_str()?;
+        self.plan.cuts.iter().find(|cut| cut.file == name).map(|cut| cut.from)
+    }
+}
+
+impl Disk for Planned<'_> {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        if path == self.dir.join(NEWEST) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        match self.cut(path) {
+            Some(0) => Err(io::ErrorKind::NotFound.into()),
+            Some(from) => Ok(Arc::new(PlannedFile { file: self.disk.open(path)?, from })),
+            None => self.disk.open(path),
+        }
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = self.disk.list(dir)?;
+        names.retain(|name| self.cut(&dir.join(name)) != Some(0));
+        Ok(names)
+    }
+
+    fn create(&self, _: &Path) -> io::Result<Arc<dyn File>> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn create_dir(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+/// A segment with zeros from where it is cut.
+#[derive(Debug)]
+struct PlannedFile {
+    file: Arc<dyn File>,
+    from: u64,
+}
+
+impl File for PlannedFile {
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(offset, bytes)?;
+        let stays = usize::try_from(self.from.saturating_sub(offset)).unwrap_or(usize::MAX);
+        if let Some(cut) = bytes.get_mut(stays..) {
+            cut.fill(0);
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn allocate(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
 }
 
 /// Lists what is to be cut off from the damage on.

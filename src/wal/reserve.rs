@@ -105,6 +105,14 @@ pub fn release(disk: &dyn Disk, dir: &Path) -> bool {
     true
 }
 
+/// Gives back what was kept for the log in `dir`, which nobody will write again.
+pub fn abandon_reserve(disk: &dyn Disk, dir: &Path) {
+    let removed = [RESERVE, SPARE, UNFINISHED].map(|name| disk.remove(&dir.join(name)).is_ok());
+    if removed.contains(&true) {
+        let _ = disk.sync_dir(dir);
+    }
+}
+
 /// Whether a call failed for want of space.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -216,6 +216,7 @@ tests! {
     raft_step
     log_headers log_records log_sealed log_segment snapshot_file
     token certificate pem csr node_files cli command_line
+    issue
     backup
 }
 

@@ -35,6 +35,7 @@ mod roles;
 mod service;
 mod snapshots;
 mod swarm;
+mod tokens;
 mod tools;
 mod watch;
 mod writers;

@@ -1,6 +1,6 @@
 //! A disk in memory that forgets what was not synced, fills up, fails, and rots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,6 +26,8 @@ struct Names {
     durable: BTreeMap<PathBuf, SimFile>,
     /// Changes of names since the last sync of a directory, in order.
     unsynced: Vec<NameChange>,
+    /// Directories that were made, with files in them or not. They count as durable at once.
+    dirs: BTreeSet<PathBuf>,
 }
 
 /// What the disk does next.
@@ -45,6 +47,7 @@ struct Fate {
 enum NameChange {
     Put(PathBuf, SimFile),
     Rename(PathBuf, PathBuf, SimFile),
+    RenameDir(PathBuf, PathBuf),
     Remove(PathBuf),
 }
 
@@ -148,7 +151,8 @@ impl SimDisk {
             let bytes = Bytes { durable: content.clone(), live: content, ..Bytes::default() };
             live.insert(path.clone(), SimFile { fate: copy.fate.clone(), bytes: Arc::new(Mutex::new(bytes)) });
         }
-        *copy.names() = Names { durable: live.clone(), live, unsynced: Vec::new() };
+        let dirs = self.names().dirs.clone();
+        *copy.names() = Names { durable: live.clone(), live, unsynced: Vec::new(), dirs };
         copy
     }
 
@@ -157,7 +161,9 @@ impl SimDisk {
         let names = self.names();
         let is_data = |path: &Path| {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            name.starts_with("wal-") || name.starts_with("snap-")
+            // The log that a recovery put aside is read by nobody.
+            let is_aside = path.to_string_lossy().contains("before-recover");
+            !is_aside && (name.starts_with("wal-") || name.starts_with("snap-"))
         };
         let files: Vec<(&PathBuf, &SimFile)> = names.live.iter().filter(|(path, _)| is_data(path)).collect();
         if files.is_empty() {
@@ -196,6 +202,11 @@ impl SimDisk {
         }
     }
 
+    fn is_dir(&self, path: &Path) -> bool {
+        let names = self.names();
+        names.dirs.contains(path) || names.live.keys().any(|file| file != path && file.starts_with(path))
+    }
+
     fn find(&self, path: &Path) -> io::Result<SimFile> {
         self.names().live.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -208,6 +219,15 @@ fn apply(names: &mut BTreeMap<PathBuf, SimFile>, change: NameChange) -> Option<S
         NameChange::Rename(from, to, file) => {
             names.remove(&from);
             names.insert(to, file)
+        }
+        NameChange::RenameDir(from, to) => {
+            let inside: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(&from)).cloned().collect();
+            for path in inside {
+                let below = path.strip_prefix(&from).expect("it was just looked at").to_owned();
+                let file = names.remove(&path).expect("it was just found");
+                names.insert(to.join(below), file);
+            }
+            None
         }
         NameChange::Remove(path) => names.remove(&path),
     }
@@ -261,6 +281,13 @@ impl Disk for SimDisk {
         if self.fate().dead {
             return Ok(());
         }
+        if self.is_dir(from) {
+            self.change(NameChange::RenameDir(from.to_owned(), to.to_owned()));
+            let mut names = self.names();
+            names.dirs.remove(from);
+            names.dirs.insert(to.to_owned());
+            return Ok(());
+        }
         let file = self.find(from)?;
         self.change(NameChange::Rename(from.to_owned(), to.to_owned(), file));
         Ok(())
@@ -273,12 +300,16 @@ impl Disk for SimDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        if !self.is_dir(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let names = self.names();
         let inside = names.live.keys().filter(|path| path.parent() == Some(dir));
         Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
     }
 
-    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        self.names().dirs.insert(dir.to_owned());
         Ok(())
     }
 

@@ -57,6 +57,10 @@ pub struct Report {
     pub reigns: usize,
     /// Managers that there ever were.
     pub managers: usize,
+    /// Managers of a former history that came back and were told that it is over.
+    pub outlived: usize,
+    /// Acknowledged writes that were lost with the managers that had them.
+    pub lost: usize,
     /// How often each nemesis struck.
     pub struck: BTreeMap<Nemesis, u32>,
     /// What the searches for an order did.
@@ -122,10 +126,12 @@ pub enum Nemesis {
     Transfer,
     /// A snapshot is ordered.
     Snapshot,
+    /// All managers but one are lost, and the swarm goes on from that one; some of the others come back later.
+    Recover,
 }
 
 impl Nemesis {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Kill,
         Self::Power,
         Self::Blackout,
@@ -154,7 +160,17 @@ impl Nemesis {
         Self::Move,
         Self::Transfer,
         Self::Snapshot,
+        Self::Recover,
     ];
+
+    /// Of a hundred plans that may have everything, so many have it, where most nemeses have `percent`.
+    const fn share(self, percent: u64) -> u64 {
+        match self {
+            // It ends what was, and what takes long to come about must have its time in most runs.
+            Self::Recover => percent / 3,
+            _ => percent,
+        }
+    }
 }
 
 /// What a seed stands for.
@@ -213,8 +229,8 @@ impl Plan {
         };
         let mut nemeses = Vec::new();
         for nemesis in settings.nemeses.as_deref().unwrap_or(&Nemesis::ALL) {
-            if settings.nemeses.is_some() || entropy.below(100) < percent {
-                let weight = 1 + entropy.below(3) as usize;
+            if settings.nemeses.is_some() || entropy.below(100) < nemesis.share(percent) {
+                let weight = if *nemesis == Nemesis::Recover { 1 } else { 1 + entropy.below(3) as usize };
                 nemeses.extend(std::iter::repeat_n(*nemesis, weight));
             }
         }
@@ -277,6 +293,8 @@ fn run(seed: u64, settings: &Settings) -> Report {
         watches: world.watches,
         reigns: world.reigns.len(),
         managers: world.nodes.len(),
+        outlived: world.outlived.len(),
+        lost: world.acked_and_lost,
         struck,
         searched: world.searched,
     }
@@ -352,6 +370,25 @@ fn strike(world: &mut World, nemesis: Nemesis) -> bool {
         }
         Nemesis::Join | Nemesis::Leave | Nemesis::Replace | Nemesis::Move | Nemesis::Transfer | Nemesis::Snapshot => {
             return churn(world, nemesis, id);
+        }
+        Nemesis::Recover => return recover(world),
+    }
+    true
+}
+
+/// All but one are lost for good, or nearly so.
+fn recover(world: &mut World) -> bool {
+    let heir = shuffled(world)[0];
+    if !world.recover_one(heir) {
+        return false;
+    }
+    let leader = world.wait_for_leader(ms(10_000));
+    for _ in 0..world.entropy.below(4) {
+        world.try_to_join(leader);
+    }
+    for former in world.left_behind().into_iter().take(2) {
+        if world.entropy.below(2) == 0 {
+            world.start(former);
         }
     }
     true
@@ -493,7 +530,7 @@ fn relief(world: &mut World) {
     for id in world.ids() {
         match world.entropy.below(4) {
             0 | 1 if !world.is_running(id) => {
-                if matches!(world.stopped(id), None | Some(Cause::Disk(_))) {
+                if matches!(world.stopped(id), None | Some(Cause::Disk(_))) && world.is_current(id) {
                     world.start(id);
                 }
             }
@@ -521,6 +558,36 @@ fn a_swarm_survives_every_mix_of_faults() {
 #[test]
 fn a_swarm_survives_more_mixes_of_faults() {
     check(150, |seed| drop(explored(seed + 1000)));
+}
+
+/// What makes managers differ in what they hold, and recoveries more often than in a plan of everything.
+const RECOVERIES: &[Nemesis] = &[
+    Nemesis::Recover,
+    Nemesis::Isolate,
+    Nemesis::Halves,
+    Nemesis::Pause,
+    Nemesis::Stall,
+    Nemesis::Power,
+    Nemesis::Kill,
+    Nemesis::Blackout,
+    Nemesis::SyncError,
+    Nemesis::FullDisk,
+    Nemesis::Wipe,
+    Nemesis::Flip,
+    Nemesis::Rollback,
+    Nemesis::Join,
+    Nemesis::Leave,
+    Nemesis::Transfer,
+    Nemesis::Snapshot,
+];
+
+#[test]
+fn a_swarm_survives_recoveries_among_other_faults() {
+    let settings = Settings { nemeses: Some(RECOVERIES.to_vec()), ..Settings::default() };
+    check(25, |seed| match explore(seed, &settings) {
+        Ok(report) => drop(report),
+        Err(failure) => fail(failure.checker, failure.message),
+    });
 }
 
 #[test]
@@ -570,7 +637,7 @@ fn hunt() {
         }
     });
     println!("{}", totals.lock().unwrap().line(began));
-    println!("{:?}", totals.lock().unwrap().struck);
+    println!("{}", totals.lock().unwrap().table());
     if let Some((seed, failure)) = failed.into_inner().unwrap() {
         println!("seed {seed}: {failure}\nreplay: scripts/sim --seed {seed} --replay");
         std::process::exit(1);
@@ -585,7 +652,10 @@ struct Totals {
     acked: usize,
     reads: u64,
     searched: Searched,
-    struck: BTreeMap<Nemesis, u32>,
+    /// How often each nemesis struck, and in how many runs.
+    struck: BTreeMap<Nemesis, (u32, u32)>,
+    outlived: usize,
+    lost: usize,
     told: Duration,
 }
 
@@ -595,16 +665,34 @@ impl Totals {
         self.simulated += report.simulated;
         self.acked += report.acked;
         self.reads += report.reads;
-        self.searched.histories += report.searched.histories;
-        self.searched.operations += report.searched.operations;
-        self.searched.given_up += report.searched.given_up;
+        self.searched.add(report.searched);
+        self.outlived += report.outlived;
+        self.lost += report.lost;
         for (nemesis, count) in &report.struck {
-            *self.struck.entry(*nemesis).or_default() += count;
+            let (times, runs) = self.struck.entry(*nemesis).or_default();
+            (*times, *runs) = (*times + count, *runs + 1);
         }
         if began.elapsed() >= self.told + Duration::from_secs(5) {
             self.told = began.elapsed();
             println!("{}", self.line(began));
         }
+    }
+
+    /// Every nemesis with how often it struck and in how many runs, also those that never did.
+    fn table(&self) -> String {
+        let cell = |nemesis: &Nemesis| {
+            let (times, runs) = self.struck.get(nemesis).copied().unwrap_or_default();
+            format!("{:<12}{times:>6} in {runs:<6}", format!("{nemesis:?}"))
+        };
+        let rows = Nemesis::ALL.chunks(4).map(|row| row.iter().map(cell).collect::<Vec<_>>().join("  "));
+        let rows: Vec<String> = rows.map(|row| row.trim_end().to_owned()).collect();
+        format!(
+            "struck (times in runs):\n{}\n{} managers of a former history were told so; {} acknowledged writes were lost \
+             with all who had them",
+            rows.join("\n"),
+            self.outlived,
+            self.lost,
+        )
     }
 
     fn line(&self, began: std::time::Instant) -> String {

@@ -56,6 +56,14 @@ pub struct Searched {
     pub given_up: u64,
 }
 
+impl Searched {
+    pub fn add(&mut self, other: Self) {
+        self.histories += other.histories;
+        self.operations += other.operations;
+        self.given_up += other.given_up;
+    }
+}
+
 /// Looks for an order of the operations of every group; registers one by one.
 pub fn check(groups: &[Group], history: &[Op]) -> Searched {
     let mut searched = Searched::default();

@@ -3,7 +3,8 @@
 //! # What is real, and what is not
 //!
 //! Real are the machine of `raft` (with raft-rs in it), the log and the snapshot files of `wal` down to their bytes, recovery,
-//! `apply`, the store, the watch service of `control`, the encoding of Raft messages, and the judgement of hellos of `node`:
+//! `apply`, the store, the watch service of `control`, the encoding of Raft messages, and of `node` the judgement of hellos
+//! and the making of a new swarm from one manager's log:
 //! the code that a daemon runs, called as its threads call it. Simulated are the threads (their work is a job that
 //! finishes later), the network with its connections and pings, the disk, the clocks, and the clients. `disk` keeps what was
 //! synced apart from what was written, sector by sector; `world` holds the one queue of everything that happens.
@@ -21,7 +22,8 @@
 //! killed, paused and started again, alone and all at once; machines lose power in the middle of a write; disks are
 //! slow, stall, fill up, fail a sync, lose a bit or an end of a file, lose everything, or are replaced by an old copy; the
 //! network is cut in every shape, in one direction too, loses, repeats, reorders and dawdles; clocks drift; members
-//! join, leave, move, and leadership is handed around. `scenarios` tells single stories with what must come of each.
+//! join, leave, move, and leadership is handed around; all managers but one are lost, and the swarm is begun anew from that
+//! one (`world::recovery`), with power cuts within the recovery and former managers that come back afterwards. `scenarios` tells single stories with what must come of each.
 //!
 //! # What must hold
 //!
@@ -41,6 +43,7 @@
 //! | `durability` | a process finds what the one before it had synced: entries, term, vote |
 //! | `promises` | no message says what the disk does not hold yet, and no restart forgets what was said (`promises`) |
 //! | `majority` | what is applied anywhere is on the disks of a majority |
+//! | `history` | a recovery ends a history: its members take no part any more, are told so, and keep what they have |
 //! | `membership` | a leader counts the members that apply decided on |
 //! | `snapshot` | what is installed is what was fetched; one is written at a time |
 //! | `answers` | every request is answered, once |
@@ -61,7 +64,7 @@
 //!
 //! Races between threads and their queues, the sockets, TLS and frames of `net`, forwarding and request checks of
 //! `control`, the real file system and its mmap, memory that rots apart from the scenarios that say so, and time that code
-//! takes. `peers.json` and the boot counter count as durable at once. At most one member loses its data before it is
+//! takes. What a former history does after a recovery, if its majority comes back, is not looked at. `peers.json` and the boot counter count as durable at once. At most one member loses its data before it is
 //! replaced, because nothing can survive the loss of what a majority holds; an old copy of a directory is put back only
 //! when every other manager has met a later start of its member, because that is what the guard can know.
 #![allow(missing_docs, clippy::unwrap_used)]

@@ -22,6 +22,7 @@ use skep::wal::{self, HardState, LogReader, Persist, Wal};
 
 use crate::disk::SimDisk;
 
+/// The history that a world begins with.
 pub const LINEAGE: Lineage = Lineage(0x5ce9);
 pub const DIR: &str = "raft";
 
@@ -33,6 +34,10 @@ pub struct Node {
     pub disk: SimDisk,
     /// Counts its starts; kept with the disk, as `node.json` does.
     pub boot: u64,
+    /// The history that its directory belongs to, kept in the same way.
+    pub lineage: Lineage,
+    /// How many recoveries the swarm had had when the directory became part of it.
+    pub era: u32,
     /// What it saw of its peers' starts; kept with the disk, as `peers.json` is.
     pub greetings: Greetings,
     /// A copy of its directory, made while it was down, and the start that it was made before.
@@ -182,8 +187,10 @@ pub fn data_key() -> DataKey {
 }
 
 impl Node {
-    pub fn new(id: NodeId, raft_id: RaftId, addr: String) -> Self {
+    pub fn new(id: NodeId, raft_id: RaftId, addr: String, lineage: Lineage, era: u32) -> Self {
         Self {
+            lineage,
+            era,
             id,
             addr,
             raft_id,
@@ -220,12 +227,13 @@ impl Node {
         self.held.clear();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let key = data_key();
-        let options = wal::Options { segment_bytes: layout.segment_bytes, lineage: LINEAGE };
+        let lineage = self.lineage;
+        let options = wal::Options { segment_bytes: layout.segment_bytes, lineage };
         let source = Box::new(SeededEntropy::new(entropy.next_u64()));
         let (mut wal, mut recovered) = Wal::open_with(disk.clone(), Path::new(DIR), &key, options, source, false)?;
-        let snapshots = Snapshots { disk, dir: DIR.into(), key, lineage: LINEAGE };
+        let snapshots = Snapshots { disk, dir: DIR.into(), key, lineage };
         if let (Start::Bootstrap, None) = (start, &recovered.snapshot) {
-            let state = State::bootstrap(LINEAGE, self.id, self.addr.clone());
+            let state = State::bootstrap(lineage, self.id, self.addr.clone());
             recovered = recover::bootstrap(&mut wal, &snapshots, state, entropy)?;
         }
         let reader = wal.reader();
@@ -237,7 +245,7 @@ impl Node {
             Options {
                 raft_id: self.raft_id,
                 node_id: self.id,
-                lineage: LINEAGE,
+                lineage,
                 profile: Profile::Lan,
                 seed: layout.seed,
                 nonce,

@@ -48,6 +48,10 @@
 //! | `LeaderDeathUnnoticed` | seconds without a leader instead of milliseconds | liveness | story | 1 |
 //! | `StalledLeaderStays` | nothing is written for as long as a disk hangs | liveness | story | 1 |
 //! | `DivergenceUnnoticed` | a replica that is wrong votes and serves | liveness | story | 1 |
+//! | `LineageKept` | former managers that come back are taken for removed ones, and give up what they have | history | story | 3 |
+//! | `RevisionNotRaised` | revisions that were told to somebody are given away again | history | story | 1 |
+//! | `RecoveredToCommit` | a recovery leaves out what its manager had acknowledged | lost write | story | 10 |
+//! | `RecoveryForgetsChanges` | a retry makes a change a second time in the swarm that was recovered | lost write | story | 1 |
 //! | `ClockInApply` | replicas differ | serial order, state hash | explored | 10 |
 //! | `AppliedTwice` | an entry counts twice after a restart | panic | explored | 10 |
 //! | `RepeatedChangeApplied` | a retry makes the change a second time, or is told that it failed | serial order, at most once | explored | 10 |
@@ -152,6 +156,10 @@ const ROWS: &[Row] = &[
     row(Fault::LeaderDeathUnnoticed, "seconds without a leader instead of milliseconds", &["liveness"], Story(leader_killed), 1),
     row(Fault::StalledLeaderStays, "nothing is written for as long as a disk hangs", &["liveness"], Story(leader_stalled), 1),
     row(Fault::DivergenceUnnoticed, "a replica that is wrong votes and serves", &["liveness"], Story(replica_corrupted), 1),
+    row(Fault::LineageKept, "former managers that come back are taken for removed ones, and give up what they have", &["history"], Story(recovered), 3),
+    row(Fault::RevisionNotRaised, "revisions that were told to somebody are given away again", &["history"], Story(recovered), 1),
+    row(Fault::RecoveredToCommit, "a recovery leaves out what its manager had acknowledged", &["lost write"], Story(recovered), 10),
+    row(Fault::RecoveryForgetsChanges, "a retry makes a change a second time in the swarm that was recovered", &["lost write"], Story(recovered), 1),
     row(Fault::ClockInApply, "replicas differ", &["serial order", "state hash"], Explored, 10),
     row(Fault::AppliedTwice, "an entry counts twice after a restart", &["panic"], Explored, 10),
     row(Fault::RepeatedChangeApplied, "a retry makes the change a second time, or is told that it failed", &["serial order", "at most once"], Explored, 10),
@@ -261,6 +269,21 @@ fn every_fault_has_a_row_and_the_table_above_is_that_of_the_rows() {
 }
 
 // ---- stories ----
+
+/// All but one manager are lost under load; the others come back when the swarm has begun anew.
+fn recovered(seed: u64) {
+    let mut world = World::cluster(seed, 3);
+    world.load(4);
+    world.run_for(ms(700));
+    let heir = world.followers()[0];
+    world.recover_one(heir);
+    world.wait_for_leader(ms(5000));
+    for former in world.left_behind() {
+        world.start(former);
+    }
+    world.run_for(ms(2000));
+    world.recover_and_check();
+}
 
 /// A manager comes back from a partition in which it has campaigned all the time.
 fn rejoining_manager(seed: u64) {

@@ -21,6 +21,8 @@ struct Said {
     acknowledged: (u64, u64),
     /// The newest membership entry it applied.
     member: Index,
+    /// How far it has applied the log.
+    applied: Index,
 }
 
 /// The promises of the whole swarm.
@@ -73,12 +75,32 @@ impl Promises {
     }
 
     /// A member applied an entry, which `voters` at least vote about.
-    pub fn applied(&self, node: NodeId, index: Index, voters: usize) {
+    pub fn applied(&mut self, node: NodeId, index: Index, voters: usize) {
+        self.shows(node, index);
         // The configuration that it was committed under may have been smaller by one.
         let needed = voters.saturating_sub(1).max(1) / 2 + 1;
         let holders = self.durable.values().filter(|durable| **durable >= index).count();
         let node = node.0;
         ensure!("majority", holders >= needed, "node {node} applied {index}: {holders} of {voters} have it on disk");
+    }
+
+    /// A member's state has come to `index`.
+    pub fn shows(&mut self, node: NodeId, index: Index) {
+        let said = self.said.entry(node).or_default();
+        said.applied = said.applied.max(index);
+    }
+
+    /// How far a member has shown that it holds the log: by what it applied, and by the newest term it acknowledged
+    /// entries in and up to where.
+    pub fn held(&self, node: NodeId) -> (Index, u64, Index) {
+        let said = self.said.get(&node).copied().unwrap_or_default();
+        (said.applied, said.acknowledged.0, Index(said.acknowledged.1))
+    }
+
+    /// A recovery: only the heir's words and disk count from now on.
+    pub fn succeed(&mut self, heir: NodeId) {
+        self.said.retain(|node, _| *node == heir);
+        self.durable.retain(|node, _| *node == heir);
     }
 
     /// A member applied a membership change.

@@ -841,3 +841,76 @@ fn a_follower_that_is_installing_a_snapshot_when_its_leader_dies_does_not_fall_o
         world.recover_and_check();
     });
 }
+
+/// The leader, a follower that has everything, or one that was cut off and lacks the end.
+fn heir_of(world: &mut World, seed: u64) -> NodeId {
+    let (leader, followers) = (world.wait_for_leader(ms(5000)), world.followers());
+    match seed % 3 {
+        0 => leader,
+        1 => followers[0],
+        _ => {
+            world.isolate(&[followers[0]]);
+            world.run_for(ms(700));
+            followers[0]
+        }
+    }
+}
+
+#[test]
+fn a_swarm_goes_on_from_any_one_manager_with_all_that_it_held() {
+    check(9, |seed| {
+        let mut world = World::cluster(seed, 3);
+        world.load(4);
+        world.watch(4);
+        world.run_for(ms(1500));
+        let heir = heir_of(&mut world, seed);
+        let (before, others) = (world.lineage, world.ids().len() - 1);
+        assert!(world.recover_one(heir));
+        world.heal();
+        assert_eq!(world.wait_for_leader(ms(5000)), heir);
+        assert_ne!(world.lineage, before);
+        if seed % 3 == 2 {
+            assert!(world.acked_and_lost > 0, "the end that it lacked was acknowledged by nobody");
+        }
+        world.run_for(ms(1000));
+        // The others are found again, with their old directories: a majority of the swarm that was.
+        let former = world.left_behind();
+        assert_eq!(former.len(), others);
+        for id in &former {
+            world.start(*id);
+        }
+        world.run_for(ms(6000));
+        assert!(former.iter().all(|id| world.outlived.contains(id) && world.is_running(*id)));
+        // New managers take their places.
+        for _ in 0..2 {
+            world.join();
+        }
+        world.wait_for_voters(3);
+        world.run_for(ms(1000));
+        world.recover_and_check();
+    });
+}
+
+#[test]
+fn a_swarm_that_was_recovered_can_be_recovered_again() {
+    check(4, |seed| {
+        let mut world = World::cluster(seed, 3);
+        world.load(3);
+        world.watch(2);
+        for round in 0..3 {
+            world.run_for(ms(800));
+            let heir = heir_of(&mut world, seed + round);
+            assert!(world.recover_one(heir));
+            world.heal();
+            world.wait_for_leader(ms(5000));
+            for _ in 0..2 {
+                world.join();
+            }
+            world.wait_for_voters(3);
+            for former in world.left_behind() {
+                world.start(former);
+            }
+        }
+        world.recover_and_check();
+    });
+}

@@ -9,17 +9,18 @@
 //! Beside it stands one store of the product's own that no fault touches: it gives the events that watchers should have
 //! seen, each compared with what the plain maps say was written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{Entry, EntryType};
 use skep::apply;
-use skep::store::State;
 use skep::store::watch::check::History;
+use skep::store::{ERA, State};
 use skep::types::api::Action;
 use skep::types::log::Command;
 use skep::types::object::Meta;
 use skep::types::{
-    Change, ChangeId, Expect, Kind, NodeId, Object, ObjectId, Operation, Outcome, Refusal, Revision, Selector, Term,
+    Change, ChangeId, Expect, Index, Kind, NodeId, Object, ObjectId, Operation, Outcome, Refusal, Revision, Selector,
+    Term,
 };
 
 use crate::failure::{ensure, fail};
@@ -29,6 +30,8 @@ type Place = (Kind, ObjectId);
 
 /// The second store, and what the managers were seen to have in common.
 pub struct Serial {
+    /// Where this history begins.
+    begins: Revision,
     revision: Revision,
     objects: BTreeMap<Place, Object>,
     /// What each object was, from each revision that wrote it on.
@@ -36,6 +39,8 @@ pub struct Serial {
     answers: BTreeMap<ChangeId, Outcome>,
     /// By log index.
     judged: BTreeMap<u64, Outcome>,
+    /// The changes that were judged, by log index.
+    changes: BTreeMap<u64, ChangeId>,
     /// Terms and checksums of entries, by index.
     log: BTreeMap<u64, (u64, u32)>,
     hashes: BTreeMap<u64, u128>,
@@ -50,17 +55,87 @@ impl Serial {
     pub fn new() -> Self {
         let sound = State::new(LINEAGE);
         Self {
+            begins: Revision(0),
             revision: Revision(0),
             objects: BTreeMap::new(),
             past: BTreeMap::new(),
             answers: BTreeMap::new(),
             judged: BTreeMap::new(),
+            changes: BTreeMap::new(),
             log: BTreeMap::new(),
             hashes: BTreeMap::new(),
             leaders: BTreeMap::new(),
             happened: History::new(&sound),
             sound,
         }
+    }
+
+    /// What goes on after a recovery from `state`, which manager `heir` had all that is committed up to `held` for, and
+    /// perhaps more: the log of a manager may hold what nobody knows to be committed.
+    ///
+    /// Nothing that was said of what the heir held may have changed. All else is what the state says.
+    pub fn succeed(&self, heir: NodeId, state: &State, held: Index, issued: &BTreeSet<ChangeId>) -> Self {
+        let node = heir.0;
+        let era = self.revision.0 / ERA;
+        let revision = state.revision();
+        ensure!(
+            "history",
+            revision.0 / ERA == era + 1,
+            "the history of node {node} begins at {revision}, and the one before came to {}",
+            self.revision
+        );
+        let mut known = self.begins;
+        for (index, outcome) in self.judged.range(..=held.0) {
+            if let Outcome::Committed(revision) = outcome {
+                known = known.max(*revision);
+            }
+            let change = self.changes[index];
+            let found = state.remembered(change);
+            // Where a change was repeated the first answer stands.
+            let first = self.answers.get(&change);
+            ensure!("lost write", found.as_ref() == first, "node {node} held change {change} at {index}: {found:?}");
+        }
+        // What the state says of objects that nothing behind `held` can have touched.
+        let (all_known, before) = (revision.0 - ERA == known.0, Revision(revision.0 - ERA));
+        ensure!("lost write", before >= known, "node {node} held {known}, and its history goes on after {before}");
+        for ((kind, id), past) in &self.past {
+            let expected = past.iter().rev().find(|(revision, _)| *revision <= known);
+            let expected = expected.and_then(|(revision, value)| value.map(|value| (value, *revision)));
+            let found = state.get(*kind, *id).map(|stored| (value_of(&stored.object), stored.object.meta().version));
+            let later = !all_known && found.is_none_or(|(_, version)| version > known);
+            ensure!(
+                "lost write",
+                found == expected || later,
+                "node {node} held {kind} {id} as {expected:?}, and it is {found:?}"
+            );
+        }
+        ensure!("state hash", state.hash() == state.recompute_hash(), "the history of node {node} has a wrong sum");
+        let objects = Kind::ALL.into_iter().flat_map(|kind| state.iter(kind)).map(|stored| stored.object.clone());
+        let objects: BTreeMap<Place, Object> = objects.map(|object| ((object.kind(), object.id()), object)).collect();
+        let past =
+            objects.iter().map(|(place, object)| (*place, vec![(object.meta().version, Some(value_of(object)))]));
+        let position = state.applied();
+        Self {
+            begins: revision,
+            revision,
+            past: past.collect(),
+            objects,
+            answers: issued.iter().filter_map(|id| Some((*id, state.remembered(*id)?))).collect(),
+            judged: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            // No entry: it stands for all before it.
+            log: BTreeMap::from([(position.index.0, (position.term.0, 0))]),
+            hashes: BTreeMap::from([(position.index.0, state.hash())]),
+            leaders: BTreeMap::new(),
+            happened: History::new(state),
+            sound: state.clone(),
+        }
+    }
+
+    /// The last committed entry at or before `index` that was made in `term` or before.
+    pub fn committed_in(&self, index: Index, term: u64) -> Index {
+        let found = self.log.range(..=index.0).rev().find(|(_, (made, _))| *made <= term);
+        Index(found.map_or(0, |(index, _)| *index))
     }
 
     /// What watchers should have seen.
@@ -91,6 +166,7 @@ impl Serial {
         {
             let outcome = self.judge(&change, Term(entry.term));
             self.judged.insert(entry.index, outcome);
+            self.changes.insert(entry.index, change.id);
         }
     }
 
@@ -212,6 +288,7 @@ impl Serial {
         let asked = change.operations.iter().filter_map(|operation| match operation {
             Operation::Create(object) | Operation::Update(object) => Some((object.kind(), object.id())),
             Operation::Remove { kind, id, .. } => Some((*kind, *id)),
+            Operation::UseToken(id) => Some((Kind::Token, *id)).filter(|place| written.contains_key(place)),
             Operation::Require { .. } | Operation::RequireNone { .. } | Operation::Revoke { .. } => None,
         });
         let told = batch.events.iter().map(|event| (event.object.object.kind(), event.object.object.id()));
@@ -280,6 +357,21 @@ impl Serial {
                     }
                 }
                 Operation::Revoke { .. } => {}
+                Operation::UseToken(id) => {
+                    let (kind, id) = (Kind::Token, *id);
+                    let Some(Object::Token(token)) = now((kind, id)) else {
+                        return Err(Refusal::NotFound { kind, id });
+                    };
+                    if token.is_spent(change.time).is_some() {
+                        return Err(Refusal::TokenSpent { id });
+                    }
+                    if let Some(left) = token.uses_left {
+                        let mut token = token.clone();
+                        (token.uses_left, token.meta.version) = (Some(left - 1), version);
+                        token.meta.updated_at = change.time;
+                        written.insert((kind, id), Some(Object::Token(token)));
+                    }
+                }
             }
         }
         Ok(written)

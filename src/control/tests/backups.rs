@@ -21,6 +21,17 @@ fn a_backup_waits_for_a_round_unless_it_may_be_stale() {
 }
 
 #[test]
+fn two_backups_are_made_at_a_time() {
+    let swarm = Swarm::ready();
+    let (first, _second) = (begin(&swarm, true, false), begin(&swarm, true, false));
+    let Step::Refuse(status) = begin(&swarm, true, false) else { panic!("a third one is begun") };
+    assert_eq!(status.code, Code::ResourceExhausted);
+    assert!(!status.hint.is_empty());
+    drop(first);
+    assert!(matches!(begin(&swarm, true, false), Step::Stream(Feed::Backup(_))));
+}
+
+#[test]
 fn a_manager_without_the_swarms_data_gives_no_backup() {
     let mut joining = Swarm::ready();
     joining.control.context.raft.state = RaftState::Joining;

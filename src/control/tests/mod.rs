@@ -5,6 +5,8 @@ mod nodes;
 mod reads;
 mod redaction;
 mod reports;
+mod rotation;
+mod tokens;
 mod watching;
 mod writes;
 
@@ -44,6 +46,7 @@ impl Swarm {
             data_dir: "/var/lib/skep".to_owned(),
             version: "1.2.3".to_owned(),
             sync_us: 0,
+            certificate: None,
             raft: report(RaftState::Leader, 1),
             links: Vec::new(),
         };

@@ -33,7 +33,7 @@ impl Swarm {
         self.control.context.raft.reachable = nodes.iter().map(|id| NodeId((*id).into())).collect();
     }
 
-    fn node(&self, id: u128) -> Node {
+    fn stored_node(&self, id: u128) -> Node {
         self.view(|state| match &state.get(Kind::Node, ObjectId(id)).unwrap().object {
             Object::Node(node) => (**node).clone(),
             other => panic!("{other:?}"),
@@ -71,7 +71,7 @@ const QUORUM: &str = "FailedPrecondition: can't remove member from the raft: thi
 fn roles_labels_and_availability_are_written_down_as_wanted() {
     let mut swarm = swarm(1);
     swarm.check(role("w", Role::Manager), "ok");
-    let node = swarm.node(9);
+    let node = swarm.stored_node(9);
     assert_eq!((node.spec.desired_role, node.role), (Role::Manager, Role::Worker), "the leader does the rest");
     let update = |set: &[(&str, &str)], remove: &[&str], availability, if_version| Write::UpdateNode {
         node: "w".to_owned(),
@@ -83,7 +83,7 @@ fn roles_labels_and_availability_are_written_down_as_wanted() {
     };
     swarm.check(update(&[("a", "1"), ("b", "2")], &[], Some(Availability::Drain), None), "ok");
     swarm.check(update(&[("c", "3")], &["a"], None, None), "ok");
-    let spec = swarm.node(9).spec;
+    let spec = swarm.stored_node(9).spec;
     assert_eq!(spec.annotations.labels.into_iter().collect::<Vec<_>>().len(), 2);
     assert_eq!((spec.availability, spec.desired_role), (Availability::Drain, Role::Manager));
     swarm.check(update(&[], &[], None, None), "InvalidArgument: nothing is named");
@@ -144,7 +144,7 @@ fn only_a_node_that_is_down_and_no_manager_is_removed_without_force() {
         "FailedPrecondition: node m2 is a cluster manager and is a member of the raft cluster. It must be demoted to worker \
          before removal",
     );
-    let mut ready = swarm.node(9);
+    let mut ready = swarm.stored_node(9);
     ready.status.state = NodeState::Ready;
     swarm.apply(vec![Operation::Update(ready.into())]);
     swarm.check(rm("w", false), "FailedPrecondition: node w is not down and can't be removed");
@@ -158,7 +158,7 @@ fn only_a_node_that_is_down_and_no_manager_is_removed_without_force() {
 fn a_manager_that_is_removed_leaves_the_group_first_and_one_that_was_none_yet_goes_at_once() {
     let mut swarm = swarm(3);
     swarm.check(rm("m3", true), "ok");
-    let node = swarm.node(3);
+    let node = swarm.stored_node(3);
     assert_eq!((node.spec.membership, node.spec.desired_role), (MembershipState::Leaving, Role::Worker));
     assert_eq!(swarm.view(|state| state.standing(NodeId(3))), Standing::Manager, "it votes until it is taken out");
     swarm.check(role("m3", Role::Manager), "FailedPrecondition: node m3 is being removed");
@@ -166,7 +166,7 @@ fn a_manager_that_is_removed_leaves_the_group_first_and_one_that_was_none_yet_go
     swarm.check(rm("m3", true), "ok");
 
     // Promoted, with a certificate, and it never joined.
-    let mut promoted = swarm.node(9);
+    let mut promoted = swarm.stored_node(9);
     promoted.spec.desired_role = Role::Manager;
     promoted.role = Role::Manager;
     promoted.certificate.role = Role::Manager;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::net::requests::Pull;
 use crate::types::api::{Filter, WatchRequest};
-use crate::types::object::{EncryptionKey, JoinTokens, RootRotation, Runtime, Secret, Service, Task, TaskSpec};
+use crate::types::object::{EncryptionKey, JoinTokens, RootRotation, Runtime, Secret, Service, Task, TaskSpec, Token};
 
 /// Found in no output. Its bytes and text are the same, so that it shows in every encoding.
 const MARKER: &str = "HIDE-ME-0123456789";
@@ -33,7 +33,8 @@ fn sensitive_objects() -> Vec<Object> {
     cluster.spec.ca.signing_ca_key = marker();
     cluster.root_ca.key = marker();
     cluster.root_ca.join_tokens = JoinTokens { worker: MARKER.to_owned(), manager: MARKER.to_owned() };
-    cluster.root_ca.rotation = Some(RootRotation { key: marker(), ..RootRotation::default() });
+    let join_tokens = JoinTokens { worker: MARKER.to_owned(), manager: MARKER.to_owned() };
+    cluster.root_ca.rotation = Some(RootRotation { key: marker(), join_tokens, ..RootRotation::default() });
     cluster.network_bootstrap_keys = vec![key(), key()];
     cluster.unlock_keys = vec![key()];
 
@@ -43,7 +44,18 @@ fn sensitive_objects() -> Vec<Object> {
     service.previous_spec = Some(Box::new(service.spec.clone()));
     let mut task = Task { id: ObjectId(3), ..Task::default() };
     task.spec = task_spec();
+    let token = Token {
+        id: ObjectId(4),
+        meta: object::Meta::default(),
+        annotations: Annotations::default(),
+        role: Role::Worker,
+        expires_at: None,
+        uses_left: Some(1),
+        root_digest: "digest".to_owned(),
+        secret_digest: marker(),
+    };
     vec![
+        Object::Token(Box::new(token)),
         Object::Secret(secret),
         Object::Cluster(Box::new(cluster)),
         Object::Service(Box::new(service)),
@@ -64,7 +76,7 @@ fn no_encoding_of_a_redacted_object_holds_a_secret() {
         let planted = envelope::encode(&object);
         let count = planted.windows(MARKER.len()).filter(|window| *window == MARKER.as_bytes()).count();
         let expected = match kind {
-            Kind::Cluster => 8,
+            Kind::Cluster => 10,
             Kind::Service => 2,
             _ => 1,
         };
@@ -114,6 +126,6 @@ fn no_answer_or_watch_shows_a_secret() {
             parts += 1;
         }
     }
-    // Two that saw begin, two changes and a mark; two that saw a snapshot of four kinds and its end.
-    assert_eq!(parts, 2 * 4 + 2 * 5);
+    // Two that saw begin, two changes and a mark; two that saw a snapshot of five kinds and its end.
+    assert_eq!(parts, 2 * 4 + 2 * 6);
 }

@@ -351,6 +351,8 @@ fn refusals_drawn_from_the_store_ask_to_be_confirmed() {
             snapshot_bytes: Some(1 << 20),
             keep_bytes: None,
             node_certificate_expiry_ms: None,
+            expired_grace_ms: None,
+            approve_joins: None,
             if_version: None,
         },
     ] {
@@ -370,6 +372,8 @@ fn settings_are_changed_within_bounds() {
             snapshot_bytes,
             keep_bytes,
             node_certificate_expiry_ms,
+            expired_grace_ms: None,
+            approve_joins: None,
             if_version: if_version.map(Revision),
         };
     let mut swarm = Swarm::ready();

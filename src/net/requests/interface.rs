@@ -28,6 +28,9 @@ pub trait Service: Send {
 
     /// The next part of a stream, of at most `room` bytes.
     fn pull(&mut self, now: Instant, stream: &mut Self::Stream, room: usize) -> Pull;
+
+    /// Whether a stream holds on to something that costs memory until it has gone on.
+    fn holds(&self, stream: &Self::Stream) -> bool;
 }
 
 /// What a service decided.

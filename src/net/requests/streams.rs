@@ -2,8 +2,12 @@
 //!
 //! A part goes whole or not at all. One that is larger than the credit waits until the receiver takes so much, so a
 //! receiver that wants everything grants a frame's worth more than what it leaves ungranted while it reads.
+//!
+//! What a stream is taken from may be a state of some time ago, which costs memory for as long as it is held. A receiver of
+//! such a stream that takes nothing for [`STALLED`] loses it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -11,9 +15,12 @@ use super::{Effect, Pull, Service};
 use crate::codec::frame::INITIAL_CREDIT;
 use crate::net::handler::StreamId;
 use crate::sys::time::Instant;
+use crate::types::error::{Code, Status};
 
 /// Parts of one stream in one turn of the loop, so that a watcher that catches up does not keep others waiting.
 const PARTS_PER_TURN: usize = 64;
+/// How long a receiver may take nothing of a stream that holds on to something.
+const STALLED: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Streams<W> {
@@ -29,6 +36,8 @@ struct Streaming<W> {
     /// Bytes that the receiver takes now.
     credit: u32,
     wake: Option<Instant>,
+    /// Since when the receiver has taken nothing though there is something for it.
+    stalled: Option<Instant>,
 }
 
 impl<W> Default for Streams<W> {
@@ -47,7 +56,7 @@ impl<W> Streams<W> {
     }
 
     pub fn begin(&mut self, stream: StreamId, source: W) {
-        self.open.insert(stream, Streaming { source, credit: INITIAL_CREDIT, wake: None });
+        self.open.insert(stream, Streaming { source, credit: INITIAL_CREDIT, wake: None, stalled: None });
         self.ready.insert(stream);
     }
 
@@ -63,6 +72,7 @@ impl<W> Streams<W> {
     pub fn credit(&mut self, stream: StreamId, available: u32) {
         if let Some(streaming) = self.open.get_mut(&stream) {
             streaming.credit = available;
+            streaming.stalled = None;
             self.ready.insert(stream);
         }
     }
@@ -86,12 +96,14 @@ impl<W> Streams<W> {
             if let Some(at) = streaming.wake.take() {
                 self.timers.remove(&(at, stream));
             }
+            let mut waits = false;
             for part in 0.. {
                 if part == PARTS_PER_TURN {
                     self.ready.insert(stream);
                     break;
                 }
                 if streaming.credit == 0 {
+                    waits = true;
                     break;
                 }
                 match service.pull(now, &mut streaming.source, streaming.credit as usize) {
@@ -100,7 +112,10 @@ impl<W> Streams<W> {
                         streaming.credit = streaming.credit.saturating_sub(bytes);
                         effects.push(Effect::Answer { stream, body, end: false });
                     }
-                    Pull::Full => break,
+                    Pull::Full => {
+                        waits = true;
+                        break;
+                    }
                     Pull::Idle(wake) => {
                         streaming.wake = wake;
                         self.timers.extend(wake.map(|at| (at, stream)));
@@ -118,6 +133,29 @@ impl<W> Streams<W> {
                     }
                 }
             }
+            if waits {
+                self.wait(now, stream, service, effects);
+            }
+        }
+    }
+
+    /// The receiver must take something before the stream goes on.
+    fn wait<S: Service<Stream = W>>(&mut self, now: Instant, stream: StreamId, service: &S, effects: &mut Vec<Effect>) {
+        let Some(streaming) = self.open.get_mut(&stream).filter(|streaming| service.holds(&streaming.source)) else {
+            return;
+        };
+        let until = *streaming.stalled.get_or_insert(now) + STALLED;
+        if until <= now {
+            let why = format!(
+                "the receiver has taken nothing for {} s, and what it is sent is held for it",
+                STALLED.as_secs()
+            );
+            let status = Status::new(Code::DeadlineExceeded, why).with_hint("read faster, or write to a file first");
+            effects.push(Effect::Refuse { stream, status });
+            self.open.remove(&stream);
+        } else {
+            streaming.wake = Some(until);
+            self.timers.insert((until, stream));
         }
     }
 }

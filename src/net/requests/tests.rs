@@ -23,6 +23,7 @@ struct Scripted {
     ends: bool,
     complete: bool,
     wake: Option<Instant>,
+    holds: bool,
 }
 
 impl Service for Scripted {
@@ -61,6 +62,10 @@ impl Service for Scripted {
                 Step::Refuse(status)
             }
         }
+    }
+
+    fn holds(&self, (): &()) -> bool {
+        self.holds
     }
 
     fn pull(&mut self, _: Instant, (): &mut (), room: usize) -> Pull {
@@ -834,6 +839,37 @@ fn a_part_larger_than_the_window_waits_until_the_receiver_takes_so_much() {
     let pulls = run.machine.service.pulls;
     run.check(Event::StoreMoved, "").turn("");
     assert_eq!(run.machine.service.pulls, pulls);
+}
+
+#[test]
+fn who_takes_nothing_of_what_is_held_for_him_for_a_minute_loses_his_stream() {
+    let begun = |holds| {
+        let mut run = Run::under(1);
+        run.machine.service.holds = holds;
+        run.machine.service.parts = VecDeque::from([INITIAL_CREDIT as usize, 10, 20]);
+        run.check(ask(1, Call::Backup, "watch"), "").turn(&format!("part s1 of {INITIAL_CREDIT}"));
+        run
+    };
+    let mut run = begun(true);
+    assert_eq!(run.machine.next_deadline(), Some(at(60_000)));
+    // A little is enough to stay.
+    run.at(50_000).check(Event::Credit(stream(1), 10), "").turn("part s1 of 10");
+    assert_eq!(run.machine.next_deadline(), Some(at(110_000)));
+    run.at(109_999).turn("").check(Event::StoreMoved, "").turn("");
+    run.at(110_000).turn("refuse s1 DeadlineExceeded").idle();
+    assert!(run.refused.as_ref().is_some_and(|status| !status.hint.is_empty()));
+    // A part that does not fit is not taken either.
+    let mut run = begun(true);
+    run.at(1000).check(Event::Credit(stream(1), 9), "").turn("");
+    run.at(60_999).turn("").at(61_000).turn("refuse s1 DeadlineExceeded").idle();
+    // Who costs nothing may take his time, and who has taken everything has not stalled.
+    let mut run = begun(false);
+    assert_eq!(run.machine.next_deadline(), None);
+    run.at(1_000_000).check(Event::StoreMoved, "").turn("");
+    let mut run = begun(true);
+    run.machine.service.parts.clear();
+    run.check(Event::Credit(stream(1), 1000), "").turn("");
+    assert_eq!(run.machine.next_deadline(), None);
 }
 
 #[test]

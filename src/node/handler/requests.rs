@@ -17,6 +17,8 @@ impl NodeHandler {
 
     fn carry_out(&mut self, effect: Effect, out: &mut Outbox) {
         match effect {
+            Effect::Answer { stream, body, .. } if stream.connection == INSIDE => self.answer_own(stream, Ok(body)),
+            Effect::Refuse { stream, status } if stream.connection == INSIDE => self.answer_own(stream, Err(status)),
             Effect::Answer { stream, body, end } => {
                 if self.leaving.remove(&stream) {
                     self.stop.stop(Stopped::Removed);
@@ -24,7 +26,9 @@ impl NodeHandler {
                 out.commands.push(Command::Answer { stream, body, end });
             }
             Effect::Refuse { stream, status } => {
-                self.leaving.remove(&stream);
+                if self.leaving.remove(&stream) && self.leaving.is_empty() {
+                    self.stop.ask_to_leave(false);
+                }
                 out.refuse(stream, status);
             }
             Effect::Propose { token, command } => {
@@ -56,6 +60,13 @@ impl NodeHandler {
                 });
             }
             Effect::Elsewhere(request) => self.serve_snapshot(&request, out),
+        }
+    }
+
+    fn answer_own(&mut self, stream: StreamId, result: Result<Bytes, Status>) {
+        if let Some(reply) = self.asking.remove(&stream) {
+            // Whoever asked may have given up.
+            let _ = reply.try_send(result);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::pki::testing;
 use crate::raft::run::{Inbox, queues};
 use crate::store::State;
 use crate::sys::queue::bounded;
@@ -15,6 +16,12 @@ struct Node {
     begun: Instant,
     /// Keeps the queues to the workers open.
     _workers: Box<dyn std::any::Any>,
+}
+
+/// A manager's certificate; nothing here looks at it.
+fn own() -> Own {
+    let root = testing::root(1);
+    Own::new(testing::manager(&root, NodeId(1), testing::NOW_MS), root.certificate_pem().to_owned())
 }
 
 impl Node {
@@ -38,6 +45,7 @@ impl Node {
             stop: Arc::default(),
             watched: Arc::default(),
             progress: Progress::default(),
+            own: own(),
         });
         let (transfer, transfers) = bounded(4, metrics.queue("transfer"));
         let (jobs, job_inbox) = bounded(4, metrics.queue("jobs"));

@@ -50,14 +50,14 @@ fn greedy_request(key: &impl SigningKey) -> String {
 }
 
 #[test]
-fn a_root_may_sign_nodes_for_twenty_years_and_nothing_else() {
+fn a_root_may_sign_nodes_and_one_successor_for_twenty_years() {
     let root = root(1);
     let der = der_of(root.certificate_pem());
     let certificate = identity::parse(&der).unwrap();
     assert_eq!(certificate.subject().to_string(), "CN=swarm-ca");
     let constraints = certificate.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && constraints.value.ca);
-    assert_eq!(constraints.value.path_len_constraint, Some(0));
+    assert_eq!(constraints.value.path_len_constraint, Some(1));
     let usage = certificate.key_usage().unwrap().unwrap();
     assert_eq!(usage.value.to_string(), "Key Cert Sign, CRL Sign");
     let start_s = certificate.validity().not_before.timestamp();

@@ -392,3 +392,115 @@ fn bytes_off_the_wire_never_panic_a_server() {
         })
         .unwrap();
 }
+
+/// Nodes of a rotation from `old` to `new`: one that has not moved and one that has.
+fn rotating() -> (RootCa, RootCa, NodeIdentity, NodeIdentity) {
+    let (old, new) = (root(1), succeeding(&root(1), root(2)));
+    let (stays, moved) = (manager(&old, NODE, NOW_MS), manager(&new, OTHER_NODE, NOW_MS));
+    (old, new, stays, moved)
+}
+
+/// What two nodes, each with the root it was given, think of each other: (the client's view, the server's).
+fn meet_with(
+    (client, client_roots): (&NodeIdentity, &RootCa),
+    (server, server_roots): (&NodeIdentity, &RootCa),
+) -> (Result<Class, Error>, Result<Class, Error>) {
+    let trust = Trust::Roots(client_roots.certificate_pem().to_owned());
+    let client = client_settings(Some(client), trust).unwrap();
+    let server = server_settings(server, server_roots.certificate_pem()).unwrap();
+    let [client, server] = handshake(client, server, manager_name(), NOW_MS).map(|end| end.peer(NOW_MS));
+    (client, server)
+}
+
+#[test]
+fn while_nodes_move_to_a_new_root_every_two_of_them_take_each_other() {
+    let (old, new, stays, moved) = rotating();
+    let another = manager(&new, NodeId(7), NOW_MS);
+    // A node that moved may have been given the new root already, one that has not moved cannot.
+    let nodes = [(&stays, &old), (&moved, &old), (&moved, &new), (&another, &old), (&another, &new)];
+    let mut pairs = 0;
+    for client in nodes {
+        for server in nodes {
+            let holds_old = [client.0, server.0].into_iter().any(|node| std::ptr::eq(node, &stays));
+            let given_new = [client.1, server.1].into_iter().any(|root| std::ptr::eq(root, &new));
+            if holds_old && given_new {
+                continue;
+            }
+            let seen = meet_with(client, server);
+            assert_eq!(seen.0, Ok(Class::Valid(*server.0.identity())));
+            assert_eq!(seen.1, Ok(Class::Valid(*client.0.identity())));
+            pairs += 1;
+        }
+    }
+    assert_eq!(pairs, 21);
+}
+
+#[test]
+fn after_a_rotation_a_node_that_did_not_move_is_refused_on_either_side() {
+    let (old, new, stays, moved) = rotating();
+    // It has the old root still, and does not refuse those who moved: they must refuse it.
+    let (seen_by_client, seen_by_server) = meet_with((&stays, &old), (&moved, &new));
+    check_refusal(&seen_by_server, "not signed by this swarm's root");
+    check_refusal(&seen_by_client, "does not know the root that signed our certificate");
+    let (seen_by_client, _) = meet_with((&moved, &new), (&stays, &old));
+    check_refusal(&seen_by_client, "not signed by this swarm's root");
+}
+
+#[test]
+fn a_node_that_moved_and_missed_the_end_knows_those_that_were_certified_since() {
+    let (old, new, stays, moved) = rotating();
+    // After the end the new root signs without the old one's help.
+    let since = manager(&root(2), NodeId(9), NOW_MS);
+    assert_eq!(since.chain().len(), 1);
+    let valid = |node: &NodeIdentity| Ok(Class::Valid(*node.identity()));
+    assert_eq!(meet_with((&moved, &old), (&since, &new)), (valid(&since), valid(&moved)));
+    assert_eq!(meet_with((&since, &new), (&moved, &old)), (valid(&moved), valid(&since)));
+    // One that did not move knows nothing of it.
+    let (seen_by_client, _) = meet_with((&stays, &old), (&since, &new));
+    check_refusal(&seen_by_client, "not signed by this swarm's root");
+}
+
+#[test]
+fn only_what_a_trusted_root_signed_is_trusted_from_ones_own_chain() {
+    let (ours, theirs) = (root(1), root(2));
+    let node = manager(&ours, NODE, NOW_MS);
+    let stranger = manager(&theirs, OTHER_NODE, NOW_MS);
+    // Another root, its successor's certificate, and a node's certificate, hung behind our own.
+    for hung in [
+        theirs.certificate_pem().to_owned(),
+        theirs.cross_sign(&root(3), &mut SeededEntropy::new(1)).unwrap(),
+        manager(&ours, NodeId(5), NOW_MS).chain_pem().to_owned(),
+    ] {
+        let node = NodeIdentity::new(&format!("{}{hung}", node.chain_pem()), node.key().clone()).unwrap();
+        let (seen_by_client, _) = meet_with((&node, &ours), (&stranger, &theirs));
+        check_refusal(&seen_by_client, "not signed by this swarm's root");
+    }
+}
+
+#[test]
+fn a_swarm_that_turns_to_a_third_root_midway_stays_whole() {
+    let old = root(1);
+    let (second, third) = (succeeding(&old, root(2)), succeeding(&old, root(3)));
+    let nodes =
+        [manager(&old, NodeId(11), NOW_MS), manager(&second, NodeId(12), NOW_MS), manager(&third, NodeId(13), NOW_MS)];
+    for client in &nodes {
+        for server in &nodes {
+            let seen = meet_with((client, &old), (server, &old));
+            let expected = (Ok(Class::Valid(*server.identity())), Ok(Class::Valid(*client.identity())));
+            assert_eq!(seen, expected);
+        }
+    }
+    // At the end only the last one counts.
+    for left in &nodes[..2] {
+        assert!(meet_with((&nodes[2], &third), (left, &old)).0.is_err());
+    }
+}
+
+#[test]
+fn joiners_during_a_rotation_check_the_old_root_and_reach_managers_that_moved() {
+    let (old, _, _, moved) = rotating();
+    let client = client_settings(None, Trust::Roots(old.certificate_pem().to_owned())).unwrap();
+    let server = server_settings(&moved, old.certificate_pem()).unwrap();
+    let [client, server] = handshake(client, server, manager_name(), NOW_MS).map(|end| end.peer(NOW_MS));
+    assert_eq!((client, server), (Ok(Class::Valid(*moved.identity())), Ok(Class::None)));
+}

@@ -35,6 +35,7 @@ fn objects_keep_their_golden_bytes() {
         ("config", samples::config()),
         ("extension", samples::extension()),
         ("resource", samples::resource()),
+        ("token", samples::token()),
     ] {
         let bytes = envelope::encode(&object);
         check(&format!("objects-{name}"), &bytes);
@@ -72,6 +73,7 @@ fn a_change_keeps_its_golden_bytes() {
             Operation::Remove { kind: Kind::Secret, id: ObjectId(0x41), version: Some(Revision(3)) },
             Operation::Require { kind: Kind::Extension, id: ObjectId(0x61), expect: Expect::Present },
             Operation::RequireNone { kind: Kind::Service, any_of: vec![Selector::ReferencedSecret(ObjectId(0x41))] },
+            Operation::UseToken(ObjectId(0xa1)),
             Operation::Revoke { node: NodeId(0x51), until: Timestamp(1_800_000_000_000) },
         ],
     };

@@ -120,6 +120,22 @@ impl Model {
                     }
                 }
                 Operation::Revoke { .. } => {}
+                Operation::UseToken(id) => {
+                    let place = (Kind::Token, *id);
+                    let Some(Object::Token(token)) = objects.get_mut(&place) else {
+                        return Err(Refusal::NotFound { kind: Kind::Token, id: *id });
+                    };
+                    let ended = token.expires_at.is_some_and(|end| change.time >= end);
+                    match &mut token.uses_left {
+                        _ if ended => return Err(Refusal::TokenSpent { id: *id }),
+                        Some(0) => return Err(Refusal::TokenSpent { id: *id }),
+                        Some(left) => {
+                            *left -= 1;
+                            (token.meta.version, token.meta.updated_at) = (Revision(revision), change.time);
+                        }
+                        None => {}
+                    }
+                }
             }
         }
         Ok(())
@@ -145,6 +161,7 @@ enum Op {
     Remove(Shape, Option<Version>),
     Require(Shape, u8, Version),
     RequireNone(Kind, Vec<Selector>),
+    UseToken(u128),
 }
 
 /// Which version an operation claims.
@@ -163,7 +180,8 @@ struct Shape {
     attributes: u16,
 }
 
-const KINDS: [Kind; 6] = [Kind::Node, Kind::Service, Kind::Task, Kind::Config, Kind::Resource, Kind::Volume];
+const KINDS: [Kind; 7] =
+    [Kind::Node, Kind::Service, Kind::Task, Kind::Config, Kind::Resource, Kind::Volume, Kind::Token];
 const NAMES: [&str; 8] =
     ["", "web", "WEB", "webber", "Ä-b", "x", "the-same-sixteen-bytes-a", "The-Same-Sixteen-Bytes-B"];
 /// Ids at both ends of what is printed, with common beginnings.
@@ -234,6 +252,17 @@ impl Shape {
                 let spec = VolumeSpec { annotations, secrets, ..VolumeSpec::default() };
                 Volume { id, meta, spec, ..Volume::default() }.into()
             }
+            Kind::Token => Token {
+                id,
+                meta,
+                annotations: Annotations { name: String::new(), ..annotations },
+                role: Role::Worker,
+                expires_at: [None, None, Some(Timestamp(0)), Some(Timestamp(u64::MAX))][usize::from(self.bits(4, 4))],
+                uses_left: [None, Some(0), Some(1), Some(2)][usize::from(self.bits(6, 4))],
+                root_digest: String::new(),
+                secret_digest: Sensitive::default(),
+            }
+            .into(),
             _ => Config { id, meta, spec: ConfigSpec { annotations, ..ConfigSpec::default() } }.into(),
         }
     }
@@ -291,6 +320,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (shape(), prop::option::of(version())).prop_map(|(shape, version)| Op::Remove(shape, version)),
         1 => (shape(), 0..3_u8, version()).prop_map(|(shape, expect, version)| Op::Require(shape, expect, version)),
         1 => (prop::sample::select(&KINDS[..]), some_selectors).prop_map(|(kind, any_of)| Op::RequireNone(kind, any_of)),
+        1 => (0..IDS.len() as u128).prop_map(Op::UseToken),
     ]
 }
 
@@ -337,6 +367,7 @@ fn write(log: &mut Log, script: &Script, before: &[Change]) -> Change {
             },
         },
         Op::RequireNone(kind, any_of) => Operation::RequireNone { kind: *kind, any_of: any_of.clone() },
+        Op::UseToken(place) => Operation::UseToken(ObjectId(IDS[*place as usize])),
     });
     let mut change = log.change(operations.collect());
     change.after = Revision(change.after.0.saturating_sub(script.late));

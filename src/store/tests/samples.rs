@@ -63,6 +63,10 @@ pub(crate) fn cluster() -> Object {
                 certificate: "new".into(),
                 key: Sensitive(b"new".to_vec()),
                 cross_signed_certificate: "cross".into(),
+                issuer: "issuer".into(),
+                join_tokens: JoinTokens { worker: "SWMTKN-1-v".into(), manager: "SWMTKN-1-n".into() },
+                started_at: Timestamp(1_800_000_000_001),
+                skip: [NodeId(0x12), NodeId(0x13)].into(),
             }),
             last_forced_rotation: 2,
         },
@@ -288,7 +292,33 @@ pub(super) fn volume() -> Object {
     .into()
 }
 
+pub(super) fn token() -> Object {
+    Token {
+        id: ObjectId(0xa1),
+        meta: meta(11),
+        annotations: annotations(""),
+        role: Role::Worker,
+        expires_at: Some(Timestamp(1_800_000_000_000)),
+        uses_left: Some(5),
+        root_digest: "digest".into(),
+        secret_digest: Sensitive(vec![7; 32]),
+    }
+    .into()
+}
+
 /// One of each kind, in order of kind.
 pub(super) fn all() -> Vec<Object> {
-    vec![node(), service(), task(), network(), cluster(), secret(), config(), extension(), resource(), volume()]
+    vec![
+        node(),
+        service(),
+        task(),
+        network(),
+        cluster(),
+        secret(),
+        config(),
+        extension(),
+        resource(),
+        volume(),
+        token(),
+    ]
 }

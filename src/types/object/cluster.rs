@@ -156,17 +156,6 @@ impl fmt::Debug for JoinTokens {
     }
 }
 
-/// A root rotation under way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RootRotation {
-    /// The new root, PEM.
-    pub certificate: String,
-    /// Its key, PEM.
-    pub key: Sensitive,
-    /// The new root signed by the old one, PEM.
-    pub cross_signed_certificate: String,
-}
-
 /// A symmetric key of one of the swarm's subsystems.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncryptionKey {

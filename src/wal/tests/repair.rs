@@ -29,7 +29,12 @@ fn written() -> TestDisk {
 /// repair that the power cuts short can be done again.
 #[track_caller]
 fn check(change: impl FnOnce(&TestDisk)) -> Result<(Plan, u64), RepairError> {
-    let disk = written();
+    check_log(&written(), change)
+}
+
+#[track_caller]
+fn check_log(disk: &TestDisk, change: impl FnOnce(&TestDisk)) -> Result<(Plan, u64), RepairError> {
+    let disk = disk.duplicate();
     change(&disk);
     let before: Vec<_> = disk.paths().into_iter().map(|path| disk.bytes(&path)).collect();
     let planned = plan(&disk, dir(), &key(), OPTIONS)?.expect("the log is damaged");
@@ -64,7 +69,7 @@ fn last(disk: &TestDisk) -> u64 {
     let (mut wal, recovered) = open(&disk.duplicate(), 4096, 3).unwrap();
     let last = recovered.last.index.0;
     let read = wal.reader().read(recovered.first, Index(last + 1), u64::MAX).unwrap();
-    assert!(read.iter().all(|found| found.data == entry(2, found.index, 700).data));
+    assert!(read.iter().all(|found| found.data == entry(2, found.index, found.data.len()).data));
     wal.write(&[persist(entries(3, last + 1..last + 4, 900), None)]).unwrap();
     last
 }
@@ -115,6 +120,78 @@ fn the_loss_of_segments_is_accepted() {
     assert_eq!((planned.cuts.len(), last), (0, 14));
     let (planned, _) = check(|disk| disk.change(&path(4), |bytes| bytes.truncate(2000))).unwrap();
     assert_eq!((planned.cuts.len(), planned.cuts[0].from), (2, 0));
+}
+
+/// What a log of several segments was made of: snapshots of its own and of others, entries that were replaced, and what was
+/// removed at its beginning.
+fn eventful(seed: u64) -> TestDisk {
+    let mut random = SeededEntropy::new(seed);
+    let mut pair = Pair::new(4096);
+    let (mut last, mut snapshot) = (0, 0);
+    while pair.segments().len() < 4 || last < 16 {
+        let mark = match random.below(8) {
+            0 if last > snapshot + 1 => {
+                snapshot = last - random.below(last - snapshot);
+                Some(SnapshotMark::Created(position(2, snapshot)))
+            }
+            1 => {
+                (last, snapshot) = (last + 5, last + 5);
+                Some(SnapshotMark::Installed(position(2, snapshot)))
+            }
+            2 if last > snapshot + 2 => {
+                last -= random.below(last - snapshot - 1);
+                None
+            }
+            3 if snapshot > 1 => {
+                pair.compact(snapshot - random.below(2));
+                continue;
+            }
+            _ => None,
+        };
+        if mark.is_some() {
+            let hard_state = Some(hard_state(2, 1, snapshot));
+            pair.write(vec![Persist { snapshot: mark, ..persist(vec![], hard_state) }]);
+        }
+        last += 1;
+        pair.append(2, last..last + 1, 300 + random.below(900) as usize);
+    }
+    pair.disk
+}
+
+#[test]
+fn whatever_segments_are_missing_a_plan_leaves_a_log_that_opens() {
+    let (mut planned, mut hopeless) = (0, 0);
+    for seed in 0..12 {
+        let disk = eventful(seed);
+        let segments: Vec<PathBuf> =
+            disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("wal-")).collect();
+        for (at, one) in segments.iter().enumerate() {
+            for other in &segments[at..] {
+                let remove = |disk: &TestDisk| {
+                    disk.remove(one).unwrap();
+                    if other != one {
+                        disk.remove(other).unwrap();
+                    }
+                };
+                let removed = disk.duplicate();
+                remove(&removed);
+                if plan(&removed, dir(), &key(), OPTIONS).is_ok_and(|plan| plan.is_none()) {
+                    // The oldest ones had been covered by a snapshot, and nobody needs them.
+                    assert!(open(&removed, 4096, 3).is_ok());
+                    continue;
+                }
+                match check_log(&disk, remove) {
+                    Ok(_) => planned += 1,
+                    Err(RepairError::Hopeless { .. }) => {
+                        assert!(open(&removed, 4096, 3).is_err());
+                        hopeless += 1;
+                    }
+                    Err(error) => panic!("seed {seed} without {one:?} and {other:?}: {error}"),
+                }
+            }
+        }
+    }
+    assert!(planned > 40 && hopeless > 3, "{planned} {hopeless}");
 }
 
 #[test]

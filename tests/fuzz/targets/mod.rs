@@ -4,6 +4,7 @@
 //! what a peer, a person or a disk would hand over. Nothing here needs the test harness: `cargo-fuzz/` builds the same
 //! functions.
 
+mod authority;
 mod backups;
 mod log;
 mod people;
@@ -54,10 +55,18 @@ const ENVELOPE: Target = Target { bytes_per_byte: 64, bytes_besides: 4 << 20, ..
 
 /// Every target.
 pub fn all() -> Vec<Target> {
-    [wire::targets(), state::targets(), raft::targets(), log::targets(), people::targets(), backups::targets()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        wire::targets(),
+        state::targets(),
+        raft::targets(),
+        log::targets(),
+        people::targets(),
+        authority::targets(),
+        backups::targets(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Runs a target by its name.

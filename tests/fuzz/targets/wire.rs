@@ -17,7 +17,7 @@ use skep::sys::time::Instant;
 use skep::types::api::*;
 use skep::types::error::Code;
 use skep::types::limits::{MAX_FRAME_BYTES, MAX_UNAUTHENTICATED_FRAME_BYTES};
-use skep::types::object::{Kind, NodeDescription, Profile, Sensitive};
+use skep::types::object::{JoinTokens, Kind, NodeDescription, Profile, Sensitive};
 use skep::types::*;
 
 use super::state::{LINEAGE, sample_state};
@@ -99,6 +99,8 @@ fn requests(input: &[u8]) {
         Call::SetAddress => drop(canonical::<SetAddressRequest>(body)),
         Call::Issue => drop(canonical::<IssueRequest>(body)),
         Call::CertificateStatus => drop(canonical::<NodeId>(body)),
+        Call::Report => drop(canonical::<ReportRequest>(body)),
+        Call::Session => drop(canonical::<SessionRequest>(body)),
         Call::Health | Call::GetRoot | Call::Diagnose => {}
     }
     let (forwarded, caller) = match request.forwarded {
@@ -187,6 +189,7 @@ fn context() -> Context {
         sync_us: 100,
         raft,
         links: Vec::new(),
+        certificate: None,
     }
 }
 
@@ -279,9 +282,43 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
                 snapshot_bytes: Some(1 << 26),
                 keep_bytes: None,
                 node_certificate_expiry_ms: Some(7_776_000_000),
+                expired_grace_ms: Some(0),
+                approve_joins: Some(true),
                 if_version: None,
             }),
         ),
+        (
+            Call::Write,
+            "rotate-token",
+            write(Write::RotateToken { role: Role::Worker, token: Sensitive(b"SWMTKN-1-".to_vec()) }),
+        ),
+        (
+            Call::Write,
+            "create-token",
+            write(Write::CreateToken {
+                role: Role::Manager,
+                labels: labels(),
+                ttl_ms: Some(3_600_000),
+                uses: Some(5),
+                token: Sensitive(b"SWMTKN-1-".to_vec()),
+            }),
+        ),
+        (Call::Write, "remove-token", write(Write::RemoveToken { token: object() })),
+        (Call::Write, "approve-node", write(Write::ApproveNode { node: object() })),
+        (
+            Call::Write,
+            "rotate-root",
+            write(Write::RotateRoot {
+                root: NewRoot {
+                    certificate: "-----BEGIN CERTIFICATE-----".to_owned(),
+                    key: Sensitive(b"-----BEGIN PRIVATE KEY-----".to_vec()),
+                    join_tokens: JoinTokens { worker: "SWMTKN-1-a-b".to_owned(), manager: "SWMTKN-1-a-c".to_owned() },
+                },
+                skip: vec!["m3".to_owned()],
+                resume: true,
+            }),
+        ),
+        (Call::Query, "root-ca", envelope::encode(&Query { stale: true, what: QueryKind::RootCa })),
         (Call::Backup, "backup", envelope::encode(&BackupRequest { stale: true })),
         (
             Call::Watch,
@@ -323,6 +360,22 @@ fn request_seeds() -> Vec<(String, Vec<u8>)> {
         ),
         (Call::CertificateStatus, "certificate-status", envelope::encode(&NodeId(0x11))),
         (Call::Health, "health", Vec::new()),
+        (
+            Call::Report,
+            "report",
+            envelope::encode(&ReportRequest {
+                change: ChangeId(5),
+                after: Revision(1),
+                description: NodeDescription::default(),
+                issuer: "issuer".to_owned(),
+                addr: "10.0.0.7:4242".to_owned(),
+            }),
+        ),
+        (
+            Call::Session,
+            "session",
+            envelope::encode(&SessionRequest { description: NodeDescription::default(), issuer: String::new() }),
+        ),
     ];
     let caller =
         Caller::Node { node_id: NodeId(0x11), role: Role::Manager, cluster_id: ClusterId(0xc1), expired: false };

@@ -109,7 +109,8 @@ impl World {
 
     /// The leader most of the time, as a client that was told who leads asks.
     fn somebody(&mut self) -> NodeId {
-        let running: Vec<NodeId> = self.ids().into_iter().filter(|id| self.is_running(*id)).collect();
+        let counts = |id: &NodeId| self.is_running(*id) && self.is_current(*id);
+        let running: Vec<NodeId> = self.ids().into_iter().filter(counts).collect();
         let to_leader = self.entropy.below(1000) < self.workload.to_leader;
         match self.leader().filter(|_| to_leader) {
             Some(leader) => leader,
@@ -352,6 +353,44 @@ impl World {
         (doing.since, doing.token) = (Instant::from_nanos(0), 0);
         let after = self.between((10_000, 50_000));
         self.wake_client(at, after);
+    }
+
+    /// A recovery began a new history with `state`: what clients did before is over. A call under way goes on, in the new
+    /// history, under its change id.
+    pub(super) fn clients_succeed(&mut self, state: &State) {
+        let moment = |before: u64| Instant::from_nanos(self.now.as_nanos() as u64 - before);
+        let (began, begun) = (moment(2), moment(1));
+        let mut history: Vec<Op> = Vec::new();
+        for (group, cells) in self.workload.groups.iter().map(|group| group.cells).enumerate() {
+            let cells: Vec<usize> = (0..cells).collect();
+            let values = self.workload.read(group, &cells, state);
+            let writes = cells.iter().zip(values).map(|(cell, held)| (*cell, held.map(|(value, _)| value)));
+            history.push(Op {
+                group,
+                call: Call::Write { wants: Vec::new(), writes: writes.collect() },
+                called: began,
+                returned: Some(begun),
+                floor: self.floor,
+                result: Result::Outcome(Outcome::Committed(state.revision())),
+            });
+        }
+        for at in 0..self.clients.len() {
+            self.clients[at].known.clear();
+            let Some(doing) = &mut self.clients[at].doing else { continue };
+            let op = self.history[doing.op].clone();
+            let was_made = doing.change.as_ref().is_some_and(|change| state.remembered(change.id).is_some());
+            if matches!(op.call, Call::Write { .. }) && !was_made {
+                // It rests on versions that the former history may have given to something else.
+                self.clients[at].doing = None;
+                self.think(at);
+                continue;
+            }
+            // What was made already is in the state, and changes nothing when it is answered.
+            let call = if was_made { Call::Fresh } else { op.call };
+            doing.op = history.len();
+            history.push(Op { call, called: self.now, ..op });
+        }
+        self.history = history;
     }
 
     // ---- what tests do ----

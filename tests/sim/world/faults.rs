@@ -74,7 +74,7 @@ impl World {
 
     /// Whether a manager will never take part again.
     pub fn is_gone(&self, id: NodeId) -> bool {
-        matches!(self.stopped(id), Some(Cause::Stop(_) | Cause::Damaged(_)))
+        !self.is_current(id) || matches!(self.stopped(id), Some(Cause::Stop(_) | Cause::Damaged(_)))
     }
 
     /// A file of a manager that is down rots; false if it has none.
@@ -177,7 +177,7 @@ impl World {
     pub fn start_all(&mut self) {
         for id in self.ids() {
             let may_start = matches!(self.stopped(id), None | Some(Cause::Disk(_)));
-            if !self.is_running(id) && may_start {
+            if !self.is_running(id) && may_start && self.is_current(id) {
                 self.start(id);
             }
         }

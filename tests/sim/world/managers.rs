@@ -54,8 +54,10 @@ impl World {
         self.check_promises(id);
         let run = self.nodes[&id].run.as_ref().expect("it just started");
         let (found, applied) = (run.machine.durable(), run.applier.store().view(State::applied).index);
-        self.promises.restarted(id, found.hard_state, found.last, applied);
-        self.show_replayed(id);
+        if self.is_current(id) {
+            self.promises.restarted(id, found.hard_state, found.last, applied);
+            self.show_replayed(id);
+        }
         let phase = self.entropy.below(100_000);
         self.at_node(id, Duration::from_micros(phase), Happening::Tick);
         self.finish_soon(id);
@@ -109,6 +111,7 @@ impl World {
             }
         }
         self.serial.state(id, applied.0, hash);
+        self.promises.shows(id, applied);
     }
 
     pub(super) fn happen(&mut self, id: NodeId, happening: Happening) {
@@ -219,7 +222,7 @@ impl World {
         }
         if let Some(leadership) = effects.leadership {
             self.note(|_| format!("node {}: {leadership:?}", id.0));
-            if leadership.serving {
+            if leadership.serving && self.is_current(id) {
                 self.serial.leads(leadership.term.0, id);
                 if !self.nodes[&id].corrupted {
                     self.view(id, |state| self.check_acked(state));
@@ -229,7 +232,9 @@ impl World {
         }
         let machine = &self.nodes[&id].run.as_ref().expect("it just finished a turn").machine;
         if machine.leadership().leader == Some(id) {
-            self.serial.leads(machine.leadership().term.0, id);
+            if self.nodes[&id].era == self.era {
+                self.serial.leads(machine.leadership().term.0, id);
+            }
             let report = machine.report(self.nodes[&id].clock.at(self.now));
             let counted = report.progress.len() == report.members.len() || report.progress.is_empty();
             ensure!("membership", counted, "leader {} counts {:?} of {:?}", id.0, report.progress, report.members);
@@ -259,6 +264,8 @@ impl World {
         if let Cause::Stop(Stop::Fenced(text) | Stop::Rotten(text)) = &cause {
             ensure!("stopped", self.may_fence.contains(&id), "node {} fenced itself: {text}", id.0);
         }
+        let is_harmless = self.is_current(id) || matches!(cause, Cause::Disk(_));
+        ensure!("history", is_harmless, "node {} of a former history stops: {cause:?}", id.0);
         self.end(id);
         self.nodes.get_mut(&id).expect("the node exists").stopped = Some(cause);
     }
@@ -286,7 +293,10 @@ impl World {
             Ok(written) => written,
             Err(error) => return self.disk_failed(id, &error),
         };
-        self.promises.wrote(id, run.reader.last().index);
+        let last = run.reader.last().index;
+        if self.is_current(id) {
+            self.promises.wrote(id, last);
+        }
         if let Some(number) = number {
             self.note(|_| format!("node {} has synced {number}", id.0));
             // What rests on it leaves at once, and may be answered before a busy raft thread looks at the report.
@@ -343,21 +353,25 @@ impl World {
 
     fn applied(&mut self, id: NodeId) {
         let node = self.nodes.get_mut(&id).expect("the node exists");
-        let (corrupted, now) = (node.corrupted, node.clock.at(self.now));
+        let (current, now) = (node.era == self.era, node.clock.at(self.now));
+        let corrupted = node.corrupted;
         let run = node.run.as_mut().expect("it runs");
         run.applying = false;
         let before = run.voters();
         let turn = run.apply().unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
         let voters = run.voters().min(before);
-        for (entry, ..) in &turn.log {
-            self.promises.applied(id, Index(entry.index), voters);
-        }
-        for (index, _) in &turn.applied.members {
-            self.promises.applied_member(id, *index);
-        }
         let position = turn.applied.position;
+        if current {
+            for (entry, ..) in &turn.log {
+                self.promises.applied(id, Index(entry.index), voters);
+            }
+            for (index, _) in &turn.applied.members {
+                self.promises.applied_member(id, *index);
+            }
+            self.promises.shows(id, position.index);
+        }
         run.machine.step(now, Event::Applied(turn.applied));
-        if !corrupted {
+        if current && !corrupted {
             for (entry, hash, outcome) in &turn.log {
                 self.serial.committed(id, entry);
                 self.serial.outcome(id, entry.index, outcome.as_ref());

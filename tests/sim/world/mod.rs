@@ -9,6 +9,7 @@ mod managers;
 mod memory;
 mod network;
 mod orders;
+mod recovery;
 mod verdict;
 mod watchers;
 
@@ -21,14 +22,14 @@ use skep::raft::{Event, Fetch, FetchSnapshot, OrderResult, Token};
 use skep::store::State;
 use skep::sys::entropy::SeededEntropy;
 use skep::types::object::{Profile, RaftSettings};
-use skep::types::{ChangeId, Index, MemberRole, NodeId, Outcome, RaftId, Revision};
+use skep::types::{ChangeId, Index, Lineage, MemberRole, NodeId, Outcome, RaftId, Revision};
 
 pub use self::clients::Client;
 pub use self::network::Network;
 pub use self::watchers::Watcher;
 use crate::failure::fail;
 use crate::history::{Op, Searched};
-use crate::node::{Cause, Layout, Node};
+use crate::node::{Cause, LINEAGE, Layout, Node};
 use crate::promises::Promises;
 use crate::serial::Serial;
 use crate::workload::Workload;
@@ -114,6 +115,13 @@ pub struct World {
     pub lost: Option<NodeId>,
     /// The member that runs from an old copy of its directory.
     pub rolled_back: Option<NodeId>,
+    /// The history that is checked, and how many recoveries came before it.
+    pub lineage: Lineage,
+    pub era: u32,
+    /// Managers of a former history that were told that it is over.
+    pub outlived: BTreeSet<NodeId>,
+    /// Acknowledged changes that no heir held.
+    pub acked_and_lost: usize,
     /// The newest start of the second that the first has welcomed.
     pub met: BTreeMap<(NodeId, NodeId), u64>,
     /// Digest of everything that happened.
@@ -169,6 +177,10 @@ impl World {
             may_fail: BTreeSet::new(),
             lost: None,
             rolled_back: None,
+            lineage: LINEAGE,
+            era: 0,
+            outlived: BTreeSet::new(),
+            acked_and_lost: 0,
             met: BTreeMap::new(),
             trace: 0,
             verbose: std::env::var_os("SKEP_SIM_REPLAY").is_some(),
@@ -237,7 +249,7 @@ impl World {
     pub fn leader(&self) -> Option<NodeId> {
         let serving = self.nodes.values().filter_map(|node| {
             let leadership = node.run.as_ref()?.machine.leadership();
-            (leadership.serving && !node.paused).then_some((leadership.term, node.id))
+            (leadership.serving && !node.paused && node.era == self.era).then_some((leadership.term, node.id))
         });
         serving.max().map(|(_, id)| id)
     }
@@ -248,7 +260,7 @@ impl World {
 
     pub fn followers(&self) -> Vec<NodeId> {
         let leader = self.leader();
-        self.ids().into_iter().filter(|id| Some(*id) != leader).collect()
+        self.ids().into_iter().filter(|id| Some(*id) != leader && self.is_current(*id)).collect()
     }
 
     pub fn state(&self, id: NodeId) -> State {
@@ -283,7 +295,8 @@ impl World {
 
     pub fn wait_for_voters(&mut self, count: usize) {
         self.run_until("everybody votes", ms(20_000), |world| {
-            let running: Vec<NodeId> = world.ids().into_iter().filter(|id| world.is_running(*id)).collect();
+            let counts = |id: &NodeId| world.is_running(*id) && world.is_current(*id);
+            let running: Vec<NodeId> = world.ids().into_iter().filter(counts).collect();
             world.leader().is_some() && running.iter().all(|id| world.voters(*id) == count)
         });
     }
@@ -300,7 +313,8 @@ impl World {
 
     /// Whether everybody that runs has applied the same entries.
     pub fn is_settled(&self) -> bool {
-        let running = self.nodes.values().filter_map(|node| node.run.as_ref());
+        let current = self.nodes.values().filter(|node| node.era == self.era);
+        let running = current.filter_map(|node| node.run.as_ref());
         let mut applied = running.map(|run| run.applier.store().view(State::applied));
         let first = applied.next();
         self.leader().is_some() && applied.all(|other| Some(other) == first)

@@ -12,8 +12,8 @@ use skep::types::api::{FEATURE_LEVEL, Hello, PROTOCOL};
 use skep::types::{Caller, ClusterId, Index, NodeId, Role};
 
 use super::{Happening, Target, World};
-use crate::failure::{ensure, fail};
-use crate::node::{Cause, LINEAGE, Node};
+use crate::failure::ensure;
+use crate::node::{Cause, Node};
 use crate::{Duration, ms};
 
 /// How the network behaves. Times in microseconds, chances in a thousand.
@@ -76,7 +76,9 @@ impl World {
     pub(super) fn send(&mut self, from: NodeId, outgoing: &Outgoing) {
         let to = outgoing.to;
         let run = self.nodes[&from].run.as_ref().expect("who sends runs");
-        self.promises.said(from, &outgoing.message, run.written, run.reader.last().index);
+        if self.nodes[&from].era == self.era {
+            self.promises.said(from, &outgoing.message, run.written, run.reader.last().index);
+        }
         if !self.linked(from, to) {
             return self.at_node(from, Duration::from_micros(20), Happening::Lost(to));
         }
@@ -181,14 +183,16 @@ impl World {
             self.silent.remove(&pair);
             for (one, other) in [(a, b), (b, a)] {
                 let raft_id = self.nodes[&other].raft_id;
-                if self.view(one, |state| state.is_removed_raft_id(raft_id)) {
+                // Whoever is of another history is told of that first.
+                let knows = self.nodes[&one].lineage == self.nodes[&other].lineage;
+                if knows && self.view(one, |state| state.is_removed_raft_id(raft_id)) {
                     // Whoever it dials tells it.
                     self.links.remove(&pair);
                     return self.stop(other, Cause::Stop(Stop::Removed));
                 }
             }
             let awake = !self.nodes[&a].paused && !self.nodes[&b].paused;
-            if !is_up && awake && (wants(a, b) || wants(b, a)) && self.greet(a, b) && self.greet(b, a) {
+            if !is_up && awake && (wants(a, b) || wants(b, a)) && self.greet_both(a, b) {
                 let lives = self.lives(a, b);
                 self.links.insert(pair, lives);
                 for (one, other) in [(a, b), (b, a)] {
@@ -225,6 +229,14 @@ impl World {
         }
     }
 
+    /// Each shows the other its hello, and either may turn the other away.
+    fn greet_both(&mut self, a: NodeId, b: NodeId) -> bool {
+        let one = self.greet(a, b);
+        // Being turned away may have ended the one.
+        let other = self.is_running(a) && self.greet(b, a);
+        one && other
+    }
+
     /// Shows the hello of `guest` to `host`, which judges it as the product does; false when it is turned away.
     fn greet(&mut self, guest: NodeId, host: NodeId) -> bool {
         let node = &self.nodes[&guest];
@@ -234,7 +246,7 @@ impl World {
             cluster_id: ClusterId(1),
             node_id: guest,
             raft_id: Some(node.raft_id),
-            lineage: LINEAGE,
+            lineage: node.lineage,
             boot: node.boot,
             nonce: run.nonce,
             last: run.machine.durable().last,
@@ -245,9 +257,11 @@ impl World {
         let caller = Caller::Node { node_id: guest, role: Role::Manager, cluster_id: ClusterId(1), expired: false };
         let node = self.nodes.get_mut(&host).expect("connectable");
         let store = node.run.as_ref().expect("connectable").applier.store();
-        let greetings = &mut node.greetings;
-        match store.view(|state| greetings.judge(&caller, &hello, state, LINEAGE)) {
+        let (greetings, lineage) = (&mut node.greetings, node.lineage);
+        match store.view(|state| greetings.judge(&caller, &hello, state, lineage)) {
             Verdict::Welcome | Verdict::WelcomeNew(_) => {
+                let same = self.nodes[&guest].era == self.nodes[&host].era;
+                ensure!("history", same, "node {} welcomes node {} of another history", host.0, guest.0);
                 self.met.insert((host, guest), hello.boot);
                 true
             }
@@ -256,9 +270,13 @@ impl World {
                 match Greetings::meaning(&status) {
                     Some(Stopped::Removed) => self.stop(guest, Cause::Stop(Stop::Removed)),
                     Some(Stopped::Fenced(why)) => self.stop(guest, Cause::Stop(Stop::Fenced(why))),
-                    // Nothing here begins a new history.
-                    Some(Stopped::Outlived(why)) => fail("stopped", format!("node {} was outlived: {why}", guest.0)),
-                    Some(Stopped::Asked | Stopped::Demoted | Stopped::Rotten(_)) | None => {}
+                    // It goes on until it has had no leader for minutes, which no run takes.
+                    Some(Stopped::Outlived(why)) => {
+                        let over = self.nodes[&host].era > self.nodes[&guest].era;
+                        ensure!("history", over, "node {} tells node {}: {why}", host.0, guest.0);
+                        self.outlived.insert(guest);
+                    }
+                    Some(Stopped::Asked | Stopped::Rotten(_)) | None => {}
                 }
                 false
             }

@@ -49,7 +49,7 @@ impl World {
         if let Some(before) = self.raft_ids.insert(raft_id, id) {
             fail("raft id", format!("{raft_id} was given to {} before {}", before.0, id.0));
         }
-        self.nodes.insert(id, Node::new(id, raft_id, address(id)));
+        self.nodes.insert(id, Node::new(id, raft_id, address(id), self.lineage, self.era));
         id
     }
 

@@ -1,6 +1,7 @@
 //! The end of a run: everything works again, and everything that was promised holds.
 
 use skep::raft::{Order, OrderResult};
+use skep::store::ERA;
 use skep::types::Outcome;
 
 use super::World;
@@ -55,7 +56,7 @@ impl World {
 
     /// What must hold now that nothing is under way.
     fn check_all(&mut self) {
-        for node in self.nodes.values() {
+        for node in self.nodes.values().filter(|node| node.era == self.era) {
             let Some(run) = &node.run else { continue };
             ensure!("answers", run.tokens.is_empty(), "node {} never answered {:?}", node.id.0, run.tokens);
             if node.corrupted {
@@ -67,7 +68,7 @@ impl World {
             let committed = outcomes.filter(|outcome| matches!(outcome, Outcome::Committed(_))).count() as u64;
             ensure!(
                 "at most once",
-                committed == state.revision().0,
+                committed == state.revision().0 % ERA,
                 "node {} has {} revisions of {committed} changes",
                 node.id.0,
                 state.revision()
@@ -79,7 +80,15 @@ impl World {
             let found = self.serial.outcome_of(*id);
             ensure!("lost write", found == Some(outcome), "change {id} was answered {outcome:?} and is {found:?}");
         }
+        for node in self.nodes.values().filter(|node| node.era != self.era) {
+            let dials = node
+                .run
+                .as_ref()
+                .is_some_and(|run| run.wanted.iter().any(|peer| self.is_current(*peer) && self.is_running(*peer)));
+            let told = !dials || self.outlived.contains(&node.id);
+            ensure!("history", told, "nobody tells node {} that its history is over", node.id.0);
+        }
         self.check_watches();
-        self.searched = history::check(&self.workload.groups, &self.history);
+        self.searched.add(history::check(&self.workload.groups, &self.history));
     }
 }

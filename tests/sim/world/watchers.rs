@@ -6,12 +6,11 @@ use skep::net::requests::Pull;
 use skep::store::watch::check::{self, Watched};
 use skep::types::api::{Filter, WatchItem, WatchRequest};
 use skep::types::limits::MAX_FRAME_BYTES;
-use skep::types::{Kind, NodeId, Object, Revision};
+use skep::types::{Code, Kind, Lineage, NodeId, Object, Revision};
 
 use super::{Target, World};
 use crate::failure::{ensure, fail};
 use crate::ms;
-use crate::node::LINEAGE;
 
 /// Room for one part.
 const ROOM: usize = 1 << 20;
@@ -27,6 +26,8 @@ pub struct Watcher {
     watch: Option<(NodeId, u64, Watch)>,
     /// Streams that go on from each other; a new chain begins when events were no longer kept.
     chains: Vec<Vec<Stream>>,
+    /// Where it was in a history that a recovery ended.
+    former: Option<(Lineage, Revision)>,
 }
 
 /// What came over one connection.
@@ -61,9 +62,9 @@ impl Watcher {
         kind && name
     }
 
-    fn request(&self, from: Option<Revision>) -> WatchRequest {
+    fn request(&self, from: Option<(Lineage, Revision)>) -> WatchRequest {
         WatchRequest {
-            from: from.map(|from| (LINEAGE, from)),
+            from,
             skip_snapshot: false,
             kinds: self.kinds.clone(),
             filter: Filter { name_prefixes: self.prefix.iter().cloned().collect(), ..Filter::default() },
@@ -90,6 +91,7 @@ impl World {
                 poll_us: if slow { (500_000, 3_000_000) } else { (5_000, 80_000) },
                 watch: None,
                 chains: vec![vec![]],
+                former: None,
             });
             self.schedule(ms(1), Target::Watcher(self.watchers.len() - 1));
         }
@@ -114,6 +116,7 @@ impl World {
 
     fn connect_watcher(&mut self, at: usize) {
         let usable = self.nodes.values().filter(|node| node.run.is_some() && !node.paused && !node.corrupted);
+        let usable = usable.filter(|node| node.era == self.era);
         let usable: Vec<NodeId> = usable.map(|node| node.id).collect();
         if usable.is_empty() {
             return;
@@ -125,8 +128,10 @@ impl World {
         let chain = watcher.chains.last_mut().expect("there is always one");
         chain.retain(Stream::has_begun);
         let from = chain.last().and_then(Stream::reached);
-        match Watch::begin(store, watcher.request(from)) {
+        let former = watcher.former.take();
+        match Watch::begin(store, watcher.request(former.or(from.map(|from| (self.lineage, from))))) {
             Ok(watch) => {
+                ensure!("watch", former.is_none(), "a watch of a former history goes on from {former:?}");
                 watcher.watch = Some((id, node.life, watch));
                 let chain = watcher.chains.last_mut().expect("there is always one");
                 chain.push(Stream { from, items: Vec::new() });
@@ -134,9 +139,21 @@ impl World {
             }
             Err(status) => {
                 // Too old: it begins with a snapshot the next time.
-                ensure!("watch", from.is_some(), "a watch from the present was refused: {status}");
+                let resumes = from.is_some() || former.is_some();
+                ensure!("watch", resumes, "a watch from the present was refused: {status}");
+                ensure!("watch", status.code == Code::OutOfRange, "a watcher is not told to begin anew: {status}");
                 watcher.chains.push(Vec::new());
             }
+        }
+    }
+
+    /// A recovery ended the history that watchers followed.
+    pub(super) fn watchers_succeed(&mut self, former: Lineage) {
+        for watcher in &mut self.watchers {
+            let chains = std::mem::replace(&mut watcher.chains, vec![vec![]]);
+            let reached = chains.last().and_then(|chain| chain.iter().rev().find_map(Stream::reached));
+            watcher.former = reached.map(|reached| (former, reached)).or(watcher.former);
+            watcher.watch = None;
         }
     }
 

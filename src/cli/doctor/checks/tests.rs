@@ -99,6 +99,8 @@ fn sound() -> Facts {
         version: "1.0".to_owned(),
         warnings: Vec::new(),
         links: vec![link(2), link(3)],
+        manager: None,
+        certificate: None,
     };
     let identity = Identity {
         node_id: NodeId(1),

@@ -1,0 +1,130 @@
+//! Who gets in: tokens that are rotated, that end or are used up, and nodes that a person must approve.
+
+use serde_json::Value;
+
+use super::swarm::{Swarm, eventually};
+
+impl Swarm {
+    /// Starts one more manager that joins the first one with this token, and waits for nothing.
+    fn join_with(&mut self, token: &str) -> usize {
+        let place = self.add();
+        self.rejoin_with(place, token);
+        place
+    }
+
+    /// Starts it, again or for the first time, to join with this token.
+    fn rejoin_with(&mut self, place: usize, token: &str) {
+        let file = self.path().join(format!("token-{place}"));
+        std::fs::write(&file, format!("{token}\n")).unwrap();
+        let addr = self.managers[0].addr.clone();
+        let manager = &mut self.managers[place];
+        manager.arguments = vec!["--join".into(), addr, "--token-file".into(), file.display().to_string()];
+        manager.spawn();
+    }
+
+    /// Waits until a manager that was to join has given up; what it said since then.
+    #[track_caller]
+    fn turned_away(&mut self, place: usize, before: u64) -> String {
+        assert_eq!(self.managers[place].ended(), Some(3), "{}", self.managers[place].log_since(before));
+        self.managers[place].log_since(before)
+    }
+
+    fn nodes(&self) -> Vec<Value> {
+        self.managers[0].json(&["node", "ls"]).as_array().unwrap().clone()
+    }
+}
+
+#[test]
+fn a_rotated_token_lets_nobody_in_and_members_need_none() {
+    let mut swarm = Swarm::of(2);
+    let old = swarm.managers[0].skep(&["token", "show", "--role", "manager"]).ok();
+    let worker = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
+    swarm.managers[1].stop();
+    // One of two has no majority: it comes back with its certificate, though its token file holds the old token still.
+    swarm.managers[1].start();
+    swarm.votes(1);
+    // Through the follower, as through the leader.
+    let follower = swarm.followers()[0];
+    let new = swarm.managers[follower].skep(&["token", "rotate", "--role", "manager"]).ok();
+    assert_ne!(new, old);
+    assert_eq!(swarm.managers[0].skep(&["token", "show", "--role", "manager"]).ok(), new);
+    assert_eq!(swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok(), worker);
+    swarm.managers[1].stop();
+    swarm.managers[1].start();
+    swarm.votes(1);
+
+    let late = swarm.join_with(&old);
+    let said = swarm.turned_away(late, 0);
+    assert!(said.contains("A valid join token is necessary") && said.contains("skep token show"), "{said}");
+    swarm.rejoin_with(late, &new);
+    swarm.votes(late);
+    swarm.converge();
+
+    let both = swarm.managers[0].json(&["token", "rotate"]);
+    let rows = both.as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    assert!(rows.iter().all(|row| row["token"] != new.as_str() && row["token"] != worker.as_str()), "{both}");
+}
+
+#[test]
+fn a_token_for_one_node_admits_one_and_labels_it() {
+    let mut swarm = Swarm::of(1);
+    let founder = &swarm.managers[0];
+    let made =
+        founder.json(&["token", "create", "--role", "manager", "--label", "zone=a", "--ttl", "1h", "--uses", "1"]);
+    let (id, token) = (made["id"].as_str().unwrap().to_owned(), made["token"].as_str().unwrap().to_owned());
+    let secret = token.rsplit('-').next().unwrap();
+    let listed = founder.skep(&["token", "ls"]).ok();
+    assert!(listed.contains(&id) && listed.contains("zone=a") && listed.contains("ready"), "{listed}");
+    let inspected = founder.skep(&["token", "inspect", &id]).ok();
+    assert!(!listed.contains(secret) && !inspected.contains(secret), "{listed}{inspected}");
+
+    let first = swarm.join_with(&token);
+    swarm.votes(first);
+    let name = swarm.managers[first].name.clone();
+    let node = swarm.managers[0].json(&["node", "inspect", &name]);
+    assert_eq!(node["spec"]["annotations"]["labels"]["zone"], "a");
+    let row = &swarm.managers[first].json(&["token", "ls"])[0];
+    assert_eq!((&row["uses_left"], &row["state"]), (&0.into(), &"used up".into()));
+
+    let second = swarm.join_with(&token);
+    let said = swarm.turned_away(second, 0);
+    assert!(said.contains("as many nodes as it was made for") && said.contains("skep token create"), "{said}");
+    assert_eq!(swarm.nodes().len(), 2);
+    // The same directory, with a token that admits.
+    let another = swarm.managers[0].skep(&["token", "create", "--role", "manager", "--uses", "1"]).ok();
+    swarm.rejoin_with(second, &another);
+    swarm.votes(second);
+    swarm.converge();
+
+    swarm.managers[0].skep(&["token", "rm", &id]).ok();
+    swarm.managers[0].skep(&["token", "rm", &id]).refused_with_hint(3, &["not found", "skep token ls"]);
+    let ended = swarm.managers[0].skep(&["token", "create", "--role", "manager", "--ttl", "1ms"]).ok();
+    let before = swarm.add();
+    swarm.rejoin_with(before, &ended);
+    let said = swarm.turned_away(before, 0);
+    assert!(said.contains("the join token expired at"), "{said}");
+}
+
+#[test]
+fn a_node_that_must_be_approved_waits_and_joins_when_it_is() {
+    let mut swarm = Swarm::of(1);
+    let founder = &swarm.managers[0];
+    founder.skep(&["cluster", "update", "--approve-joins"]).ok();
+    let token = founder.skep(&["token", "show", "--role", "manager"]).ok();
+    let place = swarm.join_with(&token);
+    let id = eventually("it waits", || {
+        let node = swarm.nodes().into_iter().find(|node| node["membership"] == "pending")?;
+        Some(node["id"].as_str().unwrap().to_owned())
+    });
+    eventually("it says so", || {
+        let status = swarm.managers[place].status()?;
+        let said = status["warnings"][0].as_str()?;
+        said.contains("waits until a person approves it").then_some(())
+    });
+    swarm.managers[0].skep(&["node", "approve", &id]).ok();
+    swarm.votes(place);
+    assert!(swarm.nodes().iter().all(|node| node["membership"] == "accepted"));
+    swarm.managers[0].skep(&["node", "approve", &id]).refused_with_hint(3, &["needs no approval", "skep node inspect"]);
+    swarm.converge();
+}
