@@ -126,7 +126,8 @@ fn a_session_tells_everything_at_once_and_then_what_changes() {
     assert_eq!((item.role, item.renew), (Role::Manager, true));
     let change = MemberChange::AddLearner { raft_id: RaftId(2), node_id: WORKER, addr: "10.0.0.7:4242".to_owned() };
     swarm.store.write(|state| {
-        state.advance(Position { term: Term(1), index: crate::types::Index(90) });
+        let index = state.applied().index.next();
+        state.advance(Position { term: Term(1), index });
         assert!(state.apply_member_change(&change));
         ((), None)
     });

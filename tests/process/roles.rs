@@ -104,3 +104,35 @@ fn a_leader_is_removed_by_force_and_hears_it() {
     assert_eq!(rows.as_array().unwrap().len(), 2);
     assert_eq!(voters(&swarm.managers[other]), 2);
 }
+
+#[test]
+fn a_worker_is_promoted_and_demoted_and_promoted_again_in_place() {
+    let mut swarm = Swarm::of(2);
+    let place = swarm.add();
+    let token = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
+    let (addr, file) = (swarm.managers[0].addr.clone(), swarm.token_file(&token));
+    swarm.managers[place].arguments = vec!["--join".into(), addr, "--token-file".into(), file];
+    swarm.managers[place].spawn();
+    let name = swarm.managers[place].name.clone();
+    let by = &swarm.managers[0];
+    let id = eventually("the worker is listed", || {
+        let rows = by.json(&["node", "ls"]);
+        let row = rows.as_array().unwrap().iter().find(|row| row["name"] == *name)?.clone();
+        Some(row["id"].as_str().unwrap().to_owned())
+    });
+    for (verb, role, count) in [("promote", "manager", 3), ("demote", "worker", 2), ("promote", "manager", 3)] {
+        by.skep(&["node", verb, "--wait", "--timeout", "50s", &name]).ok();
+        let node = inspect(by, &name);
+        assert_eq!((&node["role"], &node["phase"], &node["id"]), (&role.into(), &"".into(), &id.clone().into()));
+        assert_eq!(voters(by), count, "{verb}");
+        eventually("its own word is the same", || {
+            let status = swarm.managers[place].status()?;
+            ((status["role"] == "worker") == (role == "worker")).then_some(())
+        });
+    }
+    // Up, and only a worker: it goes by force, at once, and hears it.
+    by.skep(&["node", "demote", "--wait", "--timeout", "50s", &id]).ok();
+    by.skep(&["node", "rm", &id]).refused_with_hint(3, &["is not down and can't be removed"]);
+    by.skep(&["node", "rm", "--force", &id]).ok();
+    assert_eq!(swarm.managers[place].ended(), Some(3), "{}", swarm.managers[place].log_since(0));
+}
