@@ -16,6 +16,9 @@
 //! * Everything that leaves passes [`redact`]: no secret, private key, unlock key, bootstrap key or join token is in a
 //!   list, an inspection or a watch. Join tokens are told by [`QueryKind::Token`](crate::types::api::QueryKind) only. A backup
 //!   holds everything.
+//! * Nobody is served whom the store does not have, whatever its certificate says; that a node was removed is said only
+//!   when it is certain.
+//! * A role or a removal is only written down as wanted, and only if the swarm keeps a manager and a reachable majority.
 //! * Every refusal says what to do next where there is something to do.
 //!
 //! Not here: who may ask (`net::routes`), waiting and forwarding (`net::requests`), certificates (`ca`), how members are

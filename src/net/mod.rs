@@ -24,6 +24,11 @@
 //! hello that is marked with `END` announces a connection for calls of its sender alone: it is no link, nobody sends Raft
 //! messages or pings on it.
 //!
+//! The certificate says who somebody is, and the store what it may do: [`handler::Handler::standing`] is asked for every
+//! connection and every request, of the caller and of whom a manager asks for. A manager's certificate in the hands of a
+//! demoted node is a worker's, good for calls and for no link. Who is removed or demoted loses what is open when
+//! [`handler::Command::Judge`] comes, whoever dialled.
+//!
 //! A connection lives no longer than the certificate it was made with. Who breaks the rules of frames gets an `Error` on
 //! stream 0 with the reason, and is closed after having had time to read it.
 //!

@@ -1,7 +1,8 @@
 //! The route table: for each call, who may make it, where it is served, how large it may be and how long it may take.
 //!
 //! The socket loop asks [`check`] (or [`check_forwarded`]) before a request reaches anyone, and [`deadline`] for its
-//! time; the requests machine asks [`route`] where a request belongs. There is no other place that grants a call.
+//! time; the requests machine asks [`route`] where a request belongs. The caller is the one that the store knows
+//! ([`Caller::acting`]), not only what its certificate says. There is no other place that grants a call.
 
 use std::time::Duration;
 

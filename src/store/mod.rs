@@ -19,6 +19,9 @@
 //! - *No gaps.* The ring is the only buffer of events. A watcher is a [`Cursor`], a position; it costs nothing while it
 //!   waits, cannot slow the writer, and is told [`WatchError::TooOld`] when the ring has moved past it. Events become
 //!   visible in the same step as the state they lead to. [`watch::check`] holds the promises as code.
+//! - *Nobody is remembered for ever.* A Raft id below the counter that is no member's was removed. Managers that were removed
+//!   are written down with the end of their certificates and forgotten a week after it; of a worker nothing stays.
+//!   [`State::standing`] is what a node may act as.
 //! - *Snapshots are checked.* [`SnapshotEncoder`] and [`SnapshotDecoder`] compute the state hash from the bytes that they
 //!   write and read; a state that is not what was stored is not handed on.
 //! - *Memory that rots is found.* The digests that the state hash sums up are those of the moment of writing; [`scrub`]
