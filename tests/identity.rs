@@ -129,7 +129,14 @@ fn certificates_are_renewed_while_writes_go_on_over_connections_that_stay() {
     let nodes = [&first, &second, &third, &worker];
     // The founder's own was made before the hour was set.
     wind(HOUR * 24 * 75);
-    let dials = |node: &Node| node.metrics().render().lines().filter(|line| line.starts_with("skep_net_dials")).map(str::to_owned).collect::<Vec<_>>();
+    let dials = |node: &Node| {
+        node.metrics()
+            .render()
+            .lines()
+            .filter(|line| line.starts_with("skep_net_dials"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     renewed_since(&first, wall_ms());
 
     let (ended, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));

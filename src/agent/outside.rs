@@ -207,7 +207,11 @@ impl Outside {
                 if item.is_some() || self.link.state().manager.is_some() {
                     self.remotes.served(&addr);
                     self.pause = Duration::ZERO;
-                    self.link.set(LinkState { manager: Some((manager, addr)), clock_offset_ms, trouble: String::new() });
+                    self.link.set(LinkState {
+                        manager: Some((manager, addr)),
+                        clock_offset_ms,
+                        trouble: String::new(),
+                    });
                 }
                 item.map_or(News::Nothing, |item| self.told(item))
             }
@@ -241,7 +245,9 @@ impl Outside {
                 .and_then(|mut client| client.call(call, body, ATTEMPT).map_err(ClientError::into_status));
             match called {
                 Ok(answer) => return Ok(answer),
-                Err(status) if !status.code.is_transient() && status.code != Code::Unauthenticated => return Err(status),
+                Err(status) if !status.code.is_transient() && status.code != Code::Unauthenticated => {
+                    return Err(status);
+                }
                 Err(status) => {
                     self.remotes.failed(&addr);
                     failure = status;

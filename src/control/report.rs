@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use crate::store::State;
-use crate::types::api::{
-    CertificateReport, DiskLevel, DiskSpace, LinkReport, MemberReport, RaftState, StatusReport,
-};
+use crate::types::api::{CertificateReport, DiskLevel, DiskSpace, LinkReport, MemberReport, RaftState, StatusReport};
 use crate::types::error::{Code, Status};
 use crate::types::{ClusterId, Index, Kind, Member, MemberRole, NodeId, Revision, Term};
 

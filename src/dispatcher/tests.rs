@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::net::handler::{ConnectionId, StreamId};
-use crate::types::api::Call;
 use crate::store::tests::samples;
+use crate::types::api::Call;
 use crate::types::{Caller, ChangeId, ClusterId, Lineage, MemberChange, RaftId, Revision, Role, Term};
 
 const WORKER: NodeId = NodeId(7);
@@ -147,8 +147,12 @@ fn an_item_waits_for_credit_and_is_not_lost() {
 fn who_is_not_known_was_removed_only_after_a_look_that_nobody_contradicts() {
     let mut swarm = Swarm::new();
     let stranger = NodeId(99);
-    assert!(matches!(open(&swarm, stranger, false), Step::RefuseIfConfirmed(status) if status.code == Code::PermissionDenied));
-    assert!(matches!(open(&swarm, stranger, true), Step::Refuse(status) if status.message.ends_with("was removed from the swarm")));
+    assert!(
+        matches!(open(&swarm, stranger, false), Step::RefuseIfConfirmed(status) if status.code == Code::PermissionDenied)
+    );
+    assert!(
+        matches!(open(&swarm, stranger, true), Step::Refuse(status) if status.message.ends_with("was removed from the swarm"))
+    );
     // Whose node vanishes while the session lasts needs no second look.
     let mut session = begin(&swarm);
     read(session.pull(at(0), 1 << 20));
@@ -204,7 +208,9 @@ fn what_would_spoil_a_terminal_is_refused() {
     let swarm = Swarm::new();
     for hostname in ["\u{1b}[2J".to_owned(), "a".repeat(254)] {
         let description = NodeDescription { hostname, ..NodeDescription::default() };
-        assert!(matches!(swarm.report(50, &description, ""), Step::Refuse(status) if status.code == Code::InvalidArgument));
+        assert!(
+            matches!(swarm.report(50, &description, ""), Step::Refuse(status) if status.code == Code::InvalidArgument)
+        );
     }
     let garbage = incoming(Call::Report, WORKER, vec![1, 2, 3]);
     assert!(matches!(report::<()>(&swarm.store, &garbage, false, NOW_MS), Step::Refuse(_)));

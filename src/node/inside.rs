@@ -121,13 +121,16 @@ impl Inside {
         let mut failure = failure;
         for _ in 0..ATTEMPTS.min(remotes.len()) {
             let Some(addr) = remotes.choose().filter(|_| !self.is_stopping()) else { break };
-            let called = self.own.target(&addr, wall_ms(), || (self.hello)()).map_err(Status::from).and_then(|target| {
-                let mut client = Client::tls(target, ATTEMPT).map_err(ClientError::into_status)?;
-                client.call(call, body, ATTEMPT).map_err(ClientError::into_status)
-            });
+            let called =
+                self.own.target(&addr, wall_ms(), || (self.hello)()).map_err(Status::from).and_then(|target| {
+                    let mut client = Client::tls(target, ATTEMPT).map_err(ClientError::into_status)?;
+                    client.call(call, body, ATTEMPT).map_err(ClientError::into_status)
+                });
             match called {
                 Ok(answer) => return Ok(answer),
-                Err(status) if !status.code.is_transient() && status.code != Code::Unauthenticated => return Err(status),
+                Err(status) if !status.code.is_transient() && status.code != Code::Unauthenticated => {
+                    return Err(status);
+                }
                 Err(status) => {
                     remotes.failed(&addr);
                     failure = status;

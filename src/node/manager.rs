@@ -11,9 +11,9 @@ use crate::net::NetHandle;
 use crate::raft::run::Handle;
 use crate::raft::{Event, Timing};
 use crate::store::Store;
-use crate::store::scrub::Scrub;
 #[cfg(debug_assertions)]
 use crate::store::scrub::Pass;
+use crate::store::scrub::Scrub;
 use crate::sys::metrics::{Counter, Gauge};
 use crate::sys::queue::Sender;
 use crate::sys::thread::Thread;

@@ -32,14 +32,12 @@ use crate::raft::{self, Timing, run};
 use crate::store::{Store, scrub};
 use crate::sys::entropy::{Entropy, OsEntropy};
 use crate::sys::files::RealDisk;
+use crate::sys::metrics::Gauge;
 use crate::sys::metrics::Metrics;
 use crate::sys::queue::{Sender, bounded};
 use crate::sys::thread::{self, Thread};
-use crate::sys::metrics::Gauge;
 use crate::sys::time::{monotonic, set_floor, wall_ms};
-use crate::types::api::{
-    DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState, SessionItem,
-};
+use crate::types::api::{DiskSpace, FEATURE_LEVEL, Hello, JoinAnswer, PROTOCOL, RaftReport, RaftState, SessionItem};
 use crate::types::limits::{WATCH_RING_BYTES, WATCH_RING_BYTES_SDCARD};
 use crate::types::object::{NodeDescription, Profile};
 use crate::types::{
@@ -441,12 +439,8 @@ impl<'a> Starter<'a> {
         let dir = self.house.dir.clone();
         let lineage = lineage(&dir, &self.file)?;
         let raft_id = self.file.raft_id.ok_or_else(|| internal("node.json names no raft id"))?;
-        let snapshots = Snapshots {
-            disk: Arc::new(RealDisk),
-            dir: dir.raft(),
-            key: self.opened.keys.data_key.clone(),
-            lineage,
-        };
+        let snapshots =
+            Snapshots { disk: Arc::new(RealDisk), dir: dir.raft(), key: self.opened.keys.data_key.clone(), lineage };
         let ring = if self.file.profile == Profile::Sdcard { WATCH_RING_BYTES_SDCARD } else { WATCH_RING_BYTES };
         if let Some(cut) = &recovered.cut {
             log::warn!("the log ended in a write that was not finished: {cut:?}");
@@ -487,9 +481,8 @@ impl<'a> Starter<'a> {
         )
         .map_err(internal)?;
         let here = self.identity.node_id;
-        let services: leader::Services = Box::new(move |_term| {
-            vec![Box::new(Janitor::new(Box::new(OsEntropy))), Box::new(Rotation::default())]
-        });
+        let services: leader::Services =
+            Box::new(move |_term| vec![Box::new(Janitor::new(Box::new(OsEntropy))), Box::new(Rotation::default())]);
         let (leader, leader_thread) =
             leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
         let outlet: Arc<dyn Outlet> = Arc::new(Post {

@@ -10,13 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::StartError;
 use super::dir::{DataDir, NodeFile, Phase};
 use super::keeper::Keeper;
 use super::lobby::{Lobby, Porter};
 use super::start::{describe, hello_without_place, internal};
 use super::stop::StopCell;
 use super::supervisor::House;
-use super::StartError;
 use crate::agent::outside::{Outside, Parts};
 use crate::agent::run::{Agent, Follow};
 use crate::agent::{Link, Own, run};
@@ -27,8 +27,8 @@ use crate::net::routes;
 use crate::pki::Identity;
 use crate::store::Store;
 use crate::sys::entropy::{Entropy as _, OsEntropy};
-use crate::sys::queue::{Sender, bounded};
 use crate::sys::metrics::Gauge;
+use crate::sys::queue::{Sender, bounded};
 use crate::sys::thread::Thread;
 use crate::sys::time::wall_ms;
 use crate::types::api::{Answer, Call, Query, QueryKind, RaftState, SessionItem, StatusReport};
@@ -83,8 +83,7 @@ impl Worker {
             file: file.clone(),
         };
         let sockets = &house.sockets;
-        let lobby =
-            Lobby::open(&sockets.unix, sockets.of_group, sockets.http.as_ref(), attendant).map_err(internal)?;
+        let lobby = Lobby::open(&sockets.unix, sockets.of_group, sockets.http.as_ref(), attendant).map_err(internal)?;
         let (stop, stopped) = bounded(1, Gauge::default());
         let remembering = house.dir.clone();
         let given = house.config.peers.iter().cloned().chain(file.join.clone()).collect();
@@ -229,9 +228,7 @@ impl Porter for Attendant {
             return Err(self.refusal());
         }
         match envelope::decode::<Query>(&request.body, request.body.len()) {
-            Ok(Query { what: QueryKind::Status, .. }) => {
-                Ok(control::encode(&Answer::Status(Box::new(self.status()))))
-            }
+            Ok(Query { what: QueryKind::Status, .. }) => Ok(control::encode(&Answer::Status(Box::new(self.status())))),
             _ => Err(self.refusal()),
         }
     }
@@ -275,8 +272,7 @@ struct ManagersFile {
 
 /// Writes down where the managers are. What cannot be written is told again by the next manager.
 pub fn remember(dir: &DataDir, managers: &[(NodeId, String)]) {
-    let file =
-        ManagersFile { format: FORMAT, min_reader: FORMAT, time_ms: wall_ms(), managers: managers.to_vec() };
+    let file = ManagersFile { format: FORMAT, min_reader: FORMAT, time_ms: wall_ms(), managers: managers.to_vec() };
     let bytes = serde_json::to_vec_pretty(&file).expect("plain data");
     if let Err(error) = dir.replace(MANAGERS_FILE, &bytes) {
         log::warn!("{error}");

@@ -68,10 +68,7 @@ fn explain_certificate(bad: &Bad) -> (String, String) {
         return (format!("the other side's certificate is refused: {error}"), error.hint());
     }
     let (message, hint) = match bad {
-        Bad::UnknownIssuer | Bad::BadSignature => (
-            format!("{UNKNOWN_ROOT}: it belongs to another swarm"),
-            SWARM,
-        ),
+        Bad::UnknownIssuer | Bad::BadSignature => (format!("{UNKNOWN_ROOT}: it belongs to another swarm"), SWARM),
         Bad::ExpiredContext { time, not_after } => (
             format!(
                 "the other side's certificate expired at {}, and this machine's clock says {}",

@@ -31,6 +31,7 @@ mod partition;
 mod proxy;
 mod recover;
 mod refused;
+mod rotation;
 mod service;
 mod snapshots;
 mod swarm;
