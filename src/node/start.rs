@@ -500,7 +500,6 @@ impl<'a> Starter<'a> {
                 Box::new(Janitor::new(Box::new(OsEntropy))) as Box<dyn Service>,
                 Box::new(Rotation::default()) as Box<dyn Service>,
                 Box::new(Roles::new(term)) as Box<dyn Service>,
-                Box::new(Rotation::default()) as Box<dyn Service>,
             ]
         });
         let (leader, leader_thread) =

@@ -33,6 +33,7 @@ mod proxy;
 mod recover;
 mod refused;
 mod roles;
+mod rotation;
 mod service;
 mod snapshots;
 mod swarm;

@@ -426,7 +426,7 @@ fn an_end_that_was_decided_before_the_target_changed_is_refused() {
             [(token, change)] if matches!(change.operations[..], [Operation::Update(Object::Cluster(_))]) => {
                 break (*token, change.clone());
             }
-            changes => changes.to_vec().into_iter().for_each(|(token, change)| {
+            changes => changes.iter().cloned().for_each(|(token, change)| {
                 swarm.end(token, change);
             }),
         }
