@@ -98,6 +98,8 @@ pub struct Context {
     pub raft: RaftReport,
     /// Links to peers.
     pub links: Vec<LinkReport>,
+    /// What people should be warned of besides.
+    pub notices: Vec<String>,
 }
 
 impl Context {

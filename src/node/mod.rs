@@ -15,10 +15,11 @@
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
 //! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
+//! outlived.rs   told that its history is over
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
-//! and the two small machines `pace` and `addresses`.
+//! and the small machines `pace`, `addresses` and `outlived`.
 //!
 //! Invariants: nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
 //! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
@@ -34,6 +35,7 @@ mod handler;
 mod join;
 mod lobby;
 mod outlet;
+mod outlived;
 mod pace;
 pub mod rebuild;
 pub mod recover;

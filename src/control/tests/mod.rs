@@ -45,6 +45,7 @@ impl Swarm {
             sync_us: 0,
             raft: report(RaftState::Leader, 1),
             links: Vec::new(),
+            notices: Vec::new(),
         };
         Self { control: Control::new(Arc::new(Store::new(state, ring_bytes)), context), changes: 0 }
     }

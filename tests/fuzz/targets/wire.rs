@@ -187,6 +187,7 @@ fn context() -> Context {
         sync_us: 100,
         raft,
         links: Vec::new(),
+        notices: Vec::new(),
     }
 }
 
