@@ -6,13 +6,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::args::*;
+use super::bundle;
 use super::exit::{Exit, Failure};
 use super::objects;
 use super::output::{Written, clean, table, tree};
 use super::parse;
 use super::session::{Session, read_data, unexpected};
 use crate::types::api::{
-    Action, Admin, Answer, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest, Write,
+    Action, Admin, Answer, Call, Filter, MemberReport, QueryKind, RaftReport, StatusReport, WatchItem, WatchRequest,
+    Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
 use crate::types::object::{Kind, Sensitive};
@@ -376,11 +378,18 @@ pub fn token(session: &mut Session, command: &TokenCommand) -> Ended {
 /// `skep raft`.
 pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
     match command {
-        RaftCommand::Status => {
+        RaftCommand::Status { events } => {
             let Answer::Raft(report) = session.query(QueryKind::Raft)? else { return Err(unexpected()) };
+            let (mut document, mut text) = (json!(report), raft_text(&report));
+            if *events {
+                let answer = session.client.call(Call::Diagnose, &(), session.timeout)?;
+                let Answer::Diagnosis(diagnosis) = answer else { return Err(unexpected()) };
+                document["events"] = json!(diagnosis.events);
+                text.push_str(&format!("\n{}", bundle::events(&diagnosis.events)));
+            }
             match session.out.json {
-                true => session.out.document(&json!(report))?,
-                false => session.out.text(&raft_text(&report))?,
+                true => session.out.document(&document)?,
+                false => session.out.text(&text)?,
             };
             DONE
         }
