@@ -689,7 +689,11 @@ pub struct RotateArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum RaftCommand {
     /// Raft's progress on this manager
-    Status,
+    Status {
+        /// Also what happened to Raft lately, oldest first
+        #[arg(long)]
+        events: bool,
+    },
     /// Hand leadership to another manager
     Transfer {
         /// A manager's name or id [default: the one that is furthest]

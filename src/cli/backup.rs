@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal as _, Read, Write};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -131,12 +132,14 @@ fn copy<W: Write>(mut stream: client::Backup, to: W, passphrase: Option<&[u8]>) 
     writer.finish().map_err(write)
 }
 
-/// A file that takes its name when it is whole.
+/// A file that takes its name when it is whole. Until then it has none where the file system can do that: it may hold
+/// secrets, and a process that is killed removes nothing.
 struct Target {
     file: File,
+    /// What it is called until then, if it must have a name.
     temporary: PathBuf,
+    named: bool,
     path: PathBuf,
-    finished: bool,
 }
 
 impl Target {
@@ -144,18 +147,44 @@ impl Target {
         let Some(name) = path.file_name() else {
             return Err(Failure::usage(format!("{} is no name for a file", path.display())));
         };
-        let temporary = path.with_file_name(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
+        let name = name.to_string_lossy();
+        remove_remains(directory(path), &name);
+        let temporary = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
+        let path = path.to_owned();
+        let nameless = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        if let Ok(file) = openat(CWD, directory(&path), nameless, Mode::RUSR | Mode::WUSR) {
+            return Ok(Self { file: file.into(), temporary, named: false, path });
+        }
         let open = File::options().write(true).create_new(true).mode(0o600).open(&temporary);
         let file = open.map_err(|error| {
             Failure::internal(format!("cannot make {}: {error}", temporary.display()))
                 .with_hint("choose a directory that you can write to")
         })?;
-        Ok(Self { file, temporary, path: path.to_owned(), finished: false })
+        Ok(Self { file, temporary, named: true, path })
+    }
+
+    /// Gives a file without a name one.
+    fn link(&mut self, path: &Path) -> rustix::io::Result<()> {
+        let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)
     }
 
     fn finish(mut self, replace: bool) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::internal(format!("cannot make it durable: {error}"));
         self.file.sync_all().map_err(failed)?;
+        if !self.named {
+            let path = self.path.clone();
+            match self.link(&path) {
+                Ok(()) => return sync(&self.path).map_err(failed),
+                Err(rustix::io::Errno::EXIST) if !replace => return Err(exists()),
+                // Only a file that has a name can take another one's place, and without /proc this is the only way.
+                _ => {
+                    let temporary = self.temporary.clone();
+                    self.link(&temporary).map_err(|error| failed(error.into()))?;
+                    self.named = true;
+                }
+            }
+        }
         let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         match renameat_with(CWD, &self.temporary, CWD, &self.path, flags) {
             Ok(()) => {}
@@ -164,18 +193,38 @@ impl Target {
             Err(rustix::io::Errno::INVAL) => std::fs::rename(&self.temporary, &self.path).map_err(failed)?,
             Err(error) => return Err(failed(error.into())),
         }
-        self.finished = true;
-        let dir = match self.path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        self.named = false;
+        sync(&self.path).map_err(failed)
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the name of a file durable.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(directory(path)).and_then(|dir| dir.sync_all())
+}
+
+/// Removes what processes that were killed had begun to write for a file of this name.
+fn remove_remains(dir: &Path, name: &str) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        let begun = found.strip_prefix('.').and_then(|it| it.strip_prefix(name)).and_then(|it| it.strip_prefix('.'));
+        let process = begun.and_then(|it| it.strip_suffix(".new")).and_then(|it| it.parse::<u32>().ok());
+        if process.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if !self.finished {
+        if self.named {
             let _ = std::fs::remove_file(&self.temporary);
         }
     }
@@ -389,3 +438,52 @@ fn passphrase(args: &PassphraseArgs) -> Result<Option<Zeroizing<Vec<u8>>>, Failu
 }
 
 const MAX_PASSPHRASE: usize = 1024;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap().flatten();
+        let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_backup_has_its_name_when_it_is_whole_and_leaves_nothing_when_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b");
+        let write = |text: &str| {
+            let target = Target::create(&path).unwrap();
+            (&target.file).write_all(text.as_bytes()).unwrap();
+            target
+        };
+        drop(write("begun"));
+        assert_eq!(names(dir.path()), Vec::<String>::new());
+        write("one").finish(false).unwrap();
+        assert_eq!(write("two").finish(false).unwrap_err().code, Code::AlreadyExists.name());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one");
+        write("three").finish(true).unwrap();
+        assert_eq!(
+            (names(dir.path()), std::fs::read_to_string(&path).unwrap()),
+            (vec!["b".to_owned()], "three".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_killed_processes_had_begun_is_removed_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        // No process has this number: it is above what the kernel gives.
+        let (dead, alive) = (u32::MAX, std::process::id());
+        let others = [format!(".b.{alive}.new"), format!(".c.{dead}.new"), ".b.new".to_owned(), format!(".b.{dead}")];
+        for name in others.iter().chain([&format!(".b.{dead}.new")]) {
+            std::fs::write(dir.path().join(name), "secret").unwrap();
+        }
+        drop(Target::create(&dir.path().join("b")).unwrap());
+        let mut expected = others.to_vec();
+        expected.sort();
+        assert_eq!(names(dir.path()), expected);
+    }
+}

@@ -155,7 +155,8 @@ fn collect(common: &Common) -> Result<Vec<(String, Vec<u8>)>, Failure> {
     Ok(bundle.files)
 }
 
-fn events(events: &[crate::types::api::RaftEvent]) -> String {
+/// What happened to Raft lately, for people.
+pub(super) fn events(events: &[crate::types::api::RaftEvent]) -> String {
     let mut text = String::from("seconds ago  kind  what\n");
     for event in events {
         let _ = writeln!(text, "{:>12.3}  {:<18}  {}", event.age_ms as f64 / 1000.0, event.kind, event.text);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::args::*;
+use super::bundle;
 use super::exit::{Exit, Failure};
 use super::objects;
 use super::output::{Written, clean, table, tree};
@@ -15,7 +16,7 @@ use super::unlock;
 use crate::client::ClientError;
 use crate::sys::time::monotonic;
 use crate::types::api::{
-    Action, Admin, Answer, Autolock, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState,
+    Action, Admin, Answer, Autolock, Call, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState,
     StatusReport, WatchItem, WatchRequest, Write,
 };
 use crate::types::limits::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES};
@@ -517,11 +518,18 @@ pub fn cluster(session: &mut Session, command: &ClusterCommand) -> Ended {
 /// `skep raft`.
 pub fn raft(session: &mut Session, command: &RaftCommand) -> Ended {
     match command {
-        RaftCommand::Status => {
+        RaftCommand::Status { events } => {
             let Answer::Raft(report) = session.query(QueryKind::Raft)? else { return Err(unexpected()) };
+            let (mut document, mut text) = (json!(report), raft_text(&report));
+            if *events {
+                let answer = session.client.call(Call::Diagnose, &(), session.timeout)?;
+                let Answer::Diagnosis(diagnosis) = answer else { return Err(unexpected()) };
+                document["events"] = json!(diagnosis.events);
+                text.push_str(&format!("\n{}", bundle::events(&diagnosis.events)));
+            }
             match session.out.json {
-                true => session.out.document(&json!(report))?,
-                false => session.out.text(&raft_text(&report))?,
+                true => session.out.document(&document)?,
+                false => session.out.text(&text)?,
             };
             DONE
         }

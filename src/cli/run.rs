@@ -18,6 +18,7 @@ use super::exit::{Exit, Failure};
 use super::notify::Notify;
 use super::session::data_dir;
 use super::{logger, output::clean, unlock};
+use crate::sys::files::{self, RealDisk};
 use crate::sys::metrics::Gauge;
 use crate::sys::queue::{Received, Receiver, Sender, bounded};
 use crate::sys::thread;
@@ -44,9 +45,12 @@ pub fn run(
         }
         notify.alive();
     };
+    let dir = options.data_dir.clone();
     let daemon = start(options, &mut while_locked)?;
+    // Whatever ended the process before, this one runs.
+    let _ = std::fs::remove_file(dir.join(STOPPED_FILE));
     signals.running();
-    serve(&daemon, &notify, events, &inbox)
+    serve(&daemon, &dir, &notify, events, &inbox)
 }
 
 /// What the main thread waits for.
@@ -59,7 +63,13 @@ enum Event {
 }
 
 /// Keeps the service manager informed until the node has stopped.
-fn serve(daemon: &Arc<dyn Daemon>, notify: &Notify, events: Sender<Event>, inbox: &Receiver<Event>) -> Ended {
+fn serve(
+    daemon: &Arc<dyn Daemon>,
+    dir: &Path,
+    notify: &Notify,
+    events: Sender<Event>,
+    inbox: &Receiver<Event>,
+) -> Ended {
     let waiter = daemon.clone();
     let ended = events.clone();
     spawn("wait", move || {
@@ -87,7 +97,10 @@ fn serve(daemon: &Arc<dyn Daemon>, notify: &Notify, events: Sender<Event>, inbox
             }
             Received::Item(Event::Signal) => {}
             Received::Item(Event::Stopped(_)) if stopping.is_some() => return Ok(Exit::Done),
-            Received::Item(Event::Stopped(stopped)) => return ended_by_itself(stopped, notify),
+            Received::Item(Event::Stopped(stopped)) => {
+                note(dir, &stopped);
+                return ended_by_itself(stopped, notify);
+            }
             Received::TimedOut | Received::Closed => {}
         }
         let now = monotonic();
@@ -112,6 +125,22 @@ fn serve(daemon: &Arc<dyn Daemon>, notify: &Notify, events: Sender<Event>, inbox
             }
             next_ping = Some(now + interval);
         }
+    }
+}
+
+/// In the data directory while no process runs: why the last one stopped by itself. Its members are `exit`, `reason` and
+/// `hint`, for `skep doctor`.
+pub(super) const STOPPED_FILE: &str = "stopped.json";
+
+/// Keeps why a manager stopped by itself: journals are rotated, and the next start would go as far.
+fn note(dir: &Path, stopped: &Stopped) {
+    if stopped.exit == Exit::Done {
+        return;
+    }
+    let Stopped { reason, hint, exit } = stopped;
+    let text = serde_json::json!({ "exit": *exit as u8, "reason": reason, "hint": hint }).to_string();
+    if let Err(error) = files::replace(&RealDisk, &dir.join(STOPPED_FILE), text.as_bytes()) {
+        log::warn!("cannot write {}: {error}", dir.join(STOPPED_FILE).display());
     }
 }
 

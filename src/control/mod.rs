@@ -107,6 +107,8 @@ pub struct Context {
     pub links: Vec<LinkReport>,
     /// This node's certificate.
     pub certificate: Option<CertificateReport>,
+    /// What people should be warned of besides.
+    pub notices: Vec<String>,
 }
 
 impl Context {

@@ -148,6 +148,7 @@ pub fn no_majority(state: &State, context: &Context) -> Option<Status> {
 
 fn warnings(state: &State, context: &Context) -> Vec<String> {
     let mut warnings = context.raft.alarms.clone();
+    warnings.extend_from_slice(&context.notices);
     if context.joining() {
         warnings.push("a member without a log yet: waiting for the leader to send it".to_owned());
     }

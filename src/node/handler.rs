@@ -13,6 +13,7 @@ use super::greeting::{Greetings, Verdict};
 use super::lobby::{Joiner, Porter as _, Progress};
 use super::locksmith;
 use super::outlet::{Ask, Completion};
+use super::outlived::{Outlived, Reaction};
 use super::service::Services;
 use super::snapshots::{Job, Transfer};
 use super::stop::{StopCell, Stopped};
@@ -49,11 +50,6 @@ use snapshots::Fetching;
 
 /// A manager that has just started has had no time to reach the others: that it sees no majority is no news before this.
 const SETTLING: Duration = Duration::from_millis(1500);
-/// A node that a later history turns away stops when it has had no leader for so long: longer than machines restart, or a
-/// network is mended, so that a recovery by mistake ends no swarm that comes back.
-const OUTLIVED_STOPS: Duration = Duration::from_secs(600);
-/// Each peer that does so is logged once in so long.
-const OUTLIVED_LOGGED: Duration = Duration::from_secs(60);
 /// The node's own calls have tokens from here on; the requests machine's are below.
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
@@ -133,7 +129,8 @@ pub struct NodeHandler {
     fetching: Option<Fetching>,
     /// Members that do not answer, and the calls that ask others where they are.
     addresses: Addresses,
-    resolving: BTreeMap<u64, NodeId>,
+    /// The member, and the address besides that of the members' list that it did not answer on.
+    resolving: BTreeMap<u64, (NodeId, Option<String>)>,
     /// A call that tells the leader our new address.
     moving: Option<u64>,
     /// Snapshot streams that this node serves.
@@ -150,10 +147,8 @@ pub struct NodeHandler {
     unreachable: BTreeSet<NodeId>,
     effects: Vec<Effect>,
     backlog: VecDeque<Event>,
-    /// Since when managers of a later history turn this node away.
-    outlived_since: Option<Instant>,
-    /// Who did, and when that was last logged.
-    outlived_logged: BTreeMap<Option<NodeId>, Instant>,
+    /// What managers of a later history say.
+    outlived: Outlived,
     /// This node's own requests, and where their answers go.
     asking: BTreeMap<StreamId, Sender<Result<Bytes, Status>>>,
     /// The certificate, for `status`.
@@ -220,8 +215,7 @@ impl NodeHandler {
             unreachable: BTreeSet::new(),
             effects: Vec::new(),
             backlog: VecDeque::new(),
-            outlived_since: None,
-            outlived_logged: BTreeMap::new(),
+            outlived: Outlived::default(),
             asking: BTreeMap::new(),
             own,
         }
@@ -257,6 +251,7 @@ impl NodeHandler {
             raft: self.report(),
             links: self.links.values().cloned().collect(),
             certificate: Some(self.own.report()),
+            notices: self.outlived.notice(monotonic()).into_iter().collect(),
         }
     }
 
@@ -279,26 +274,20 @@ impl NodeHandler {
         }
     }
 
-    /// A manager of a later history turned this one away. A mistaken recovery must not end a healthy swarm that has no
-    /// leader for a moment, so this node goes on until it is beyond doubt that nobody else is left on its side.
+    /// A manager of a later history turned this one away.
     fn outlived(&mut self, now: Instant, peer: Option<NodeId>, by: &str, why: String) {
         let leaderless = Duration::from_millis(self.raft.report().leaderless_ms);
-        if leaderless.is_zero() {
-            self.outlived_since = None;
-        }
-        let since = *self.outlived_since.get_or_insert(now);
-        if leaderless >= OUTLIVED_STOPS && now.since(since) >= OUTLIVED_STOPS {
-            log::error!("{by} turned this node away: {why}");
-            self.stop.stop(Stopped::Outlived(why));
-            return;
-        }
-        if self.outlived_logged.get(&peer).is_none_or(|at| now.since(*at) >= OUTLIVED_LOGGED) {
-            self.outlived_logged.insert(peer, now);
-            log::error!(
+        match self.outlived.told(now, peer, &why, leaderless) {
+            Reaction::Stop => {
+                log::error!("{by} turned this node away: {why}");
+                self.stop.stop(Stopped::Outlived(why));
+            }
+            Reaction::Log => log::error!(
                 "{by} turned this node away: {why}; this node goes on. Is that swarm the one you want? Then stop this \
                  manager, move its data directory away and start it with --join HOST:PORT and a token of that swarm; \
                  otherwise stop the managers of that one"
-            );
+            ),
+            Reaction::GoOn => {}
         }
     }
 
@@ -449,8 +438,8 @@ impl Handler for NodeHandler {
             self.drive(now, Event::Replied { token, reply }, out);
         } else if self.fetching.as_ref().is_some_and(|fetching| fetching.token == token) {
             self.fetch_replied(reply);
-        } else if let Some(about) = self.resolving.remove(&token) {
-            self.resolved(about, reply, out);
+        } else if let Some((about, failed)) = self.resolving.remove(&token) {
+            self.resolved(about, failed.as_deref(), reply, out);
         } else if self.moving == Some(token) {
             self.moving = None;
             if let Reply::Refused(status) = reply {

@@ -26,14 +26,15 @@
 //! inside.rs     how a manager's agent reaches the swarm keeper.rs     what the agent writes down
 //! keys.rs       the key file                            locksmith.rs  new data keys, and the lock the swarm wants
 //! locked.rs     waiting for the unlock key
+//! outlived.rs   told that its history is over
 //! ```
 //!
 //! Not here: logic worth testing by itself, except the judgement of hellos, the beginning of a new history (`rebuild`),
-//! and the two small machines `pace` and `addresses`.
+//! and the small machines `pace`, `addresses` and `outlived`.
 //!
-//! Invariants: a worker has no `raft/`, so that nothing old can vote when it becomes a manager again; nothing of a new swarm counts before `node.json` says `member`; the boot counter is raised and synced
-//! before the node says anything; no global logger, signal handler or panic hook is touched, so that several nodes live in
-//! one process.
+//! Invariants: a worker has no `raft/`, so that nothing old can vote when it becomes a manager again; nothing of a new
+//! swarm counts before `node.json` says `member`; the boot counter is raised and synced before the node says anything; no
+//! global logger, signal handler or panic hook is touched, so that several nodes live in one process.
 
 mod addresses;
 mod dir;
@@ -52,6 +53,7 @@ mod locked;
 mod locksmith;
 mod manager;
 mod outlet;
+mod outlived;
 mod pace;
 pub mod rebuild;
 pub mod recover;

@@ -165,7 +165,8 @@ pub fn spawn_transfer(
     pace: Pace,
 ) -> io::Result<(Sender<Transfer>, Thread)> {
     let (sender, inbox) = bounded(4096, metrics.queue("transfer"));
-    let mut mover = Mover { snapshots, recorded, raft, net, serving: BTreeMap::new(), pace, taking: None };
+    let mut mover =
+        Mover { snapshots, recorded, raft, net, serving: BTreeMap::new(), served: None, pace, taking: None };
     let thread = thread::spawn("transfer", move || mover.run(&inbox))?;
     Ok((sender, thread))
 }
@@ -189,6 +190,8 @@ struct Mover {
     raft: Handle,
     net: NetHandle<Completion>,
     serving: BTreeMap<StreamId, Serving>,
+    /// Who was sent something last: the others come first the next time.
+    served: Option<StreamId>,
     pace: Pace,
     taking: Option<Taking>,
 }
@@ -213,8 +216,8 @@ impl Mover {
                 Transfer::Credit { stream, available, answered } => {
                     if let Some(serving) = self.serving.get_mut(&stream) {
                         serving.credit = i64::from(available) - (serving.sent - answered.min(serving.sent)) as i64;
-                        self.send_parts(stream);
                     }
+                    self.send_on();
                 }
                 Transfer::Cancel(stream) => {
                     self.serving.remove(&stream);
@@ -232,10 +235,19 @@ impl Mover {
         self.serving.values().any(|serving| serving.credit > 0).then(|| self.pace.ready_at(monotonic()))
     }
 
+    /// Sends a part to each who takes one, in turn, for as long as the pace allows.
     fn send_on(&mut self) {
-        let waiting = self.serving.iter().filter(|(_, serving)| serving.credit > 0).map(|(stream, _)| *stream);
-        for stream in waiting.collect::<Vec<_>>() {
-            self.send_parts(stream);
+        loop {
+            let waiting = self.serving.iter().filter(|(_, serving)| serving.credit > 0).map(|(stream, _)| *stream);
+            let turns = in_turn(waiting.collect(), self.served);
+            if turns.is_empty() {
+                return;
+            }
+            for stream in turns {
+                if !self.send_part(stream) {
+                    return;
+                }
+            }
         }
     }
 
@@ -254,7 +266,7 @@ impl Mover {
             Ok(reader) if reader.meta().position == position => {
                 let credit = i64::from(crate::codec::frame::INITIAL_CREDIT);
                 self.serving.insert(stream, Serving { reader, credit, sent: 0, next: None });
-                self.send_parts(stream);
+                self.send_on();
             }
             Ok(_) => {
                 let status = Status::new(Code::NotFound, "that snapshot is not here any more");
@@ -267,43 +279,42 @@ impl Mover {
         }
     }
 
-    fn send_parts(&mut self, stream: StreamId) {
-        let Some(serving) = self.serving.get_mut(&stream) else { return };
-        while serving.credit > 0 {
-            let allowed = self.pace.room(monotonic());
-            if allowed == 0 {
-                return;
+    /// Sends what a stream takes of the present chunk; false when the pace allows nothing now.
+    fn send_part(&mut self, stream: StreamId) -> bool {
+        let Some(serving) = self.serving.get_mut(&stream) else { return true };
+        let allowed = self.pace.room(monotonic());
+        if allowed == 0 {
+            return false;
+        }
+        self.served = Some(stream);
+        let chunk = match serving.next.take() {
+            Some(chunk) => Ok(Some(chunk)),
+            None => serving.reader.next_chunk(),
+        };
+        match chunk {
+            Ok(Some(mut chunk)) => {
+                // What does not fit into the window waits for the next credit, and what is too fast for its turn.
+                let window = u64::try_from(serving.credit).unwrap_or(0).min(allowed);
+                let room = usize::try_from(window).unwrap_or(usize::MAX).min(chunk.len());
+                let rest = chunk.split_off(room);
+                self.pace.spend(room as u64);
+                serving.credit -= room as i64;
+                serving.sent += room as u64;
+                serving.next = (!rest.is_empty()).then_some(rest);
+                let _ = self.net.send(Completion::Served { stream, body: chunk.into(), end: false });
             }
-            let chunk = match serving.next.take() {
-                Some(chunk) => Ok(Some(chunk)),
-                None => serving.reader.next_chunk(),
-            };
-            match chunk {
-                Ok(Some(mut chunk)) => {
-                    // What does not fit into the window waits for the next credit, and what is too fast for its turn.
-                    let window = u64::try_from(serving.credit).unwrap_or(0).min(allowed);
-                    let room = usize::try_from(window).unwrap_or(usize::MAX).min(chunk.len());
-                    let rest = chunk.split_off(room);
-                    self.pace.spend(room as u64);
-                    serving.credit -= room as i64;
-                    serving.sent += room as u64;
-                    serving.next = (!rest.is_empty()).then_some(rest);
-                    let _ = self.net.send(Completion::Served { stream, body: chunk.into(), end: false });
-                }
-                Ok(None) => {
-                    let _ = self.net.send(Completion::Served { stream, body: Bytes::new(), end: true });
-                    self.serving.remove(&stream);
-                    return;
-                }
-                Err(error) => {
-                    log::error!("a snapshot that was to be sent cannot be read: {error}");
-                    let status = Status::new(Code::Internal, "the snapshot cannot be read; the sender's log says why");
-                    let _ = self.net.send(Completion::NotServed { stream, status });
-                    self.serving.remove(&stream);
-                    return;
-                }
+            Ok(None) => {
+                let _ = self.net.send(Completion::Served { stream, body: Bytes::new(), end: true });
+                self.serving.remove(&stream);
+            }
+            Err(error) => {
+                log::error!("a snapshot that was to be sent cannot be read: {error}");
+                let status = Status::new(Code::Internal, "the snapshot cannot be read; the sender's log says why");
+                let _ = self.net.send(Completion::NotServed { stream, status });
+                self.serving.remove(&stream);
             }
         }
+        true
     }
 
     fn begin(&mut self, mark: SnapshotMark) {
@@ -363,5 +374,33 @@ impl Mover {
         let position = taking.mark.position;
         self.raft.internal(Input::Event(Event::SnapshotNotFetched { position }));
         self.report(Completion::FetchEnded(position));
+    }
+}
+
+/// The streams that wait, those behind the one that was served last first.
+fn in_turn(mut waiting: Vec<StreamId>, last: Option<StreamId>) -> Vec<StreamId> {
+    let first = waiting.iter().position(|stream| last.is_none_or(|last| *stream > last)).unwrap_or(0);
+    waiting.rotate_left(first);
+    waiting
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::handler::ConnectionId;
+
+    #[test]
+    fn whoever_was_served_last_is_served_last_the_next_time() {
+        let streams: Vec<StreamId> =
+            [(1, 5), (2, 1), (2, 3)].map(|(on, stream)| StreamId { connection: ConnectionId(on), stream }).into();
+        let [a, b, c] = [streams[0], streams[1], streams[2]];
+        let check = |last, expected: &[StreamId]| assert_eq!(in_turn(streams.clone(), last), expected);
+        check(None, &[a, b, c]);
+        check(Some(a), &[b, c, a]);
+        check(Some(b), &[c, a, b]);
+        check(Some(c), &[a, b, c]);
+        // One that is gone.
+        check(Some(StreamId { connection: ConnectionId(2), stream: 2 }), &[c, a, b]);
+        assert_eq!(in_turn(Vec::new(), Some(a)), []);
     }
 }

@@ -228,6 +228,8 @@ pub struct Machine {
     /// When a low disk last asked for a snapshot.
     low_disk_snapshot: Option<Instant>,
     retiring: Option<snapshots::Retiring>,
+    /// The fewest segments that the log has had since then, while the disk is low.
+    low_disk_floor: Option<u64>,
     effects: Effects,
 }
 
@@ -321,6 +323,7 @@ impl Machine {
             disk: DiskSpace::default(),
             low_disk_snapshot: None,
             retiring: None,
+            low_disk_floor: None,
             effects: Effects::default(),
         };
         machine.effects.peers = Some(machine.replicated.members.clone());
@@ -357,6 +360,8 @@ impl Machine {
             }
             Event::SnapshotCreated { mark } => self.on_snapshot_created(now, mark),
             Event::SnapshotFailed => {
+                // It let nothing go, and is tried again.
+                self.low_disk_floor = None;
                 self.creating_snapshot = false;
                 let pause =
                     self.snapshot_pause.map_or(SNAPSHOT_PAUSE, |(_, pause)| (pause * 2).min(SNAPSHOT_PAUSE_MAX));

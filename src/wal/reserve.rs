@@ -10,7 +10,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::ahead::{SPARE, UNFINISHED};
 use crate::sys::files::Disk;
@@ -25,18 +25,32 @@ pub struct Reserve {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     segment_bytes: u64,
+    /// What the file system said to the last attempts to fill the reserve.
+    refused: Mutex<Refused>,
 }
+
+/// How often the file system had no room though it had said so: a quota, or a thin disk.
+#[derive(Debug, Default)]
+struct Refused {
+    /// Checks in which it is not tried again, and how many there will be the next time.
+    skip: u32,
+    pause: u32,
+}
+
+/// At most so many checks pass between two attempts.
+const LONGEST_PAUSE: u32 = 128;
 
 impl Reserve {
     /// For the log in `dir`. Nothing is reserved before the first check.
     pub fn new(disk: Arc<dyn Disk>, dir: &Path, segment_bytes: u64) -> Self {
-        Self { disk, dir: dir.to_owned(), segment_bytes }
+        Self { disk, dir: dir.to_owned(), segment_bytes, refused: Mutex::default() }
     }
 
     /// Fills the reserve if there is room, and judges what is left beside it. `before` is the verdict of the last time, so
     /// that a disk at a mark does not flicker; `state_bytes` is the size of what a snapshot would hold.
     pub fn check(&self, before: DiskLevel, state_bytes: u64) -> io::Result<DiskSpace> {
-        let Self { disk, dir, segment_bytes } = self;
+        let Self { disk, dir, segment_bytes, refused } = self;
+        let mut refused = refused.lock().expect("nothing panics while it holds this lock");
         let low = segment_bytes / 2;
         // Heads and seals of the records are a small part of a snapshot; what else is in it fits into a segment's length.
         let wanted = segment_bytes + state_bytes.saturating_add(state_bytes / 4);
@@ -48,10 +62,27 @@ impl Reserve {
         let missing = |held: u64| if held < wanted { target - held } else { 0 };
         let room = missing(held) + low + if has_spare { 0 } else { *segment_bytes };
         // A state that became much smaller gives some back.
-        if held < wanted && free >= room || held > target.saturating_mul(2) {
+        if held < wanted && free >= room && refused.skip > 0 {
+            refused.skip -= 1;
+        } else if held < wanted && free >= room || held > target.saturating_mul(2) {
             held = self.fill(target)?;
             free = disk.free_bytes(dir)?;
+            if held >= wanted {
+                *refused = Refused::default();
+            } else {
+                if refused.pause == 0 {
+                    log::warn!(
+                        "{target} bytes cannot be kept for a full disk at {}, though {free} bytes are said to be free: is \
+                         there a quota?",
+                        dir.display()
+                    );
+                }
+                refused.pause = (refused.pause * 2).clamp(1, LONGEST_PAUSE);
+                refused.skip = refused.pause;
+            }
         }
+        // What is said to be free and is not helps nobody.
+        let usable = if refused.pause > 0 { 0 } else { free };
         // More entries would need a segment that is not there, or make a state whose snapshot does not fit.
         let level = if free < *segment_bytes && (!has_spare || held < wanted) {
             DiskLevel::Full
@@ -61,7 +92,7 @@ impl Reserve {
             DiskLevel::Ok
         };
         let spare = if has_spare { 0 } else { *segment_bytes };
-        let needed = (missing(held) + spare + segment_bytes).saturating_sub(free);
+        let needed = (missing(held) + spare + segment_bytes).saturating_sub(usable);
         let needed_bytes = if level == DiskLevel::Ok { 0 } else { needed };
         let segments = super::segment::sequences(&disk.list(dir)?).len() as u64;
         let dir = dir.display().to_string();
@@ -84,7 +115,7 @@ impl Reserve {
             Ok(()) => Ok(bytes),
             // Somebody else was faster. Half a reserve is none, and its space may help them.
             Err(error) if is_full(&error) => {
-                release(disk.as_ref(), dir);
+                disk.remove(&path)?;
                 Ok(0)
             }
             Err(error) => Err(error),

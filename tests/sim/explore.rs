@@ -522,6 +522,11 @@ fn churn(world: &mut World, nemesis: Nemesis, id: NodeId) -> bool {
     true
 }
 
+/// Whether whoever starts managers again would start this one.
+fn may_start(world: &World, id: NodeId) -> bool {
+    matches!(world.stopped(id), None | Some(Cause::Disk(_))) && world.is_current(id)
+}
+
 /// Something gets better.
 fn relief(world: &mut World) {
     if world.entropy.below(2) == 0 {
@@ -529,11 +534,7 @@ fn relief(world: &mut World) {
     }
     for id in world.ids() {
         match world.entropy.below(4) {
-            0 | 1 if !world.is_running(id) => {
-                if matches!(world.stopped(id), None | Some(Cause::Disk(_))) && world.is_current(id) {
-                    world.start(id);
-                }
-            }
+            0 | 1 if !world.is_running(id) && may_start(world, id) => world.start(id),
             2 => {
                 world.pause(id, false);
                 world.stall(id, false);

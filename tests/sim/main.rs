@@ -4,8 +4,7 @@
 //!
 //! Real are the machine of `raft` (with raft-rs in it), the log and the snapshot files of `wal` down to their bytes, recovery,
 //! `apply`, the store, the watch service of `control`, the encoding of Raft messages, and of `node` the judgement of hellos
-//! and the making of a new swarm from one manager's log:
-//! the code that a daemon runs, called as its threads call it. Simulated are the threads (their work is a job that
+//! and the making of a new swarm from one manager's log: the code that a daemon runs, called as its threads call it. Simulated are the threads (their work is a job that
 //! finishes later), the network with its connections and pings, the disk, the clocks, and the clients. `disk` keeps what was
 //! synced apart from what was written, sector by sector; `world` holds the one queue of everything that happens.
 //!
@@ -64,8 +63,8 @@
 //!
 //! Races between threads and their queues, the sockets, TLS and frames of `net`, forwarding and request checks of
 //! `control`, the real file system and its mmap, memory that rots apart from the scenarios that say so, and time that code
-//! takes. What a former history does after a recovery, if its majority comes back, is not looked at. `peers.json` and the boot counter count as durable at once. At most one member loses its data before it is
-//! replaced, because nothing can survive the loss of what a majority holds; an old copy of a directory is put back only
+//! takes. What a former history does after a recovery, if its majority comes back, is not looked at. `peers.json` and the
+//! boot counter count as durable at once. At most one member loses its data before it is replaced, because nothing can survive the loss of what a majority holds; an old copy of a directory is put back only
 //! when every other manager has met a later start of its member, because that is what the guard can know.
 #![allow(missing_docs, clippy::unwrap_used)]
 

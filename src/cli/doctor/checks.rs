@@ -1,6 +1,7 @@
 //! What the facts mean. No clock, no files: everything comes from [`Facts`].
 
 use super::facts::{DirFacts, Facts, LOCKED, Told};
+use crate::cli::exit::Exit;
 use crate::types::MemberRole;
 use crate::types::api::{DiskLevel, MemberReport, StatusReport};
 
@@ -49,8 +50,9 @@ type Found = (Severity, String, String);
 type Check = fn(&Facts) -> Vec<Found>;
 
 /// Every check, in the order in which a person wants to read them.
-const CHECKS: [(&str, Check); 21] = [
+const CHECKS: [(&str, Check); 22] = [
     ("daemon", daemon),
+    ("stopped", stopped),
     ("version", version),
     ("state", state),
     ("voters", voters),
@@ -158,6 +160,14 @@ fn daemon(facts: &Facts) -> Vec<Found> {
     let then =
         if facts.dir.is_sealed { "; its keys are locked: then give it the unlock key with `skep unlock`" } else { "" };
     fail(format!("no manager runs: {why}"), start(facts) + then + "; `journalctl -u skep -n 50` says why it stopped")
+}
+
+/// A member that was rolled back, or that a majority contradicts, starts like any other, and stops when the others have
+/// looked at it: only what it left behind tells.
+fn stopped(facts: &Facts) -> Vec<Found> {
+    let Some(stopped) = facts.dir.stopped.as_ref().filter(|_| told(facts).is_none()) else { return Vec::new() };
+    let said = format!("it stopped by itself the last time: {}", stopped.reason);
+    if stopped.exit == Exit::Damaged as u8 { damage(said, &stopped.hint) } else { fail(said, &stopped.hint) }
 }
 
 fn version(facts: &Facts) -> Vec<Found> {

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::cli::args::Common;
 use crate::cli::exit::Failure;
+use crate::cli::run::STOPPED_FILE;
 use crate::cli::{session, wal};
 use crate::client::Client;
 use crate::pki::{self, Identity};
@@ -76,8 +77,21 @@ pub struct DirFacts {
     pub lost_and_found: usize,
     /// The log of a member that was removed.
     pub retired: Option<String>,
+    /// Why the last process stopped by itself.
+    pub stopped: Option<StoppedFacts>,
     /// Bytes free to its owner, and in all, and free inodes.
     pub disk: Option<(u64, u64, u64)>,
+}
+
+/// Why a process stopped by itself, as it left it in its directory.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+pub struct StoppedFacts {
+    /// Its exit code.
+    pub exit: u8,
+    /// Why.
+    pub reason: String,
+    /// What to do about it.
+    pub hint: String,
 }
 
 /// A process.
@@ -183,6 +197,8 @@ fn look_at(path: &Path, running: bool) -> DirFacts {
         facts.damage = damage(&raft);
     }
     facts.lost_and_found = self::names(&raft.join("lost+found")).len();
+    facts.stopped =
+        read(&path.join(STOPPED_FILE)).and_then(Result::ok).and_then(|text| serde_json::from_str(&text).ok());
     facts.retired = self::names(path).into_iter().find(|name| name.starts_with("raft.removed-"));
     for name in ["node.json", "peers.json", "pki", "pki/node.key", "raft"] {
         let bits = std::fs::metadata(path.join(name)).map_or(0, |metadata| metadata.permissions().mode());

@@ -73,12 +73,13 @@ fn receive(socket: &UnixDatagram) -> String {
 
 #[test]
 fn the_service_manager_hears_ready_then_pings_while_there_is_progress_then_stopping() {
-    let (_dir, socket, notify) = service_manager("20000");
+    let (dir, socket, notify) = service_manager("20000");
     let (events, inbox) = bounded(8, Gauge::default());
     let signal = events.clone();
     let fake = Arc::new(Fake::default());
     let daemon: Arc<dyn Daemon> = fake.clone();
-    let served = std::thread::spawn(move || serve(&daemon, &notify, events, &inbox));
+    let path = dir.path().to_owned();
+    let served = std::thread::spawn(move || serve(&daemon, &path, &notify, events, &inbox));
 
     assert_eq!(receive(&socket), "READY=1\nSTATUS=listening on 127.0.0.1:4242\n");
     assert_eq!(receive(&socket), "WATCHDOG=1\n");
@@ -101,27 +102,31 @@ fn the_service_manager_hears_ready_then_pings_while_there_is_progress_then_stopp
 #[test]
 fn a_daemon_that_ends_by_itself_gives_its_exit_code() {
     for exit in [Exit::Refused, Exit::Damaged, Exit::Internal] {
-        let (_dir, socket, notify) = service_manager("0");
+        let (dir, socket, notify) = service_manager("0");
         let (events, inbox) = bounded(8, Gauge::default());
         let fake = Arc::new(Fake::default());
         fake.end(exit, "this node was removed");
         let daemon: Arc<dyn Daemon> = fake;
-        let failure = serve(&daemon, &notify, events, &inbox).unwrap_err();
+        let failure = serve(&daemon, dir.path(), &notify, events, &inbox).unwrap_err();
         assert_eq!((failure.exit, failure.hint.as_str()), (exit, "do so"));
         assert!(failure.text().starts_with("skep: the manager has stopped: this node was removed\n"));
         receive(&socket);
         assert_eq!(receive(&socket), "STOPPING=1\nSTATUS=this node was removed\n");
+        // Whoever looks later finds why.
+        let kept = std::fs::read_to_string(dir.path().join(STOPPED_FILE)).unwrap();
+        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+        assert_eq!(kept, serde_json::json!({ "exit": exit as u8, "reason": "this node was removed", "hint": "do so" }));
     }
 }
 
 #[test]
 fn a_daemon_that_does_not_stop_is_left_behind_at_the_limit() {
-    let (_dir, _socket, notify) = service_manager("0");
+    let (dir, _socket, notify) = service_manager("0");
     let (events, inbox) = bounded(8, Gauge::default());
     events.try_send(Event::Signal).unwrap();
     let daemon: Arc<dyn Daemon> = Arc::new(Fake { deaf: true, ..Fake::default() });
     let began = monotonic();
-    assert_eq!(serve(&daemon, &notify, events, &inbox), Ok(Exit::Done));
+    assert_eq!(serve(&daemon, dir.path(), &notify, events, &inbox), Ok(Exit::Done));
     let took = monotonic().since(began);
     assert!(took >= STOP_LIMIT && took < STOP_LIMIT + Duration::from_secs(2), "{took:?}");
 }

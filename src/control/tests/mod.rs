@@ -49,6 +49,7 @@ impl Swarm {
             certificate: None,
             raft: report(RaftState::Leader, 1),
             links: Vec::new(),
+            notices: Vec::new(),
         };
         Self { control: Control::new(Arc::new(Store::new(state, ring_bytes)), context), changes: 0 }
     }

@@ -51,11 +51,12 @@ impl NodeHandler {
         let connected: Vec<NodeId> = self.links.values().filter(|link| link.alive).map(|link| link.node_id).collect();
         let mut dial = false;
         for (node, asked) in self.addresses.due(now, &connected) {
-            dial |= self.hints.remove(&node).is_some();
+            let failed = self.hints.remove(&node);
+            dial |= failed.is_some();
             let member = self.peers.iter().find(|member| member.node_id == node);
             let (Some(raft_id), Some(asked)) = (member.map(|member| member.raft_id), asked) else { continue };
             let token = self.own_token();
-            self.resolving.insert(token, node);
+            self.resolving.insert(token, (node, failed));
             out.commands.push(Command::Call {
                 token,
                 to: Target::Node(asked),
@@ -70,13 +71,15 @@ impl NodeHandler {
         }
     }
 
-    /// Another manager said where a member listens, or did not.
-    pub(super) fn resolved(&mut self, node: NodeId, reply: Reply, out: &mut Outbox) {
+    /// Another manager said where a member listens, or did not. It may know less than this one: what the member said
+    /// itself meanwhile stands, and where it did not answer it is not looked for again before the members' list was tried.
+    pub(super) fn resolved(&mut self, node: NodeId, failed: Option<&str>, reply: Reply, out: &mut Outbox) {
         let Reply::Answer { body, .. } = reply else { return };
         let Ok(Answer::Address(addr)) = crate::codec::envelope::decode(&body, body.len()) else { return };
         let alive = self.links.get(&node).is_some_and(|link| link.alive);
         let known = self.peers.iter().find(|member| member.node_id == node);
-        if alive || known.is_none_or(|member| member.addr == addr) {
+        let is_known = known.is_none_or(|member| member.addr == addr) || self.hints.contains_key(&node);
+        if alive || is_known || failed == Some(addr.as_str()) {
             return;
         }
         log::info!("member {node} is said to listen at {addr}: dialling it there");

@@ -30,6 +30,7 @@ impl Leader {
         let token = founding.root_ca.join_tokens.worker.clone();
         let state = State::bootstrap(Lineage(1), FIRST, "10.0.0.1:4242");
         let context = Context {
+            notices: Vec::new(),
             node_id: FIRST,
             cluster_id: CLUSTER,
             hostname: "m1".to_owned(),

@@ -2,10 +2,16 @@
 //! a snapshot, and at last takes no more entries. All of it ends by itself when there is room again.
 
 use super::*;
+use crate::types::Operation;
+use crate::types::log::Command;
 
 impl Machine {
     pub(super) fn on_disk_space(&mut self, space: DiskSpace) {
         let worse = space.level > self.disk.level;
+        self.low_disk_floor = match self.low_disk_floor {
+            Some(floor) if space.level != DiskLevel::Ok => Some(floor.min(space.segments)),
+            _ => None,
+        };
         self.disk = space;
         let position = self.node.store().snapshot_mark().position;
         // What is kept for followers that lag may go at once; a snapshot that is due is asked for with the others.
@@ -14,10 +20,11 @@ impl Machine {
         }
     }
 
-    /// Why a change is not taken, with what to do about it; `None` when there is room.
-    pub(super) fn no_room(&self) -> Option<Status> {
+    /// Why a change is not taken, with what to do about it; `None` when there is room. What only removes something is
+    /// taken as long as what is in the log fits: it is how people make room.
+    pub(super) fn no_room(&self, command: &[u8]) -> Option<Status> {
         let DiskSpace { level, free_bytes, needed_bytes, dir, .. } = &self.disk;
-        if *level == DiskLevel::Ok {
+        if *level == DiskLevel::Ok || *level == DiskLevel::Low && only_removes(command) {
             return None;
         }
         let message = format!("the leader's disk is almost full: {free_bytes} bytes are free at {dir}");
@@ -35,10 +42,11 @@ impl Machine {
     }
 
     /// Whether a snapshot would let old segments of the log go, on a disk that needs it. How little there is in them does
-    /// not matter: each takes its full length, and every start begins one.
+    /// not matter: each takes its full length, and every start begins one. What the last snapshot for this reason left can
+    /// not go yet, so that the next one waits for another segment.
     pub(super) fn would_make_room(&self, now: Instant) -> bool {
         self.disk.level != DiskLevel::Ok
-            && self.disk.segments > 1
+            && self.disk.segments > self.low_disk_floor.unwrap_or(1).max(1)
             && self.node.store().snapshot_mark().position.index < self.applied
             && self.low_disk_snapshot.is_none_or(|at| now.since(at) >= LOW_DISK_PAUSE)
     }
@@ -61,11 +69,20 @@ impl Machine {
     }
 }
 
+/// Whether a command is a change that removes objects and does nothing else.
+fn only_removes(command: &[u8]) -> bool {
+    let Ok(Command::Change(change)) = crate::apply::decode(command) else { return false };
+    let removes = |operation: &Operation| matches!(operation, Operation::Remove { .. });
+    let asks = |operation: &Operation| matches!(operation, Operation::Require { .. } | Operation::RequireNone { .. });
+    change.operations.iter().any(removes) && change.operations.iter().all(|it| removes(it) || asks(it))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::types::object::RaftSettings;
+    use crate::types::object::{Config, RaftSettings};
+    use crate::types::{Change, ChangeId, Expect, Kind, ObjectId, Revision, Timestamp};
 
     /// The only voter of a group, its log empty after a snapshot at index 1.
     struct Alone {
@@ -163,6 +180,56 @@ mod tests {
         let before = alone.machine.report(alone.now).last;
         assert_eq!(alone.propose(3, 10), []);
         assert_eq!(alone.machine.report(alone.now).last, before.next());
+    }
+
+    fn command(operations: &[&Operation]) -> Bytes {
+        let operations = operations.iter().map(|operation| (*operation).clone()).collect();
+        let change = Change { id: ChangeId(1), after: Revision(0), time: Timestamp(1), term: None, operations };
+        crate::apply::encode(&Command::Change(change)).into()
+    }
+
+    const REMOVE: Operation = Operation::Remove { kind: Kind::Config, id: ObjectId(1), version: None };
+
+    #[test]
+    fn a_change_that_only_removes_is_taken_on_a_low_disk_and_not_on_a_full_one() {
+        let require = Operation::Require { kind: Kind::Config, id: ObjectId(2), expect: Expect::Present };
+        let create = Operation::Create(Config::default().into());
+        let mut alone = Alone::new();
+        let mut check = |level, operations: &[&Operation], taken: bool| {
+            alone.disk(level);
+            alone.machine.step(alone.now, Event::Propose { token: 5, command: command(operations) });
+            let replies = alone.settle().0;
+            assert_eq!(replies.is_empty(), taken, "{level:?}: {replies:?}");
+        };
+        check(DiskLevel::Low, &[&REMOVE], true);
+        check(DiskLevel::Low, &[&require, &REMOVE], true);
+        check(DiskLevel::Low, &[&require], false);
+        check(DiskLevel::Low, &[&REMOVE, &create], false);
+        check(DiskLevel::Low, &[], false);
+        check(DiskLevel::Full, &[&REMOVE], false);
+        check(DiskLevel::Ok, &[&create], true);
+    }
+
+    #[test]
+    fn a_low_disk_is_not_written_on_again_and_again_for_segments_that_cannot_go() {
+        let mut alone = Alone::new();
+        // Of the first three one goes; then something new comes into the log every time.
+        for (segments, left, expected) in [(3, 2, true), (2, 2, false), (2, 2, false), (3, 3, true), (3, 3, false)] {
+            alone.machine.step(alone.now, Event::Propose { token: 5, command: command(&[&REMOVE]) });
+            assert_eq!(alone.settle().0, []);
+            alone.now = alone.now + LOW_DISK_PAUSE;
+            alone.segments(DiskLevel::Low, segments);
+            assert_eq!(alone.settle().2, expected, "{segments} segments");
+            if expected {
+                let report = alone.machine.report(alone.now);
+                let position = Position { term: report.term, index: report.applied };
+                let mark = SnapshotMark { position, configuration: alone.machine.configuration(), bytes: 10 };
+                alone.machine.step(alone.now, Event::SnapshotCreated { mark });
+                alone.settle();
+                alone.segments(DiskLevel::Low, left);
+                alone.settle();
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ impl Machine {
     pub(super) fn on_propose(&mut self, token: Token, command: Bytes) {
         if !self.is_leader() || self.node.raft.lead_transferee.is_some() || self.stopping {
             self.effects.replies.push(Reply::NotLeader(token));
-        } else if let Some(status) = self.no_room() {
+        } else if let Some(status) = self.no_room(&command) {
             self.effects.replies.push(Reply::Refused(token, status));
         } else if self.is_over_budget() {
             self.effects.replies.push(Reply::Overloaded(token));

@@ -77,6 +77,7 @@ impl Machine {
             self.create_snapshot();
         } else if self.would_make_room(now) {
             self.low_disk_snapshot = Some(now);
+            self.low_disk_floor = Some(self.disk.segments);
             self.create_snapshot();
         } else if let Some((index, _)) = wanted
             && index <= self.applied.0

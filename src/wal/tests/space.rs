@@ -233,3 +233,27 @@ fn however_full_the_disk_votes_and_snapshots_are_written_and_changes_resume() {
     }
     assert!(refused > 500 && taken > 500, "{refused} {taken}");
 }
+
+#[test]
+fn a_quota_that_nobody_tells_of_is_run_against_ever_less_often() {
+    let mut filled = Filled::new(16);
+    let disk = filled.pair.disk.clone();
+    disk.remove(&dir().join("reserve")).unwrap();
+    disk.set_full(true);
+    let mut attempts = 0;
+    for _ in 0..500 {
+        let before = disk.operations();
+        filled.check(DiskLevel::Low);
+        attempts += u64::from(disk.operations() > before);
+        assert!(!filled.has_reserve(), "half a reserve is none");
+        assert!(filled.space.needed_bytes >= RESERVE, "{:?}", filled.space);
+    }
+    assert!((5..20).contains(&attempts), "{attempts}");
+    // It is noticed by itself when it is lifted.
+    disk.set_full(false);
+    for _ in 0..129 {
+        filled.space = filled.reserve.check(filled.space.level, filled.state).unwrap();
+    }
+    filled.check(DiskLevel::Ok);
+    assert!(filled.has_reserve());
+}

@@ -191,6 +191,7 @@ fn context() -> Context {
         raft,
         links: Vec::new(),
         certificate: None,
+        notices: Vec::new(),
     }
 }
 

@@ -358,7 +358,7 @@ impl World {
     /// A recovery began a new history with `state`: what clients did before is over. A call under way goes on, in the new
     /// history, under its change id.
     pub(super) fn clients_succeed(&mut self, state: &State) {
-        let moment = |before: u64| Instant::from_nanos(self.now.as_nanos() as u64 - before);
+        let moment = |before: u64| Instant::from_nanos(self.now.as_nanos() - before);
         let (began, begun) = (moment(2), moment(1));
         let mut history: Vec<Op> = Vec::new();
         for (group, cells) in self.workload.groups.iter().map(|group| group.cells).enumerate() {

@@ -305,6 +305,24 @@ fn damage_is_told_from_what_passes() {
 }
 
 #[test]
+fn a_member_that_was_turned_away_says_so_when_it_does_not_run() {
+    use super::super::facts::StoppedFacts;
+    let stopped = |exit| StoppedFacts { exit, reason: "node x was rolled back".to_owned(), hint: "join".to_owned() };
+    let turned_away = |exit| {
+        move |facts: &mut Facts| {
+            facts.manager = Err("nobody".to_owned());
+            facts.dir.stopped = Some(stopped(exit));
+        }
+    };
+    check(turned_away(5), "stopped", Severity::Damage, &["was rolled back", "join"]);
+    check(turned_away(3), "stopped", Severity::Fail, &["was rolled back"]);
+    // One that runs has left it behind.
+    let mut facts = sound();
+    facts.dir.stopped = Some(stopped(5));
+    assert!(examine(&facts).iter().all(|finding| finding.check != "stopped"));
+}
+
+#[test]
 fn certificates_end() {
     let ends = |left: i64| {
         move |facts: &mut Facts| {
