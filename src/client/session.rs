@@ -45,7 +45,7 @@ impl Session {
     }
 
     /// The next item, or `None` once the deadline has passed. The manager is pinged meanwhile: one that says nothing for
-    /// [`SILENCE`] is given up.
+    /// `SILENCE` is given up.
     pub fn next_until(&mut self, deadline: Instant) -> Result<Option<SessionItem>, ClientError> {
         loop {
             let now = monotonic();

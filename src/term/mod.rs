@@ -12,7 +12,7 @@
 //!   a moment; many changes are one look. It looks when [`Service::next_deadline`] has come.
 //! - Every effect has exactly one outcome, unless the term ends first. No event follows the end of the term.
 //! - Its changes carry the term: what is applied under a later leader is refused as
-//!   [`Refusal::TermChanged`](crate::types::Refusal::TermChanged), so that a deposed leader's service writes nothing.
+//!   [`Refusal::TermChanged`], so that a deposed leader's service writes nothing.
 //!
 //! What it must keep to: the same state looked at twice leads to the same changes under the same ids, and to nothing that is
 //! under way already; what was declined is tried again after a pause of its own, not at once.
