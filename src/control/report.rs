@@ -226,6 +226,19 @@ pub fn certificate_warning(certificate: Option<&CertificateReport>, now_ms: u64)
     (!trouble.is_empty()).then(|| format!("this node gets no new certificate, and its own ends at {expires_at}{why}"))
 }
 
+/// [`certificate_warning`] of a manager: without a leader one whose certificate is over has nobody to ask.
+pub fn certificate_warnings(certificate: &CertificateReport, has_leader: bool, now_ms: u64) -> Vec<String> {
+    let mut warnings: Vec<String> = certificate_warning(Some(certificate), now_ms).into_iter().collect();
+    if !has_leader && now_ms > certificate.expires_at.0 {
+        warnings.push(
+            "managers take nobody's word whose certificate is over: where a majority's are, no leader can be elected and \
+             nobody can renew; stop the managers, and go on from one of them with `skep recover`"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
 fn sync_warning(name: &str, sync_us: u64) -> Option<String> {
     (sync_us > SYNC_WARNING_US)
         .then(|| format!("the disk of {name} takes {} ms for a sync, and every write waits for it", sync_us / 1000))

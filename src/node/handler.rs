@@ -28,7 +28,7 @@ use crate::raft::{self, FetchSnapshot, Order, OrderResult};
 use crate::store::Store;
 use crate::sys::metrics::{Histogram, Metrics};
 use crate::sys::queue::Sender;
-use crate::sys::time::{Instant, monotonic};
+use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{
     Admin, Answer, Call, DiskLevel, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest,
     SnapshotRequest,
@@ -241,6 +241,8 @@ impl NodeHandler {
     }
 
     fn context(&self) -> Context {
+        let (certificate, raft) = (self.own.report(), self.report());
+        let of_certificate = control::certificate_warnings(&certificate, raft.leader.is_some(), wall_ms());
         Context {
             node_id: self.identity.node_id,
             cluster_id: self.identity.cluster_id,
@@ -248,10 +250,10 @@ impl NodeHandler {
             data_dir: self.identity.data_dir.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             sync_us: self.sync.quantile_us(0.5),
-            raft: self.report(),
+            raft,
             links: self.links.values().cloned().collect(),
-            certificate: Some(self.own.report()),
-            notices: self.outlived.notice(monotonic()).into_iter().collect(),
+            notices: self.outlived.notice(monotonic()).into_iter().chain(of_certificate).collect(),
+            certificate: Some(certificate),
         }
     }
 

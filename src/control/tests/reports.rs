@@ -214,3 +214,21 @@ fn http_pages_answer_for_machines() {
     assert_eq!(get(&swarm, "/readyz").0, 503);
     assert_eq!(get(&swarm, "/healthz").0, 200);
 }
+
+#[test]
+fn a_manager_whose_certificate_is_over_says_so_and_what_to_do_when_all_are() {
+    let certificate = |trouble: &str| CertificateReport {
+        role: Role::Manager,
+        expires_at: Timestamp(NOW_MS),
+        renews_at: Timestamp(0),
+        trouble: trouble.to_owned(),
+    };
+    let warnings = |trouble, has_leader, now_ms| certificate_warnings(&certificate(trouble), has_leader, now_ms);
+    assert!(warnings("", false, NOW_MS).is_empty());
+    let over = warnings("nobody answers", true, NOW_MS + 1);
+    assert!(over.len() == 1 && over[0].contains("certificate expired at") && over[0].ends_with(": nobody answers"));
+    let alone = warnings("", false, NOW_MS + 1);
+    assert!(alone.len() == 2 && alone[1].contains("`skep recover`"), "{alone:?}");
+    let refused = warnings("refused", false, NOW_MS);
+    assert!(refused.len() == 1 && refused[0].contains("gets no new certificate"), "{refused:?}");
+}
