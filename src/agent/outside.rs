@@ -183,7 +183,11 @@ impl Outside {
         } else {
             log::debug!("no session with a manager: {status}");
         }
-        self.link.set(LinkState { manager: None, clock_offset_ms: None, trouble: status.message });
+        let trouble = match status.hint.is_empty() {
+            true => status.message,
+            false => format!("{}; {}", status.message, status.hint),
+        };
+        self.link.set(LinkState { manager: None, clock_offset_ms: None, trouble });
         self.pause = (self.pause * 2 + MORE_PAUSE).min(LONGEST_PAUSE);
         let millis = u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX);
         self.retry_at = now + Duration::from_millis(self.jitter.below(millis));

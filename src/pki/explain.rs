@@ -68,7 +68,7 @@ fn explain_certificate(bad: &Bad) -> (String, String) {
         return (format!("the other side's certificate is refused: {error}"), error.hint());
     }
     let (message, hint) = match bad {
-        Bad::UnknownIssuer | Bad::BadSignature => (format!("{UNKNOWN_ROOT}: it belongs to another swarm"), SWARM),
+        Bad::UnknownIssuer | Bad::BadSignature => (format!("{UNKNOWN_ROOT}: {ANOTHER_ROOT}"), ROOT),
         Bad::ExpiredContext { time, not_after } => (
             format!(
                 "the other side's certificate expired at {}, and this machine's clock says {}",
@@ -114,9 +114,7 @@ fn explain_certificate(bad: &Bad) -> (String, String) {
 
 const fn explain_alert(alert: Alert) -> (&'static str, &'static str) {
     match alert {
-        Alert::UnknownCA | Alert::DecryptError => {
-            ("the other side does not know the root that signed our certificate: it belongs to another swarm", SWARM)
-        }
+        Alert::UnknownCA | Alert::DecryptError => (UNKNOWN_THERE, ROOT),
         Alert::CertificateExpired => ("the other side says that our certificate is expired or not yet valid", CLOCKS),
         Alert::CertificateRequired => ("the other side wants a certificate, and this node has none", JOIN),
         Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
@@ -138,6 +136,12 @@ fn date(seconds: u64) -> Timestamp {
 
 /// How a message begins about a certificate under a root that is not known here.
 pub const UNKNOWN_ROOT: &str = "the other side's certificate is not signed by this swarm's root";
+/// What a message is about when the other side does not know the root of our certificate.
+const UNKNOWN_THERE: &str = "the other side does not know the root that signed our certificate: it belongs to another swarm, or the \
+                             root was replaced while this node was away";
+const ANOTHER_ROOT: &str = "it belongs to another swarm, or the root was replaced while one of the two was away";
+const ROOT: &str = "check that the address is that of a manager of the swarm that this node belongs to; a node that was away \
+                    while the root was replaced joins again, on an empty data directory with a new token";
 const CLOCKS: &str = "compare the clocks of both machines (`date -u`)";
 const SWARM: &str = "check that the address is that of a manager of the swarm that this node belongs to";
 const ADDRESS: &str = "check the addresses with `skep members`: one may have been given to another machine";
