@@ -11,10 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use skep::client::Client;
+use skep::sys::entropy::OsEntropy;
 use skep::sys::time::{unset, wall_ms, wind};
-use skep::types::api::{Answer, QueryKind, RaftState, StatusReport, Write};
-use skep::types::object::Node as NodeObject;
-use skep::types::{Code, Kind, MemberRole, Object, Role};
+use skep::types::api::{
+    Answer, MemberReport, QueryKind, RaftState, RootCaReport, StatusReport, WatchItem, WatchRequest, Write,
+};
+use skep::types::object::{Node as NodeObject, NodeState, Sensitive};
+use skep::types::{Code, Kind, MemberRole, NodeId, Object, Role};
 use skep::{Config, Node};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,11 +93,15 @@ fn status(node: &Node) -> Option<StatusReport> {
     }
 }
 
-fn voters(client: &mut Client) -> usize {
+fn members(client: &mut Client) -> Vec<MemberReport> {
     match client.query(QueryKind::Members, true, PATIENCE).unwrap() {
-        Answer::Members(members) => members.iter().filter(|member| member.role == MemberRole::Voter).count(),
+        Answer::Members(members) => members,
         other => panic!("{other:?}"),
     }
+}
+
+fn voters(client: &mut Client) -> usize {
+    members(client).iter().filter(|member| member.role == MemberRole::Voter).count()
 }
 
 /// The node's object, as the swarm has it.
@@ -392,6 +399,208 @@ fn a_manager_that_was_demoted_or_removed_while_it_was_down_finds_out() {
     // It stays so: nothing is left with which it could take part.
     let error = Node::start(Config::local(dir.path().join("m5"))).map(|node| node.wait());
     assert_eq!(error.unwrap(), skep::node::Stopped::Removed);
+}
+
+#[test]
+fn a_follower_and_a_leader_that_were_demoted_are_promoted_again() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let second = join(dir.path(), "m2", &first, Role::Manager);
+    let third = join(dir.path(), "m3", &first, Role::Manager);
+    eventually("three voters", || (voters(&mut first.client().unwrap()) == 3).then_some(()));
+    // The first began the swarm and leads it; the second follows.
+    for (node, by) in [(&second, &third), (&first, &third)] {
+        let before = (node.node_id(), node.raft_id());
+        ask_for(Role::Worker, node, by);
+        works(node);
+        manages(by, 2);
+        by.client().unwrap().write(config(&format!("without-{}", before.0)), PATIENCE).unwrap();
+        ask_for(Role::Manager, node, by);
+        manages(node, 3);
+        // The same node, in a place of its own: what it held as a manager it does not hold any more.
+        let members = members(&mut by.client().unwrap());
+        let place = members.iter().find(|member| member.node_id == before.0).unwrap();
+        assert!(place.raft_id > before.1, "{place:?} after {before:?}");
+        node.client().unwrap().write(config(&format!("with-{}", before.0)), PATIENCE).unwrap();
+    }
+    // Whoever came back counts: two of the three carry the swarm without the one that never left.
+    third.stop(Duration::from_secs(5));
+    second.client().unwrap().write(config("after"), PATIENCE).unwrap();
+}
+
+/// What the swarm was told of nodes since a watch began.
+fn states(watch: &mut skep::client::Watch) -> Vec<(NodeId, NodeState)> {
+    let mut states = Vec::new();
+    let soon = skep::sys::time::monotonic() + Duration::from_secs(2);
+    while let Some(item) = watch.next_until(Some(soon)).unwrap() {
+        let objects: Vec<Object> = match item {
+            WatchItem::Snapshot { objects } => objects,
+            WatchItem::Change { events, .. } => events.into_iter().map(|event| event.object).collect(),
+            WatchItem::Begin { .. } | WatchItem::Mark { .. } => continue,
+        };
+        states.extend(objects.into_iter().filter_map(|object| match object {
+            Object::Node(node) => Some((node.id, node.status.state)),
+            _ => None,
+        }));
+    }
+    states
+}
+
+#[test]
+fn nobody_is_called_down_because_the_leader_starts_again() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let second = join(dir.path(), "m2", &first, Role::Manager);
+    let third = join(dir.path(), "m3", &first, Role::Manager);
+    let worker = join(dir.path(), "w1", &first, Role::Worker);
+    eventually("three voters", || (voters(&mut first.client().unwrap()) == 3).then_some(()));
+    in_touch(&worker);
+    for node in [&first, &second, &third, &worker] {
+        eventually("it has reported", || (!object(&second, node).certificate.reported_issuer.is_empty()).then_some(()));
+    }
+    let request = WatchRequest {
+        from: None,
+        skip_snapshot: false,
+        kinds: vec![Kind::Node],
+        filter: Default::default(),
+        include_old: false,
+    };
+    let mut watch = second.client().unwrap().watch(request, PATIENCE).unwrap();
+    let leads = |node: &Node| status(node).is_some_and(|status| status.role == RaftState::Leader);
+    assert!(leads(&first));
+    let (listen, directory) = (first.listen_addr().to_string(), first.data_dir().to_owned());
+    first.stop(Duration::from_secs(5));
+    drop(first);
+    eventually("another leads", || (leads(&second) || leads(&third)).then_some(()));
+    in_touch(&worker);
+    let first = Node::start(Config { listen, ..Config::local(&directory) }).unwrap();
+    manages(&first, 3);
+    in_touch(&worker);
+    // A change behind all that the restart brought about, so that the watch has seen it.
+    ask_for(Role::Worker, &worker, &first);
+    let states = states(&mut watch);
+    assert!(states.len() >= 4 && states.iter().all(|(_, state)| *state == NodeState::Ready), "{states:?}");
+}
+
+#[test]
+fn managers_that_all_outlived_their_certificates_go_on_from_one_of_them() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let second = join(dir.path(), "m2", &first, Role::Manager);
+    eventually("two voters", || (voters(&mut first.client().unwrap()) == 2).then_some(()));
+    first.client().unwrap().write(config("kept"), PATIENCE).unwrap();
+    let (id, listen) = (first.node_id(), first.listen_addr().to_string());
+    let directory = first.data_dir().to_owned();
+    for node in [&first, &second] {
+        node.stop(Duration::from_secs(5));
+    }
+    drop((first, second));
+    wind(HOUR * 24 * 100);
+    // Neither takes the other's word any more, so none of them leads, and none can renew.
+    let first = Node::start(Config { listen: listen.clone(), ..Config::local(&directory) }).unwrap();
+    let second = Node::start(Config::local(dir.path().join("m2"))).unwrap();
+    eventually("they say what is wrong", || {
+        let told = [&first, &second].map(|node| status(node).map(|status| status.warnings.concat()));
+        let says = |told: String| told.contains("certificate expired at") && told.contains("`skep recover`");
+        told.into_iter().all(|told| told.is_some_and(says)).then_some(())
+    });
+    for node in [&first, &second] {
+        let status = status(node).unwrap();
+        assert!(status.leader.is_none() && status.certificate.unwrap().expires_at.0 < wall_ms());
+        node.stop(Duration::from_secs(5));
+    }
+    drop((first, second));
+
+    let recovery = skep::node::recover::Recovery::open(&directory, None).unwrap();
+    recovery.carry_out(None).unwrap();
+    let first = Node::start(Config { listen, ..Config::local(&directory) }).unwrap();
+    assert_eq!(first.node_id(), id);
+    manages(&first, 1);
+    assert!(status(&first).unwrap().certificate.unwrap().expires_at.0 > wall_ms());
+    // It renews like any other, and the other manager takes its place in the swarm that goes on.
+    let before = chain(&first);
+    wind(HOUR * 5 / 6);
+    renewed(&first, &before);
+    std::fs::rename(dir.path().join("m2"), dir.path().join("aside")).unwrap();
+    let second = join(dir.path(), "m2", &first, Role::Manager);
+    manages(&second, 2);
+    let asked = QueryKind::Inspect(Kind::Config, "kept".to_owned());
+    second.client().unwrap().query(asked, false, PATIENCE).unwrap();
+}
+
+#[test]
+fn members_come_back_though_the_tokens_they_joined_with_are_no_good_any_more() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let roles = [("m2", Role::Manager), ("w1", Role::Worker)];
+    let settings = roles.map(|(name, role)| joining(dir.path(), name, &first, role));
+    let [second, worker] = settings.each_ref().map(|settings| Node::start(settings.clone()).unwrap());
+    eventually("two voters", || (voters(&mut first.client().unwrap()) == 2).then_some(()));
+    in_touch(&worker);
+    let (ids, listen) = ([second.node_id(), worker.node_id()], second.listen_addr().to_string());
+    let mut rotated = first.client().unwrap();
+    for role in [Role::Manager, Role::Worker] {
+        let token = skep::pki::JoinToken::generate(&root(&first).roots[0].certificate, &mut OsEntropy);
+        let token = Sensitive(token.to_string().into_bytes());
+        rotated.write(Write::RotateToken { role, token }, PATIENCE).unwrap();
+    }
+    worker.stop(Duration::from_secs(5));
+    second.stop(Duration::from_secs(5));
+    drop((second, worker));
+    let strange = Config { data_dir: dir.path().join("strange"), ..settings[1].clone() };
+    let [of_second, of_worker] = settings;
+    let second = Node::start(Config { listen, ..of_second }).unwrap();
+    let worker = Node::start(of_worker).unwrap();
+    manages(&second, 2);
+    in_touch(&worker);
+    assert_eq!([second.node_id(), worker.node_id()], ids);
+    // A stranger with the same command line is turned away.
+    let refused = Node::start(strange).unwrap_err().to_string();
+    assert!(refused.contains("A valid join token is necessary"), "{refused}");
+}
+
+/// The swarm's roots, and how far a rotation is.
+fn root(manager: &Node) -> RootCaReport {
+    match manager.client().unwrap().query(QueryKind::RootCa, false, PATIENCE).unwrap() {
+        Answer::RootCa(report) => *report,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_worker_that_moved_to_a_new_root_and_missed_the_end_of_the_rotation_learns_it() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let away = join(dir.path(), "w1", &first, Role::Worker);
+    let late = join(dir.path(), "w2", &first, Role::Worker);
+    in_touch(&away);
+    in_touch(&late);
+    let trusted = |name: &str| std::fs::read_to_string(dir.path().join(name).join("pki/root.crt")).unwrap();
+    let before = trusted("w1");
+    late.stop(Duration::from_secs(5));
+    drop(late);
+    let new = skep::client::own_root(wall_ms(), &mut OsEntropy).unwrap();
+    let write = Write::RotateRoot { root: new.clone(), skip: Vec::new(), resume: false };
+    first.client().unwrap().write(write, PATIENCE).unwrap();
+    eventually("all have moved but one", || (root(&first).rotation?.converged == 2).then_some(()));
+    away.stop(Duration::from_secs(5));
+    drop(away);
+    assert_eq!(trusted("w1"), before, "the new root is nobody's to trust before the end");
+    let late = Node::start(Config::local(dir.path().join("w2"))).unwrap();
+    eventually("the rotation is over", || root(&first).rotation.is_none().then_some(()));
+    // Managers' next certificates do not lead to the root that the worker trusts.
+    let former = [chain(&first), chain(&late)];
+    wind(HOUR * 5 / 6);
+    renewed(&first, &former[0]);
+    renewed(&late, &former[1]);
+    let away = Node::start(Config::local(dir.path().join("w1"))).unwrap();
+    in_touch(&away);
+    eventually("it trusts the new root", || (trusted("w1") == new.certificate).then_some(()));
 }
 
 /// Sets the clock again, to what the process has gone on with.

@@ -125,11 +125,16 @@ fn three_managers_lock_change_their_key_and_open_again() {
     swarm.managers[2].start();
     swarm.votes(2);
 
-    // Off: in the clear again, and nobody waits for anything.
+    // Off: in the clear again, with the same data keys, and nobody waits for anything.
+    let data_keys = |file: &KeyFile| file.data_keys.iter().map(|key| key.expose().to_vec()).collect::<Vec<_>>();
+    let before = data_keys(&keys_of(&swarm.managers[0], &new).expect("it is sealed under the new key"));
     swarm.managers[0].skep(&["cluster", "update", "--autolock=false"]).ok();
     for place in 0..3 {
         sealed(&swarm.managers[place], false);
     }
+    let text = std::fs::read_to_string(swarm.managers[0].dir.join("pki/node.key")).unwrap();
+    let Read::Open(opened) = keyfile::read(&text).unwrap() else { panic!("it is in the clear") };
+    assert_eq!(data_keys(&opened), before);
     swarm.managers[0].skep(&["unlock-key", "show"]).refused_with_hint(3, &["no unlock key"]);
     swarm.managers[0].stop();
     swarm.managers[0].start();

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 
-use super::swarm::{Ended, Swarm, skep};
+use super::swarm::{Ended, Manager, Swarm, eventually, skep};
 
 #[track_caller]
 fn run(dir: &Path, arguments: &[&str]) -> Ended {
@@ -73,7 +73,8 @@ fn tokens_and_addresses_that_do_not_lead_into_the_swarm() {
     assert!(!said.contains(&wrong), "the token is a secret: {said}");
     // The token of another swarm.
     let other = format!("SWMTKN-1-{}-{secret}", "0".repeat(50));
-    join("j5", &manager.addr, &other).refused_with_hint(3, &[&cannot]);
+    join("j5", &manager.addr, &other).refused_with_hint(3, &[&cannot, "does not match the join token"]);
+    assert!(!root.join("j5/pki/root.crt").exists(), "whoever answered is not believed");
     let ended = run(&root.join("j6"), &["--join", &manager.addr]);
     ended.refused_with_hint(3, &[&cannot, "a join token is needed", "--token-file"]);
     run(&root.join("j7"), &["--join", &manager.addr, "--token-file", "/nonexistent/token"])
@@ -231,4 +232,48 @@ fn a_write_is_asked_about_again_under_its_id() {
     assert_eq!(create(b"hello").ok(), first);
     let rows = manager.json(&["config", "ls"]);
     assert_eq!((rows.as_array().unwrap().len(), &rows[0]["id"]), (1, &first.as_str().into()));
+}
+
+#[test]
+fn a_directory_of_one_swarm_is_not_led_into_another() {
+    let mut swarm = Swarm::of(1);
+    let ours = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
+    let token = swarm.token_file(&ours);
+    let mut worker = Manager::new(swarm.path(), "w1");
+    worker.arguments = vec!["--join".into(), swarm.managers[0].addr.clone(), "--token-file".into(), token];
+    worker.spawn();
+    let ready = |worker: &Manager| worker.status().filter(|status| status["state"] == "ready");
+    let before = eventually("it has joined", || ready(&worker));
+    worker.stop();
+
+    // Another swarm, and its token.
+    let place = swarm.add();
+    swarm.managers[place].start();
+    let addr = swarm.managers[place].addr.clone();
+    let theirs = swarm.managers[place].skep(&["token", "show", "--role", "worker"]).ok();
+    let token = swarm.token_file(&theirs);
+    worker.arguments = vec!["--join".into(), addr.clone(), "--token-file".into(), token];
+    let logged = worker.log_length();
+    worker.spawn();
+    let after = eventually("it is where it was", || ready(&worker));
+    assert_eq!((&after["node_id"], &after["cluster_id"]), (&before["node_id"], &before["cluster_id"]));
+    let said = worker.log_since(logged);
+    assert!(said.contains("belongs to a member of a swarm already: --join and --token are ignored"), "{said}");
+
+    // Named as a manager of its own swarm, while that one is down: neither takes the other for one of its own.
+    worker.stop();
+    swarm.managers[0].stop();
+    worker.arguments = vec!["--peer".into(), addr];
+    let logged = worker.log_length();
+    worker.spawn();
+    eventually("it says why it is in touch with nobody", || {
+        let said = worker.log_since(logged);
+        said.contains("it belongs to another swarm").then_some(())
+    });
+    assert_eq!(worker.status().unwrap()["state"], "no manager");
+    assert_eq!(swarm.managers[place].json(&["node", "ls"]).as_array().unwrap().len(), 1);
+    swarm.managers[0].start();
+    let back = eventually("its own manager is back", || ready(&worker));
+    assert_eq!(back["cluster_id"], before["cluster_id"]);
+    worker.stop();
 }

@@ -1,5 +1,6 @@
 //! The root certificate is replaced while programs write.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::swarm::{Manager, Swarm, eventually};
@@ -82,4 +83,106 @@ fn a_manager_that_is_down_is_waited_for_by_name_and_moves_when_it_is_back() {
     swarm.managers[down].start();
     swarm.votes(down);
     check_root(&swarm, started["digest"].as_str().unwrap());
+}
+
+/// Starts a worker that joins the first manager, and waits until a manager has it.
+#[track_caller]
+fn add_worker(swarm: &Swarm, name: &str) -> Manager {
+    let token = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
+    let mut worker = Manager::new(swarm.path(), name);
+    worker.arguments =
+        vec!["--join".into(), swarm.managers[0].addr.clone(), "--token-file".into(), swarm.token_file(&token)];
+    worker.spawn();
+    in_touch(&worker);
+    eventually("the worker has reported", || {
+        let node = swarm.managers[0].json(&["node", "inspect", name]);
+        (!node["certificate"]["reported_issuer"].as_str()?.is_empty()).then_some(())
+    });
+    worker
+}
+
+/// Waits until a worker is in touch with a manager; that one's id.
+#[track_caller]
+fn in_touch(worker: &Manager) -> String {
+    eventually("the worker is in touch with a manager", || {
+        let status = worker.status()?;
+        (status["state"] == "ready").then(|| status["manager"][0].as_str().map(str::to_owned)).flatten()
+    })
+}
+
+fn trusted(node: &Manager) -> String {
+    std::fs::read_to_string(node.dir.join("pki/root.crt")).unwrap()
+}
+
+#[test]
+fn a_worker_whose_manager_dies_in_a_rotation_gets_its_new_certificate_from_another() {
+    let mut swarm = Swarm::of(3);
+    let worker = add_worker(&swarm, "w1");
+    let old = trusted(&worker);
+    let manager = in_touch(&worker);
+    let place = swarm.managers.iter().position(|it| it.status().unwrap()["node_id"] == manager.as_str()).unwrap();
+    let other = (place + 1) % 3;
+    // It hears nothing of the rotation as long as its manager lives.
+    worker.signal(Signal::STOP);
+    let started = swarm.managers[other].json(&["ca", "rotate"]);
+    let rotation = eventually("the managers have moved", || {
+        let rotation = swarm.managers[other].json(&["ca", "show"])["rotation"].clone();
+        (rotation["converged"] == 3).then_some(rotation)
+    });
+    assert_eq!(rotation["waiting_for"][0]["name"], "w1");
+    swarm.managers[place].kill();
+    worker.signal(Signal::CONT);
+    eventually("another manager has it", || (in_touch(&worker) != manager).then_some(()));
+    let digest = started["digest"].as_str().unwrap();
+    check_root(&swarm, digest);
+    eventually("the worker trusts the new root only", || {
+        (trusted(&worker) != old && trusted(&worker) == trusted(&swarm.managers[other])).then_some(())
+    });
+    let [row, root] = [&["node", "inspect", "w1"][..], &["ca", "show"]].map(|words| swarm.managers[other].json(words));
+    assert_eq!(row["certificate"]["reported_issuer"], root["roots"][0]["issuer"]);
+    // The manager that died had moved: it comes back, and the worker stays with whom it has.
+    swarm.managers[place].arguments.clear();
+    swarm.managers[place].start();
+    swarm.votes(place);
+    check_root(&swarm, digest);
+    in_touch(&worker);
+}
+
+#[test]
+fn a_worker_that_a_rotation_went_on_without_hears_that_it_must_join_again() {
+    let mut swarm = Swarm::of(1);
+    let mut worker = add_worker(&swarm, "w1");
+    let id = worker.status().unwrap()["node_id"].as_str().unwrap().to_owned();
+    worker.stop();
+    let manager = &swarm.managers[0];
+    let hinted = manager.skep(&["ca", "rotate", "--wait", "--skip", "w1"]);
+    assert!(hinted.stderr.contains("hint: a skipped node"), "{hinted:?}");
+    hinted.ok();
+    let before = worker.log_length();
+    worker.spawn();
+    let status = eventually("it says why nobody takes it", || {
+        let status = worker.status()?;
+        status["warnings"].to_string().contains("the root was replaced while this node was away").then_some(status)
+    });
+    assert_eq!(status["state"], "no manager");
+    assert!(status["warnings"].to_string().contains("joins again, on an empty data directory"), "{status}");
+    assert!(worker.log_since(before).contains("the root was replaced"), "{}", worker.log_since(before));
+    assert_eq!(worker.skep(&["status"]).code, Some(4));
+    // A new root is not taken from whoever offers one.
+    assert_ne!(trusted(&worker), trusted(&swarm.managers[0]));
+
+    // What it was told to do. Its former self is no more than a row to remove.
+    worker.kill();
+    std::fs::rename(&worker.dir, swarm.path().join("aside")).unwrap();
+    drop(worker);
+    let token = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
+    let mut worker = Manager::new(swarm.path(), "w1");
+    worker.arguments =
+        vec!["--join".into(), swarm.managers[0].addr.clone(), "--token-file".into(), swarm.token_file(&token)];
+    worker.spawn();
+    in_touch(&worker);
+    assert_ne!(worker.status().unwrap()["node_id"], id.as_str());
+    swarm.managers[0].skep(&["node", "rm", "--force", &id]).ok();
+    assert_eq!(swarm.managers[0].json(&["node", "ls"]).as_array().unwrap().len(), 2);
+    swarm.managers[0].stop();
 }
