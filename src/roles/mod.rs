@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::codec::digest128;
 use crate::store::State;
+use crate::sys::faults::{Fault, planted};
 use crate::term::{Effect, Ended, Event, Service};
 use crate::types::object::{MembershipState, Node};
 use crate::types::{Change, ChangeId, Kind, Member, MemberRole, NodeId, Object, Operation, Role, Term, Timestamp};
@@ -217,6 +218,7 @@ fn pending(state: &State, here: NodeId) -> Vec<(NodeId, Step)> {
         let stays_manager = node.spec.desired_role == Role::Manager && !leaves;
         let step = match (stays_manager, node.role, members.contains_key(&node.id)) {
             (true, Role::Worker, _) => Step::SetRole(Role::Manager),
+            (false, Role::Manager, true) if planted(Fault::WorkerWhileMember) => Step::SetRole(Role::Worker),
             (false, _, true) => out(node.id),
             (false, _, false) if leaves => Step::Forget,
             (false, Role::Manager, false) => Step::SetRole(Role::Worker),

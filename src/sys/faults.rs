@@ -98,6 +98,12 @@ faults! {
     /// A replica that a majority contradicts goes on.
     DivergenceUnnoticed,
 
+    // ---- roles ----
+    /// A manager is taken out of the group though those left have no majority that can be reached.
+    QuorumUnguarded,
+    /// A manager is written down as a worker before it has left the group.
+    WorkerWhileMember,
+
     // ---- a new history ----
     /// A recovery keeps the history that it should end.
     LineageKept,

@@ -322,7 +322,7 @@ fn shuffled(world: &mut World) -> Vec<NodeId> {
 }
 
 /// One fault; false when it cannot be made now.
-fn strike(world: &mut World, nemesis: Nemesis) -> bool {
+pub fn strike(world: &mut World, nemesis: Nemesis) -> bool {
     let id = victim(world);
     match nemesis {
         Nemesis::Kill | Nemesis::Power => {
@@ -528,7 +528,7 @@ fn may_start(world: &World, id: NodeId) -> bool {
 }
 
 /// Something gets better.
-fn relief(world: &mut World) {
+pub fn relief(world: &mut World) {
     if world.entropy.below(2) == 0 {
         world.heal();
     }

@@ -23,6 +23,7 @@
 //! network is cut in every shape, in one direction too, loses, repeats, reorders and dawdles; clocks drift; members
 //! join, leave, move, and leadership is handed around; all managers but one are lost, and the swarm is begun anew from that
 //! one (`world::recovery`), with power cuts within the recovery and former managers that come back afterwards. `scenarios` tells single stories with what must come of each.
+//! In `roles` people ask for managers to become workers and the other way round, and the leader's service sees to it.
 //!
 //! # What must hold
 //!
@@ -48,6 +49,7 @@
 //! | `answers` | every request is answered, once |
 //! | `stopped` | nobody stops, or refuses to start, to whom nothing was done |
 //! | `liveness` | once everything is healed a write succeeds within `HEALED` in `world::verdict`, and all become equal |
+//! | `roles` | whoever leaves the group was asked to, and is no worker before |
 //! | `panic` | the product does not panic |
 //!
 //! `planted` shows that they find bugs: for each of the faults that can be planted, who reports it and within how many seeds.
@@ -77,6 +79,7 @@ mod linear;
 mod node;
 mod planted;
 mod promises;
+mod roles;
 mod scenarios;
 mod serial;
 mod workload;

@@ -21,6 +21,7 @@ use skep::types::{Index, Lineage, NodeId, Outcome, Position, RaftId, Revision};
 use skep::wal::{self, HardState, LogReader, Persist, Wal};
 
 use crate::disk::SimDisk;
+use crate::world::roles::{Reign, check_step};
 
 /// The history that a world begins with.
 pub const LINEAGE: Lineage = Lineage(0x5ce9);
@@ -138,6 +139,8 @@ pub struct Running {
     pub wanted: BTreeSet<NodeId>,
     pub finish_due: bool,
     pub wake_at: Option<Instant>,
+    /// The leader's services, while it leads.
+    pub reign: Option<Reign>,
     /// The newest state that a stale read was answered from.
     pub shown: Revision,
 }
@@ -279,6 +282,7 @@ impl Node {
             wanted: BTreeSet::new(),
             finish_due: false,
             wake_at: None,
+            reign: None,
             shown: Revision(0),
         });
         Ok(())
@@ -343,7 +347,7 @@ impl Running {
     }
 
     /// Applies all that is queued.
-    pub fn apply(&mut self) -> Result<AppliedTurn, ApplyError> {
+    pub fn apply(&mut self, id: NodeId) -> Result<AppliedTurn, ApplyError> {
         let mut turn = AppliedTurn::default();
         for job in std::mem::take(&mut self.apply_queue) {
             match job {
@@ -354,6 +358,7 @@ impl Running {
                 ApplyJob::Entries(entries) => {
                     for (entry, token) in entries {
                         let mut judged = None;
+                        let roles = self.applier.store().view(|state| state.cluster().map(|_| state.clone()));
                         match self.applier.apply(&entry)? {
                             Effect::Outcome(outcome) => {
                                 judged = Some(outcome.clone());
@@ -364,6 +369,9 @@ impl Running {
                             }
                             Effect::Mark(mark) => turn.applied.mark = Some(mark),
                             Effect::None | Effect::Address => {}
+                        }
+                        if let Some(before) = roles {
+                            self.applier.store().view(|after| check_step(&before, after, id));
                         }
                         let hash = self.applier.store().view(State::hash);
                         turn.log.push((entry, hash, judged));

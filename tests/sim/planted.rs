@@ -48,6 +48,8 @@
 //! | `LeaderDeathUnnoticed` | seconds without a leader instead of milliseconds | liveness | story | 1 |
 //! | `StalledLeaderStays` | nothing is written for as long as a disk hangs | liveness | story | 1 |
 //! | `DivergenceUnnoticed` | a replica that is wrong votes and serves | liveness | story | 1 |
+//! | `QuorumUnguarded` | a demotion takes the majority with it | liveness | story | 1 |
+//! | `WorkerWhileMember` | who counts as a worker votes, and may be the leader | roles | story | 5 |
 //! | `LineageKept` | former managers that come back are taken for removed ones, and give up what they have | history | story | 3 |
 //! | `RevisionNotRaised` | revisions that were told to somebody are given away again | history | story | 1 |
 //! | `RecoveredToCommit` | a recovery leaves out what its manager had acknowledged | lost write | story | 10 |
@@ -82,6 +84,7 @@ use crate::explore::{Nemesis, Settings, explore};
 use crate::failure::{Failure, catch, ensure};
 use crate::ms;
 use crate::node::Cause;
+use crate::roles;
 use crate::world::World;
 
 /// A planted fault, and what is expected of the checkers.
@@ -156,6 +159,8 @@ const ROWS: &[Row] = &[
     row(Fault::LeaderDeathUnnoticed, "seconds without a leader instead of milliseconds", &["liveness"], Story(leader_killed), 1),
     row(Fault::StalledLeaderStays, "nothing is written for as long as a disk hangs", &["liveness"], Story(leader_stalled), 1),
     row(Fault::DivergenceUnnoticed, "a replica that is wrong votes and serves", &["liveness"], Story(replica_corrupted), 1),
+    row(Fault::QuorumUnguarded, "a demotion takes the majority with it", &["liveness"], Story(roles::demoted_while_another_dies), 1),
+    row(Fault::WorkerWhileMember, "who counts as a worker votes, and may be the leader", &["roles"], Story(roles::asked_for_in_trouble), 5),
     row(Fault::LineageKept, "former managers that come back are taken for removed ones, and give up what they have", &["history"], Story(recovered), 3),
     row(Fault::RevisionNotRaised, "revisions that were told to somebody are given away again", &["history"], Story(recovered), 1),
     row(Fault::RecoveredToCommit, "a recovery leaves out what its manager had acknowledged", &["lost write"], Story(recovered), 10),

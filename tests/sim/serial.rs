@@ -378,7 +378,8 @@ impl Serial {
     }
 
     fn holder(&self, written: &BTreeMap<Place, Option<Object>>, object: &Object) -> Option<ObjectId> {
-        let name = object.name().map(str::to_ascii_lowercase);
+        // Nodes may have any name, and need none.
+        let name = Some(object.name()?.to_ascii_lowercase());
         self.current(written, object.kind())
             .find(|other| other.id() != object.id() && other.name().map(str::to_ascii_lowercase) == name)
             .map(Object::id)
@@ -412,12 +413,13 @@ fn with(object: &Object, meta: Meta) -> Object {
     object
 }
 
-/// The number that an object of the workload holds: the first eight bytes of its data.
+/// The number that an object of the workload holds: the first eight bytes of its data. Of others, only whether it is there.
 pub fn value_of(object: &Object) -> u64 {
     let data = match object {
         Object::Config(config) => &config.spec.data,
         Object::Secret(secret) => &secret.spec.data.0,
         Object::Resource(resource) => &resource.payload,
+        Object::Node(_) | Object::Cluster(_) => return 0,
         other => fail("serial order", format!("nobody wrote a {}", other.kind())),
     };
     data.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))

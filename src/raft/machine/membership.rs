@@ -121,7 +121,7 @@ impl Machine {
             let left = voters - 1;
             let needed = left / 2 + 1;
             let reachable = self.voters().filter(|m| m.node_id != node_id && self.is_up(m.node_id)).count();
-            if reachable < needed {
+            if reachable < needed && !planted(Fault::QuorumUnguarded) {
                 let message = format!(
                     "removing manager {node_id} would leave {reachable} reachable of {left} voters, and {needed} are needed"
                 );

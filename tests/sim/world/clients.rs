@@ -197,6 +197,9 @@ impl World {
 
     /// Apply judged a client's change.
     pub(super) fn outcome(&mut self, id: NodeId, token: Token, outcome: Outcome) {
+        if self.court_outcome(id, token, &outcome) {
+            return;
+        }
         let Some(at) = self.answered(id, token) else { return };
         let doing = self.clients[at].doing.as_ref().expect("found by its token");
         let Some(change) = &doing.change else { fail("answers", "a read was answered as a write") };
@@ -312,6 +315,9 @@ impl World {
     }
 
     pub(super) fn reply(&mut self, id: NodeId, reply: Reply) {
+        if self.court_reply(id, &reply) {
+            return;
+        }
         match reply {
             Reply::NotLeader(token)
             | Reply::Overloaded(token)

@@ -358,7 +358,7 @@ impl World {
         let run = node.run.as_mut().expect("it runs");
         run.applying = false;
         let before = run.voters();
-        let turn = run.apply().unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
+        let turn = run.apply(id).unwrap_or_else(|error| fail("stopped", format!("node {}: {error}", id.0)));
         let voters = run.voters().min(before);
         let position = turn.applied.position;
         if current {

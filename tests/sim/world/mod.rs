@@ -10,6 +10,7 @@ mod memory;
 mod network;
 mod orders;
 mod recovery;
+pub mod roles;
 mod verdict;
 mod watchers;
 
@@ -26,6 +27,7 @@ use skep::types::{ChangeId, Index, Lineage, MemberRole, NodeId, Outcome, RaftId,
 
 pub use self::clients::Client;
 pub use self::network::Network;
+use self::roles::Court;
 pub use self::watchers::Watcher;
 use crate::failure::fail;
 use crate::history::{Op, Searched};
@@ -45,6 +47,7 @@ enum Target {
     Node(NodeId, u64, Happening),
     Client(usize, u64),
     Watcher(usize),
+    Court,
     Links,
     Pings,
 }
@@ -151,6 +154,8 @@ pub struct World {
     silent: BTreeMap<(NodeId, NodeId), Instant>,
     last_delivery: BTreeMap<(NodeId, NodeId), Instant>,
     orders: BTreeMap<Token, Option<OrderResult>>,
+    /// Nodes' roles, and who sees to them.
+    pub court: Court,
     next_token: Token,
     next_node: u128,
     raft_ids: BTreeMap<RaftId, NodeId>,
@@ -201,6 +206,7 @@ impl World {
             silent: BTreeMap::new(),
             last_delivery: BTreeMap::new(),
             orders: BTreeMap::new(),
+            court: Court::default(),
             next_token: 1,
             next_node: 1,
             raft_ids: BTreeMap::new(),
@@ -386,6 +392,7 @@ impl World {
         match target {
             Target::Client(client, alarm) => self.client_turn(client, alarm),
             Target::Watcher(watcher) => self.watcher_turn(watcher),
+            Target::Court => self.court_turn(),
             Target::Links => self.look_at_links(),
             Target::Pings => self.ping_all(),
             Target::Node(id, life, happening) => {

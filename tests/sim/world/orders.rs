@@ -46,11 +46,16 @@ impl World {
     fn new_node(&mut self, raft_id: RaftId) -> NodeId {
         let id = NodeId(self.next_node);
         self.next_node += 1;
+        self.new_node_as(id, raft_id);
+        id
+    }
+
+    /// A node whose id is known already becomes a manager.
+    pub(super) fn new_node_as(&mut self, id: NodeId, raft_id: RaftId) {
         if let Some(before) = self.raft_ids.insert(raft_id, id) {
             fail("raft id", format!("{raft_id} was given to {} before {}", before.0, id.0));
         }
         self.nodes.insert(id, Node::new(id, raft_id, address(id), self.lineage, self.era));
-        id
     }
 
     /// One order, carried to whoever leads until it has an answer.
