@@ -168,7 +168,11 @@ fn progress(rotation: &RotationReport) -> String {
         .take(NAMED)
         .map(|node| {
             let lost = if node.connected == Some(false) { "not reachable, " } else { "" };
-            format!("{} ({}, {lost}{} since {})", clean(&node.name), node.role.name(), words(node), node.since)
+            let since = match node.standing {
+                Standing::NotAsked => String::new(),
+                _ => format!(" since {}", node.since),
+            };
+            format!("{} ({}, {lost}{}{since})", clean(&node.name), node.role.name(), words(node))
         })
         .collect();
     let more = waiting.saturating_sub(named.len() as u64);
@@ -305,7 +309,7 @@ mod tests {
         assert_eq!(
             progress(&rotation(waiting, 2)),
             "2 of 5 nodes have certificates of the new root; waiting for m2 (manager, not reachable, told to renew since \
-             1970-01-01T00:01:00.000Z), m3 (manager, not told to renew yet since 1970-01-01T00:01:00.000Z)"
+             1970-01-01T00:01:00.000Z), m3 (manager, not told to renew yet)"
         );
         let many = (1..=9).map(|id| node(id, Standing::Signing, None)).collect();
         assert!(progress(&rotation(many, 120)).ends_with(", 115 more"));

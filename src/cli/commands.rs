@@ -14,6 +14,7 @@ use super::parse;
 use super::session::{Session, read_data, unexpected};
 use super::unlock;
 use crate::client::ClientError;
+use crate::control::even_managers;
 use crate::sys::time::monotonic;
 use crate::types::api::{
     Action, Admin, Answer, Autolock, Call, CertificateReport, Filter, MemberReport, QueryKind, RaftReport, RaftState,
@@ -348,7 +349,20 @@ fn each_node(session: &mut Session, args: &NodesArgs, verb: &str, request: impl 
         (true, _) => session.out.document(&Value::Array(rows))?,
         (false, _) => Written::Yes,
     };
+    note_managers(session);
     DONE
+}
+
+/// After a change of managers, on standard error: when as many as are wanted now tolerate no more than fewer would. Nothing
+/// fails because this cannot be told.
+fn note_managers(session: &mut Session) {
+    if session.out.json {
+        return;
+    }
+    let Ok(nodes) = session.client.list(Kind::Node, &Filter::default(), false, session.timeout) else { return };
+    if let Some(why) = even_managers(nodes.iter().filter(|node| objects::is_to_be_manager(node)).count()) {
+        eprintln!("hint: {why}");
+    }
 }
 
 /// Waits until a node is what was asked of it, or gone.
@@ -364,6 +378,8 @@ fn wait_for_role(session: &mut Session, id: &str) -> Result<(), Failure> {
             },
             Ok(_) => return Err(unexpected()),
             Err(ClientError::Refused(status)) if status.code == Code::NotFound => return Ok(()),
+            // This manager was one of those that were to become workers, and it tells of no node any more.
+            Err(ClientError::Refused(_)) if is_worker(session, id) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         if phase.is_empty() {
@@ -378,6 +394,14 @@ fn wait_for_role(session: &mut Session, id: &str) -> Result<(), Failure> {
     }
 }
 
+/// Whether the node that answers is this one, and a worker.
+fn is_worker(session: &mut Session, id: &str) -> bool {
+    match session.client.query(QueryKind::Status, true, session.timeout) {
+        Ok(Answer::Status(status)) => status.role == RaftState::Worker && status.node_id.to_string() == id,
+        _ => false,
+    }
+}
+
 /// Between two looks at something that converges.
 const WAIT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -385,7 +409,8 @@ const WAIT_PAUSE: Duration = Duration::from_millis(100);
 fn show_tolerance(session: &mut Session, members: &[MemberReport]) -> Result<(), Failure> {
     let voters = members.iter().filter(|member| member.role == MemberRole::Voter).count();
     if !session.out.json && voters > 0 {
-        session.out.line(&format!("\n{}", tolerance(voters)))?;
+        let more = even_managers(voters).map(|why| format!("; {why}")).unwrap_or_default();
+        session.out.line(&format!("\n{}{more}", tolerance(voters)))?;
     }
     Ok(())
 }

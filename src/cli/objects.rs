@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::roles;
 use crate::types::api::MemberReport;
-use crate::types::object::{Kind, Node, NodeState, TokenEnd};
-use crate::types::{Object, Timestamp};
+use crate::types::object::{Kind, MembershipState, Node, NodeState, TokenEnd};
+use crate::types::{Object, Role, Timestamp};
 
 /// The columns of `ls`, as (heading, key of the row).
 pub const fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
@@ -149,6 +149,11 @@ pub fn phase(node: &Node, members: &[MemberReport]) -> &'static str {
     roles::phase(node, member.map(|member| (member.role, member.leader)))
 }
 
+/// Whether a node is a manager when everything is done that was asked for.
+pub fn is_to_be_manager(object: &Object) -> bool {
+    matches!(object, Object::Node(node) if node.spec.desired_role == Role::Manager && node.spec.membership != MembershipState::Leaving)
+}
+
 /// A manager's state is what the manager that answers sees of it: `ready` while the two are connected, else `down`. The
 /// state that the store keeps is that of nodes which report to a dispatcher.
 pub const fn manager_state(member: &MemberReport) -> NodeState {
@@ -191,6 +196,9 @@ pub fn document(object: &Object) -> Value {
         Object::Resource(resource) => value["payload"] = base64(&resource.payload).into(),
         Object::Node(node) => {
             value["description"]["certificate_issuer"] = base64(&node.description.certificate_issuer).into();
+            if node.manager_until == Timestamp(0) {
+                value["manager_until"] = Value::Null;
+            }
         }
         _ => {}
     }
@@ -203,6 +211,7 @@ pub fn document_for_people(object: &Object) -> Value {
     match object {
         Object::Config(config) => value["spec"]["data"] = text_or_size(&config.spec.data).into(),
         Object::Resource(resource) => value["payload"] = text_or_size(&resource.payload).into(),
+        Object::Node(node) if node.manager_until == Timestamp(0) => remove(&mut value, "/manager_until"),
         _ => {}
     }
     value

@@ -60,7 +60,9 @@ mod tests;
 pub use backup::Backup;
 pub use http::http;
 pub use query::query;
-pub use report::{certificate_warning, certificate_warnings, clock_words, joining_status, locked_status, no_majority};
+pub use report::{
+    certificate_warning, certificate_warnings, clock_words, even_managers, joining_status, locked_status, no_majority,
+};
 pub use watch::Watch;
 pub use write::{Decision, attempt_id, decide_write, object_id};
 

@@ -154,12 +154,7 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
     }
     let voters = voters(context).count();
     let (reachable, majority) = (reachable(context), voters / 2 + 1);
-    if voters == 2 {
-        warnings.push("2 managers tolerate no failure: losing either stops the swarm; add a third".to_owned());
-    } else if voters > 0 && voters.is_multiple_of(2) {
-        let fewer = voters - 1;
-        warnings.push(format!("{voters} managers tolerate no more failures than {fewer}: add or remove one"));
-    }
+    warnings.extend(even_managers(voters));
     if voters > 0 && reachable < majority {
         warnings.push(format!("only {reachable} of {voters} managers can be reached from here; {majority} are needed"));
     } else if reachable < voters && reachable == majority {
@@ -179,6 +174,19 @@ fn warnings(state: &State, context: &Context) -> Vec<String> {
     warnings.extend(waiting_warnings(state));
     warnings.extend(rotate::warning(state, context));
     warnings
+}
+
+/// What is wrong with this number of managers: an even one tolerates no more failures than one less.
+pub fn even_managers(managers: usize) -> Option<String> {
+    match managers {
+        2 => Some("2 managers tolerate no failure: losing either stops the swarm; add a third".to_owned()),
+        0 => None,
+        even if even.is_multiple_of(2) => {
+            let fewer = even - 1;
+            Some(format!("{even} managers tolerate no more failures than {fewer}: add or remove one"))
+        }
+        _ => None,
+    }
 }
 
 /// Nodes that wait for a person, or for an authority that can sign.

@@ -48,6 +48,7 @@ fn path(path: &Path) -> &str {
 fn start(swarm: &mut Swarm, dir: PathBuf) -> usize {
     let place = swarm.add();
     swarm.managers[place].dir = dir;
+    "phoenix".clone_into(&mut swarm.managers[place].name);
     swarm.managers[place].start();
     swarm.votes(place);
     place
