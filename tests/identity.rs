@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use skep::client::Client;
+use skep::node::{NodeFile, Phase};
 use skep::sys::entropy::OsEntropy;
 use skep::sys::time::{unset, wall_ms, wind};
 use skep::types::api::{
     Answer, MemberReport, QueryKind, RaftState, RootCaReport, StatusReport, WatchItem, WatchRequest, Write,
 };
-use skep::types::object::{Node as NodeObject, NodeState, Sensitive};
+use skep::types::object::{Node as NodeObject, NodeState, Profile, Sensitive};
 use skep::types::{Code, Kind, MemberRole, NodeId, Object, Role};
 use skep::{Config, Node};
 
@@ -572,6 +573,33 @@ fn root(manager: &Node) -> RootCaReport {
 }
 
 #[test]
+fn a_swarm_that_has_begun_is_not_given_up_for_another_and_one_that_never_did_is() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let own = Node::start(Config::local(dir.path().join("m2"))).unwrap();
+    own.client().unwrap().write(config("mine"), PATIENCE).unwrap();
+    let before = status(&own).unwrap().cluster_id;
+    assert_ne!(before, status(&first).unwrap().cluster_id);
+    own.stop(Duration::from_secs(5));
+    drop(own);
+    let own = Node::start(joining(dir.path(), "m2", &first, Role::Manager)).unwrap();
+    manages(&own, 1);
+    assert_eq!(status(&own).unwrap().cluster_id, before);
+    let asked = QueryKind::Inspect(Kind::Config, "mine".to_owned());
+    own.client().unwrap().query(asked, false, PATIENCE).unwrap();
+
+    // What a first start leaves that was cut off before there was a swarm.
+    let directory = dir.path().join("m3");
+    std::fs::create_dir(&directory).unwrap();
+    let file = NodeFile::new(Phase::Founding, Profile::Lan);
+    std::fs::write(directory.join("node.json"), serde_json::to_vec(&file).unwrap()).unwrap();
+    let node = join(dir.path(), "m3", &first, Role::Manager);
+    manages(&node, 2);
+    assert_eq!(voters(&mut first.client().unwrap()), 2);
+}
+
+#[test]
 fn a_worker_that_moved_to_a_new_root_and_missed_the_end_of_the_rotation_learns_it() {
     let _clock = clock();
     let dir = tempfile::tempdir().unwrap();
@@ -593,7 +621,8 @@ fn a_worker_that_moved_to_a_new_root_and_missed_the_end_of_the_rotation_learns_i
     assert_eq!(trusted("w1"), before, "the new root is nobody's to trust before the end");
     let late = Node::start(Config::local(dir.path().join("w2"))).unwrap();
     eventually("the rotation is over", || root(&first).rotation.is_none().then_some(()));
-    // Managers' next certificates do not lead to the root that the worker trusts.
+    // Managers' next certificates do not lead to the root that the worker trusts. Two ways are left to it, each good enough:
+    // its own chain, in which the old root vouches for the new one, and asking a manager for the roots.
     let former = [chain(&first), chain(&late)];
     wind(HOUR * 5 / 6);
     renewed(&first, &former[0]);
