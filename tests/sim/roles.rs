@@ -46,7 +46,7 @@ pub fn asked_for_in_trouble(seed: u64) {
             2 | 3 => {
                 // The leader as often as everybody else together.
                 let staying = world.staying();
-                let leader = world.leader().filter(|leader| staying.contains(leader) && wait % 2 == 0);
+                let leader = world.leader().filter(|leader| staying.contains(leader) && wait.is_multiple_of(2));
                 if let Some(id) = leader.or_else(|| one_of(&mut world, &staying)) {
                     world.ask_for(id, Role::Worker);
                 }
@@ -123,7 +123,7 @@ fn one_manager_after_the_other_is_replaced_by_a_promoted_worker_under_load() {
             world.roles_come_true();
             assert!(world.ask_for(*old, Role::Worker));
             // Whoever leads when it is asked may be gone before it has done anything.
-            if seed % 2 == 0 {
+            if seed.is_multiple_of(2) {
                 let leader = world.wait_for_leader(ms(5000));
                 world.kill(leader);
                 world.wait_for_leader(ms(5000));
