@@ -18,6 +18,7 @@ use crate::codec::envelope;
 use crate::raft::run::Handle;
 use crate::raft::{self, Leadership, Order, OrderResult, Reply};
 use crate::store::{Cursor, State, Store};
+use crate::sys::entropy::{Entropy as _, OsEntropy};
 use crate::sys::metrics::Metrics;
 use crate::sys::queue::{self, Bell, Latest, Receiver, Sender, Waiter};
 use crate::sys::thread::{self, Thread};
@@ -249,7 +250,7 @@ impl Leader {
         }
         if leads {
             let services = (self.services)(leadership.term);
-            let machine = Machine::new(leadership.term, self.next_token, services);
+            let machine = Machine::new(leadership.term, self.next_token, OsEntropy.next_u128(), services);
             log::debug!("term {} begins: {machine:?}", leadership.term);
             let (_, cursor) = self.store.view_and_watch();
             let clocks = (monotonic(), wall_ms());

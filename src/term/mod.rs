@@ -14,7 +14,8 @@
 //! - Its changes carry the term: what is applied under a later leader is refused as
 //!   [`Refusal::TermChanged`], so that a deposed leader's service writes nothing.
 //!
-//! What it must keep to: the same state looked at twice leads to the same changes under the same ids, and to nothing that is
+//! What it must keep to: the same state looked at twice leads to the same changes under the same ids (which are mixed with a
+//! secret of the term before they are proposed, so that no caller can use them up), and to nothing that is
 //! under way already; what was declined is tried again after a pause of its own, not at once.
 //!
 //! Not here: the thread, its queues and the clock (`node::leader`), and the services themselves.
