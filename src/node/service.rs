@@ -84,7 +84,7 @@ impl Services {
         match ca::issue(state, &incoming.caller, &request, wall_ms(), &mut OsEntropy) {
             Ok(Decision::Propose { change, newcomer }) => {
                 let now_ms = monotonic().as_nanos() / 1_000_000;
-                match if newcomer { self.gate.admit(state, now_ms) } else { Ok(()) } {
+                match newcomer.map_or(Ok(()), |role| self.gate.admit(state, role, now_ms)) {
                     Ok(()) => Step::Propose(Change { id, ..change }),
                     Err(status) => Step::Refuse(status),
                 }
