@@ -18,6 +18,7 @@ use super::service::Services;
 use super::snapshots::{Job, Transfer};
 use super::stop::{StopCell, Stopped};
 use crate::agent::Own;
+use crate::ca;
 use crate::codec::raft_message;
 use crate::codec::request::Ping;
 use crate::control::{self, Context, Control};
@@ -28,7 +29,7 @@ use crate::raft::{self, FetchSnapshot, Order, OrderResult};
 use crate::store::Store;
 use crate::sys::metrics::{Histogram, Metrics};
 use crate::sys::queue::Sender;
-use crate::sys::time::{Instant, monotonic};
+use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{
     Admin, Answer, Call, DiskLevel, FEATURE_LEVEL, Hello, LinkReport, PROTOCOL, ResolveAddress, SetAddressRequest,
     SnapshotRequest,
@@ -647,5 +648,13 @@ impl Handler for NodeHandler {
 
     fn standing(&self, node: NodeId) -> Standing {
         self.member.as_ref().map_or(Standing::Unknown, |member| member.store.view(|state| state.standing(node)))
+    }
+
+    fn admits_expired(&self, node: NodeId) -> bool {
+        let Some(member) = &self.member else { return false };
+        let now_ms = wall_ms();
+        // Where there is a leader, whoever comes late has a way to a new certificate.
+        let in_need = self.leadership.leader.is_none() || self.own.identity().is_expired(now_ms);
+        in_need && member.store.view(|state| state.member_of(node).is_some() && ca::may_come_back(state, node, now_ms))
     }
 }
