@@ -117,14 +117,22 @@ fn node_of(state: &State, node_id: NodeId) -> Option<&Node> {
     }
 }
 
+/// Whether a request for a certificate was taken and waits for people: whoever asked may wait as long as they do.
+pub fn is_waiting(status: &Status) -> bool {
+    status.code == Code::Unavailable && [APPROVAL, NOT_ISSUED].iter().any(|words| status.message.contains(words))
+}
+
+const APPROVAL: &str = "waits until a person approves it";
+const NOT_ISSUED: &str = "is not issued yet";
+
 fn awaits_approval(node_id: NodeId) -> Status {
-    let message = format!("node {node_id} waits until a person approves it");
+    let message = format!("node {node_id} {APPROVAL}");
     Status::new(Code::Unavailable, message).with_hint(format!("on a manager: `skep node approve {node_id}`"))
 }
 
 fn not_issued(node_id: NodeId, why: &str) -> Status {
     let because = if why.is_empty() { String::new() } else { format!(": {why}") };
-    let message = format!("the certificate of node {node_id} is not issued yet{because}");
+    let message = format!("the certificate of node {node_id} {NOT_ISSUED}{because}");
     Status::new(Code::Unavailable, message).with_hint("try again in a moment")
 }
 
