@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::addresses::Addresses;
 use super::greeting::{Greetings, Verdict};
+use super::leader::Notices;
 use super::lobby::{Joiner, Porter as _, Progress};
 use super::locksmith;
 use super::outlet::{Ask, Completion};
@@ -96,9 +97,12 @@ pub struct Active {
     pub locksmith: Sender<locksmith::Order>,
     /// Where it listens, as the swarm was told.
     pub advertise: String,
+    /// What the services of this leader cannot do now.
+    pub held_up: Notices,
 }
 
 struct Membership {
+    held_up: Notices,
     raft_id: RaftId,
     lineage: Lineage,
     store: Arc<Store>,
@@ -224,11 +228,12 @@ impl NodeHandler {
 
     /// The node has its place: requests are served from now on.
     pub fn activate(&mut self, active: Active) {
-        let Active { raft_id, lineage, store, transfer, jobs, locksmith, advertise } = active;
+        let Active { raft_id, lineage, store, transfer, jobs, locksmith, advertise, held_up } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services::new(control), Limits::default());
-        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, locksmith, requests }));
+        self.member =
+            Some(Box::new(Membership { held_up, raft_id, lineage, store, transfer, jobs, locksmith, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
 
@@ -242,6 +247,7 @@ impl NodeHandler {
     }
 
     fn context(&self) -> Context {
+        let held_up = self.member.as_ref().map(|member| member.held_up.get()).unwrap_or_default();
         Context {
             node_id: self.identity.node_id,
             cluster_id: self.identity.cluster_id,
@@ -252,7 +258,7 @@ impl NodeHandler {
             raft: self.report(),
             links: self.links.values().cloned().collect(),
             certificate: Some(self.own.report()),
-            notices: self.outlived.notice(monotonic()).into_iter().collect(),
+            notices: self.outlived.notice(monotonic()).into_iter().chain(held_up).collect(),
         }
     }
 

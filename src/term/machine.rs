@@ -94,6 +94,11 @@ impl Machine {
         self.services.iter().filter_map(|service| service.next_deadline()).min()
     }
 
+    /// What the services cannot do now, and why.
+    pub fn notices(&self, state: &State) -> Vec<String> {
+        self.services.iter().flat_map(|service| service.notices(state)).collect()
+    }
+
     /// Lets those look whom the news concern, or whose time has come.
     pub fn look(&mut self, view: View<'_>, news: &News) -> Vec<Request> {
         let View { now_ms, state, here, reachable } = view;

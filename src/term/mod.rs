@@ -41,6 +41,11 @@ pub trait Service: Send {
     /// when it is, the service looks again.
     fn step(&mut self, now_ms: u64, event: Event<'_>) -> Vec<Effect>;
 
+    /// What cannot be done now and why, in words for whoever asks this leader how it is.
+    fn notices(&self, _state: &State) -> Vec<String> {
+        Vec::new()
+    }
+
     /// When to look again though nothing changes, by the clock of [`Service::step`]; `None`: not before something does.
     fn next_deadline(&self) -> Option<u64>;
 }

@@ -52,6 +52,7 @@ impl Node {
         let (locksmith, locksmith_inbox) = bounded(4, metrics.queue("locksmith"));
         let state = State::bootstrap(Lineage(7), NodeId(1), addr(1));
         handler.activate(Active {
+            held_up: Notices::default(),
             raft_id: RaftId(1),
             lineage: Lineage(7),
             store: Arc::new(Store::new(state, 1 << 16)),
