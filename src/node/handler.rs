@@ -56,6 +56,8 @@ const SETTLING: Duration = Duration::from_millis(1500);
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
 const FRESH: Duration = Duration::from_millis(20);
+/// A manager that turned this node away and has not been heard of since is not news for longer.
+const REFUSAL_LASTS: Duration = Duration::from_secs(60);
 /// The connection of this node's own requests, which no socket has.
 const INSIDE: ConnectionId = ConnectionId(u64::MAX);
 /// A leader may take this long to answer the node's own small calls.
@@ -158,6 +160,13 @@ pub struct NodeHandler {
     asking: BTreeMap<StreamId, Sender<Result<Bytes, Status>>>,
     /// The certificate, for `status`.
     own: Own,
+    /// Managers that do not take this node, since when, and why.
+    refusals: BTreeMap<Option<NodeId>, (Instant, String)>,
+}
+
+/// What is appended to a message.
+fn in_brackets(hint: &str) -> String {
+    if hint.is_empty() { String::new() } else { format!(" (hint: {hint})") }
 }
 
 impl std::fmt::Debug for NodeHandler {
@@ -223,6 +232,7 @@ impl NodeHandler {
             outlived: Outlived::default(),
             asking: BTreeMap::new(),
             own,
+            refusals: BTreeMap::new(),
         }
     }
 
@@ -247,6 +257,9 @@ impl NodeHandler {
     }
 
     fn context(&self) -> Context {
+        let now = monotonic();
+        let lately = self.refusals.values().filter(|(at, _)| now.since(*at) < REFUSAL_LASTS);
+        let refused = lately.map(|(_, told)| told.clone());
         let held_up = self.member.as_ref().map(|member| member.held_up.get()).unwrap_or_default();
         Context {
             node_id: self.identity.node_id,
@@ -258,7 +271,7 @@ impl NodeHandler {
             raft: self.report(),
             links: self.links.values().cloned().collect(),
             certificate: Some(self.own.report()),
-            notices: self.outlived.notice(monotonic()).into_iter().chain(held_up).collect(),
+            notices: self.outlived.notice(monotonic()).into_iter().chain(refused).chain(held_up).collect(),
         }
     }
 
@@ -379,7 +392,15 @@ impl Handler for NodeHandler {
                 log::error!("{by} turned this node away: {status}");
                 self.stop.stop(stopped);
             }
-            None => log::warn!("{by} turned this node away: {status}"),
+            None => {
+                let now = monotonic();
+                let told = format!("{by} turned this node away: {status}{}", in_brackets(&status.hint));
+                let known = self.refusals.insert(peer, (now, told.clone()));
+                // It is dialled again and again.
+                if known.is_none_or(|(at, before)| before != told || now.since(at) > REFUSAL_LASTS) {
+                    log::warn!("{told}");
+                }
+            }
         }
     }
 
@@ -488,6 +509,7 @@ impl Handler for NodeHandler {
             disk_low: false,
         });
         link.alive = true;
+        self.refusals.remove(&Some(peer));
         self.addresses.found(peer);
         link.addr = addr.unwrap_or_default();
         self.raft.link(raft::Event::Link { node: peer, up: true, refused: false });

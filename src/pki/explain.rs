@@ -114,9 +114,11 @@ fn explain_certificate(bad: &Bad) -> (String, String) {
 
 const fn explain_alert(alert: Alert) -> (&'static str, &'static str) {
     match alert {
-        Alert::UnknownCA | Alert::DecryptError => {
-            ("the other side does not know the root that signed our certificate: it belongs to another swarm", SWARM)
-        }
+        Alert::UnknownCA | Alert::DecryptError => (
+            "the other side does not know the root that signed our certificate: the root was replaced without this node, \
+                 or it is another swarm",
+            SKIPPED,
+        ),
         Alert::CertificateExpired => ("the other side says that our certificate is expired or not yet valid", CLOCKS),
         Alert::CertificateRequired => ("the other side wants a certificate, and this node has none", JOIN),
         Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
@@ -140,6 +142,8 @@ fn date(seconds: u64) -> Timestamp {
 pub const UNKNOWN_ROOT: &str = "the other side's certificate is not signed by this swarm's root";
 const CLOCKS: &str = "compare the clocks of both machines (`date -u`)";
 const SWARM: &str = "check that the address is that of a manager of the swarm that this node belongs to";
+const SKIPPED: &str = "if it is the right swarm (`skep ca show` there), this node was skipped when the root was rotated: remove \
+                       it there with `skep node rm --force NODE`, and join again on an empty data directory with a token";
 const ADDRESS: &str = "check the addresses with `skep members`: one may have been given to another machine";
 const PORT: &str = "check that the address and port are those of a skep manager";
 const JOIN: &str = "join the swarm first: `skep run --join HOST:PORT --token TOKEN`";
@@ -221,7 +225,7 @@ mod tests {
             check(Error::AlertReceived(Alert::from(number)), "the other side", "");
         }
         let check = |alert, words, advice| check(Error::AlertReceived(alert), words, advice);
-        check(Alert::UnknownCA, "does not know the root", "check that the address");
+        check(Alert::UnknownCA, "does not know the root", "skipped when the root was rotated");
         check(Alert::CertificateExpired, "expired or not yet valid", "clocks");
         check(Alert::CertificateRequired, "wants a certificate", "--join");
         check(Alert::CertificateUnknown, "refuses our certificate", "check that the address");

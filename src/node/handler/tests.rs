@@ -198,3 +198,17 @@ fn a_certificate_asked_for_on_the_local_socket_is_this_nodes_own() {
     assert_eq!(passed_on(Caller::Local, 1), Some(own));
     assert_eq!(passed_on(Caller::Anonymous, 3), Some(Caller::Anonymous));
 }
+
+#[test]
+fn why_a_manager_turns_this_one_away_is_in_its_status_until_they_are_connected() {
+    let mut node = Node::new();
+    let status = Status::new(Code::Unauthenticated, "it does not know the root").with_hint("join again");
+    let notices = |node: &Node| node.handler.context().notices;
+    for _ in 0..3 {
+        node.act(|handler, out, _| handler.turned_away(Some(NodeId(3)), &status, out));
+    }
+    let told = notices(&node);
+    assert!(matches!(&told[..], [told] if told.contains("does not know the root (hint: join again)")), "{told:?}");
+    node.act(|handler, out, _| handler.connected(NodeId(3), out));
+    assert_eq!(notices(&node), [""; 0]);
+}
