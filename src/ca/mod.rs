@@ -37,6 +37,8 @@
 //! keep others out once it is replaced: a crowd of workers that never came is forgotten within minutes. Managers are not, few
 //! as they may be, because the certificate of one that nobody came back with is revoked with its node, and that is remembered.
 //!
+//! Nor does a node's own key: what it wants written of itself is bounded per node.
+//!
 //! A new root, and how every node gets to it: [`rotation`].
 //!
 //! Everything is a function of the request, the [`State`], time and entropy.

@@ -271,3 +271,21 @@ fn managers_that_never_come_keep_no_worker_out() {
     check_refusal(gate.admit(&swarm.state, Role::Manager, 1), Code::ResourceExhausted, "100 managers have asked");
     gate.admit(&swarm.state, Role::Worker, 1).unwrap();
 }
+
+#[test]
+fn a_node_writes_of_itself_at_a_bounded_rate_and_holds_up_no_other() {
+    let mut gate = Gate::default();
+    let mut writes =
+        |node: u128, now_ms: u64, count: u64| (0..count).filter(|_| gate.write(NodeId(node), now_ms).is_ok()).count();
+    assert_eq!((writes(1, 5000, 100), writes(1, 5000, 1), writes(2, 5000, 5)), (30, 0, 5));
+    assert_eq!((writes(1, 6999, 1), writes(1, 7000, 5)), (0, 1));
+    // Nodes that have been quiet are forgotten, and one that was not is none of them.
+    for node in 10..20_000 {
+        assert_eq!(writes(node, 7000 + node as u64, 1), 1);
+    }
+    assert_eq!((writes(1, 27_000, 100), writes(1, 10_000_000, 100)), (10, 30));
+    let remembered = gate.writers.len();
+    assert!(remembered <= 4096 + 2000, "{remembered}");
+    let refused = (0..100).find_map(|_| gate.write(NodeId(3), 10_000_000).err()).unwrap();
+    assert!(refused.code.is_transient() && refused.hint.contains("skep node rm --force"), "{refused}");
+}
