@@ -272,6 +272,42 @@ fn nodes_that_were_off_past_the_end_of_their_certificates_come_back_by_themselve
 }
 
 #[test]
+fn managers_that_were_all_off_past_the_end_of_their_certificates_find_each_other_and_renew() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let first = found(dir.path());
+    let second = join(dir.path(), "m2", &first, Role::Manager);
+    let third = join(dir.path(), "m3", &first, Role::Manager);
+    let worker = join(dir.path(), "w1", &first, Role::Worker);
+    eventually("three voters", || (voters(&mut first.client().unwrap()) == 3).then_some(()));
+    in_touch(&worker);
+    let nodes = [first, second, third, worker];
+    let before: Vec<Vec<u8>> = nodes.iter().map(chain).collect();
+    let places: Vec<_> =
+        nodes.iter().map(|node| (node.data_dir().to_owned(), node.listen_addr().to_string())).collect();
+    for node in &nodes {
+        node.stop(Duration::from_secs(5));
+    }
+    drop(nodes);
+    // None of them has a certificate in force, and a leader alone gives new ones.
+    wind(HOUR * 24 * 30);
+    let start = |(directory, addr): &(std::path::PathBuf, String)| {
+        Node::start(Config { listen: addr.clone(), ..Config::local(directory) }).unwrap()
+    };
+    let nodes: Vec<Node> = places[..3].iter().map(start).collect();
+    for (node, before) in nodes.iter().zip(&before) {
+        renewed(node, before);
+    }
+    // Who asks a follower is heard by the leader: nobody is left with a link that is only lent.
+    for (number, node) in nodes.iter().enumerate() {
+        node.client().unwrap().write(config(&format!("after-{number}")), PATIENCE).unwrap();
+    }
+    let worker = Node::start(Config::local(&places[3].0)).unwrap();
+    renewed(&worker, &before[3]);
+    in_touch(&worker);
+}
+
+#[test]
 fn a_manager_alone_renews_the_certificate_it_outlived() {
     let _clock = clock();
     let dir = tempfile::tempdir().unwrap();

@@ -10,7 +10,9 @@ use crate::store::State;
 use crate::sys::entropy::Entropy;
 use crate::types::api::IssueRequest;
 use crate::types::object::{Certificate, Cluster, IssuanceState, MembershipState, Node, Sensitive, TokenEnd};
-use crate::types::{Caller, Change, Code, Kind, NodeId, Object, ObjectId, Operation, Refusal, Role, Status, Timestamp};
+use crate::types::{
+    Caller, Change, Code, Kind, NodeId, Object, ObjectId, Operation, Refusal, Role, Standing, Status, Timestamp,
+};
 
 /// What [`issue`] decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,8 +21,8 @@ pub enum Decision {
     Propose {
         /// Makes the node or renews its certificate, under the request's change id. `term` is left to the caller.
         change: Change,
-        /// It makes a node, for a token: ask [`super::Gate`] first.
-        newcomer: bool,
+        /// It makes a node of this role, for a token: ask [`super::Gate`] first.
+        newcomer: Option<Role>,
     },
     /// The node has what it asks for: [`super::status`] hands it out.
     Have(NodeId),
@@ -100,7 +102,7 @@ fn renew(
     };
     let node = renewed(node, certificate);
     let operations = vec![Operation::Update(Object::Node(Box::new(node)))];
-    Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: false })
+    Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: None })
 }
 
 /// Whether an expired certificate still gets its node a new one. The store knows the end of the newest that was issued, and
@@ -131,6 +133,12 @@ fn check_grace(cluster: &Cluster, node: &Node, now_ms: u64) -> Result<(), Status
     let hint =
         format!("to let it back in: `skep node approve {id}` on a manager, within 24 hours of the node's next start");
     Err(Status::new(Code::FailedPrecondition, message).with_hint(hint))
+}
+
+/// Whether a manager with an expired certificate would get a new one for it.
+pub fn may_come_back(state: &State, node_id: NodeId, now_ms: u64) -> bool {
+    let (Some(cluster), Some(node)) = (state.cluster(), node_of(state, node_id)) else { return false };
+    state.standing(node_id) == Standing::Manager && check_grace(cluster, node, now_ms).is_ok()
 }
 
 fn in_days(ms: u64) -> String {
@@ -181,7 +189,7 @@ fn admit(
     }
     let create = Operation::Create(Object::Node(Box::new(node)));
     let operations = token.map(Operation::UseToken).into_iter().chain([create]).collect();
-    Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: true })
+    Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: Some(role) })
 }
 
 fn change(request: &IssueRequest, now_ms: u64, operations: Vec<Operation>) -> Change {

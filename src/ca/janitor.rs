@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::gate::{MAX_UNDER_WAY as MAX_COMING, under_way};
 use super::{is_complete, renewed, sign, signer};
 use crate::codec::digest128;
 use crate::pki;
@@ -9,14 +10,15 @@ use crate::store::State;
 use crate::sys::entropy::Entropy;
 use crate::term::{Effect, Ended, Event, Service};
 use crate::types::object::{Certificate, Cluster, IssuanceState, MembershipState, Node, Token};
-use crate::types::{Change, ChangeId, Kind, Object, ObjectId, Operation, Timestamp};
+use crate::types::{Change, ChangeId, Kind, Object, ObjectId, Operation, Role, Timestamp};
 
 /// The leader's service beside the three calls. What it does, each time it looks:
 ///
 /// - A node whose certificate waits for a signature ([`IssuanceState::Pending`] once it is accepted, [`IssuanceState::Renew`])
 ///   gets it as soon as the swarm can sign. A stored request that cannot be read ends as [`IssuanceState::Failed`].
 /// - A node that asked for its first certificate and was never heard of is removed: an hour after it was made, or a day if it
-///   waits for something itself.
+///   waits for something itself. Of workers, when half of those that may be on their way are: after two minutes, or an hour;
+///   else whoever had a token once could keep all others out long after it was replaced.
 /// - A join token that ended is removed a day later, so that whoever still uses it learns why it is refused; one for a root
 ///   that the swarm no longer has, at once.
 ///
@@ -28,6 +30,15 @@ pub struct Janitor {
     next_token: u64,
     looked_ms: Option<u64>,
     due_ms: Option<u64>,
+}
+
+/// What a look sees beside the nodes.
+#[derive(Clone, Copy)]
+struct Now {
+    ms: u64,
+    can_sign: bool,
+    /// Many workers are on their way.
+    crowded: bool,
 }
 
 impl std::fmt::Debug for Janitor {
@@ -58,7 +69,7 @@ impl Janitor {
         self.looked_ms = Some(now_ms);
         self.due_ms = None;
         let Some(cluster) = state.cluster() else { return Vec::new() };
-        let can_sign = signer(cluster).is_ok();
+        let now = Now { ms: now_ms, can_sign: signer(cluster).is_ok(), crowded: under_way(state)[0] >= MAX_COMING / 2 };
         let mut effects = Vec::new();
         for stored in state.iter(Kind::Node).chain(state.iter(Kind::Token)) {
             let place = (stored.object.kind(), stored.object.id());
@@ -70,7 +81,7 @@ impl Janitor {
                 continue;
             }
             let step = match &stored.object {
-                Object::Node(node) => self.node(state, cluster, node, can_sign, now_ms),
+                Object::Node(node) => self.node(state, cluster, node, now),
                 Object::Token(token) => self.token(cluster, token, now_ms),
                 _ => None,
             };
@@ -84,16 +95,10 @@ impl Janitor {
         effects
     }
 
-    fn node(
-        &mut self,
-        state: &State,
-        cluster: &Cluster,
-        node: &Node,
-        can_sign: bool,
-        now_ms: u64,
-    ) -> Option<Vec<Operation>> {
+    fn node(&mut self, state: &State, cluster: &Cluster, node: &Node, now: Now) -> Option<Vec<Operation>> {
+        let now_ms = now.ms;
         let waits = matches!(node.certificate.state, IssuanceState::Pending | IssuanceState::Renew);
-        if waits && can_sign && node.spec.membership == MembershipState::Accepted {
+        if waits && now.can_sign && node.spec.membership == MembershipState::Accepted {
             let certificate = self.certificate(cluster, node, now_ms)?;
             let node = renewed(node, certificate);
             return Some(vec![Operation::Update(Object::Node(Box::new(node)))]);
@@ -101,7 +106,11 @@ impl Janitor {
         if is_complete(state, node) {
             return None;
         }
-        let patience_ms = if waits { WAITING_JOIN_MS } else { SIGNED_JOIN_MS };
+        let patience_ms = match (waits, now.crowded && node.role == Role::Worker) {
+            (true, false) => WAITING_JOIN_MS,
+            (true, true) | (false, false) => SIGNED_JOIN_MS,
+            (false, true) => CROWDED_JOIN_MS,
+        };
         let id = node.id.into();
         self.remove_at(node.meta.created_at.0.saturating_add(patience_ms), now_ms, || {
             log::info!("node {} asked for a certificate and was not heard of since: it is forgotten", node.id);
@@ -202,6 +211,9 @@ pub const SIGNED_JOIN_MS: u64 = HOUR_MS;
 
 /// One that waits for approval, or for a swarm that cannot sign, waits for people.
 pub const WAITING_JOIN_MS: u64 = 24 * HOUR_MS;
+
+/// In a crowd, one of whom too many never come. A worker says that it is there within seconds.
+pub const CROWDED_JOIN_MS: u64 = 2 * 60_000;
 
 /// For so long a token that ended is refused by name.
 pub const ENDED_TOKEN_MS: u64 = 24 * HOUR_MS;

@@ -32,9 +32,12 @@
 //!   a newcomer that a person must approve first.
 //! - Secrets are compared in a time that does not depend on them. No answer holds a private key or a token.
 //!
-//! A token that leaked fills nothing: [`Gate`] lets newcomers in at a bounded rate and refuses them while too many have asked
-//! and never come, and [`Janitor`] removes those after an hour, and tokens that have ended after a day. A manager's certificate
-//! that nobody came back with is revoked with its node.
+//! A token that leaked fills nothing: [`Gate`] lets newcomers in at a bounded rate and refuses them while too many of their role
+//! have asked and never come, and [`Janitor`] removes those after an hour, and tokens that have ended after a day. Nor does it
+//! keep others out once it is replaced: a crowd of workers that never came is forgotten within minutes. Managers are not, few
+//! as they may be, because the certificate of one that nobody came back with is revoked with its node, and that is remembered.
+//!
+//! Nor does a node's own key: what it wants written of itself is bounded per node.
 //!
 //! A new root, and how every node gets to it: [`rotation`].
 //!
@@ -61,7 +64,7 @@ mod janitor;
 pub mod rotation;
 
 pub use gate::Gate;
-pub use issue::{Decision, in_words, issue, subject};
+pub use issue::{Decision, in_words, issue, may_come_back, subject};
 pub use janitor::Janitor;
 
 /// What the first manager begins with.
@@ -116,14 +119,22 @@ fn node_of(state: &State, node_id: NodeId) -> Option<&Node> {
     }
 }
 
+/// Whether a request for a certificate was taken and waits for people: whoever asked may wait as long as they do.
+pub fn is_waiting(status: &Status) -> bool {
+    status.code == Code::Unavailable && [APPROVAL, NOT_ISSUED].iter().any(|words| status.message.contains(words))
+}
+
+const APPROVAL: &str = "waits until a person approves it";
+const NOT_ISSUED: &str = "is not issued yet";
+
 fn awaits_approval(node_id: NodeId) -> Status {
-    let message = format!("node {node_id} waits until a person approves it");
+    let message = format!("node {node_id} {APPROVAL}");
     Status::new(Code::Unavailable, message).with_hint(format!("on a manager: `skep node approve {node_id}`"))
 }
 
 fn not_issued(node_id: NodeId, why: &str) -> Status {
     let because = if why.is_empty() { String::new() } else { format!(": {why}") };
-    let message = format!("the certificate of node {node_id} is not issued yet{because}");
+    let message = format!("the certificate of node {node_id} {NOT_ISSUED}{because}");
     Status::new(Code::Unavailable, message).with_hint("try again in a moment")
 }
 
@@ -299,20 +310,14 @@ fn is_complete(state: &State, node: &Node) -> bool {
     !node.certificate.reported_issuer.is_empty() || state.member_of(node.id).is_some()
 }
 
-/// What a stranger says of itself is stored and shown on terminals, and nobody else checks it.
+/// What a stranger says of itself is stored, and nobody else checks it.
 fn check_description(description: &NodeDescription) -> Result<(), Status> {
-    let hostname = &description.hostname;
-    if hostname.len() > MAX_HOSTNAME_BYTES || hostname.chars().any(char::is_control) {
-        let message = format!("a host name has at most {MAX_HOSTNAME_BYTES} bytes and no control characters");
-        return Err(Status::new(Code::InvalidArgument, message).with_hint("set another with `skep run --name NODE`"));
+    match description.problem() {
+        Some(problem) => Err(Status::new(Code::InvalidArgument, problem).with_hint(
+            "set another host name with `skep run --name NODE`, and give the node fewer and plain engine labels",
+        )),
+        None => Ok(()),
     }
-    let bytes = crate::codec::envelope::encode(description).len();
-    if bytes > MAX_DESCRIPTION_BYTES {
-        let message =
-            format!("a node's description has at most {MAX_DESCRIPTION_BYTES} bytes, and this one has {bytes}");
-        return Err(Status::new(Code::InvalidArgument, message).with_hint("give the node fewer engine labels"));
-    }
-    Ok(())
 }
 
 fn starting() -> Status {
@@ -328,12 +333,6 @@ pub const MIN_VALIDITY: Duration = Duration::from_secs(3600);
 
 /// For so long after its end a certificate still gets its node a new one, unless the settings say otherwise: a year.
 pub const DEFAULT_EXPIRED_GRACE: Duration = Duration::from_secs(365 * 86_400);
-
-/// The longest host name (RFC 1035 section 3.1).
-const MAX_HOSTNAME_BYTES: usize = 253;
-
-/// Room for a board with many devices; a node object is copied to every manager and watcher.
-const MAX_DESCRIPTION_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests;

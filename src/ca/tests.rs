@@ -108,7 +108,7 @@ impl Swarm {
             Decision::Have(node_id) => Ok(node_id),
             Decision::Propose { change, newcomer } => {
                 let node_id = subject(&self.state, caller, &request);
-                assert_eq!(newcomer, node_of(&self.state, node_id).is_none());
+                assert_eq!(newcomer.is_some(), node_of(&self.state, node_id).is_none());
                 match self.apply(&change) {
                     Outcome::Committed(_) => Ok(node_id),
                     Outcome::Refused(refused) => Err(in_words(&refused)),
@@ -290,7 +290,7 @@ fn the_change_creates_an_accepted_node_and_nothing_else() {
     let (swarm, _) = Swarm::founded();
     let request = request(&swarm.tokens().worker);
     let decision = issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, &mut SeededEntropy::new(3));
-    let Ok(Decision::Propose { change, newcomer: true }) = decision else { panic!("{decision:?}") };
+    let Ok(Decision::Propose { change, newcomer: Some(_) }) = decision else { panic!("{decision:?}") };
     assert_eq!((change.id, change.after, change.time), (ChangeId(10), Revision(3), Timestamp(NOW_MS)));
     let [Operation::Create(Object::Node(node))] = change.operations.as_slice() else {
         panic!("{change:?}");
@@ -483,7 +483,7 @@ fn a_change_that_raced_with_a_renewal_is_decided_again() {
     let (mut swarm, _) = Swarm::founded();
     let asked = IssueRequest { change: ChangeId(10), ..request("") };
     let asked_by = caller(FIRST, Role::Manager, false);
-    let Ok(Decision::Propose { change, newcomer: false }) =
+    let Ok(Decision::Propose { change, newcomer: None }) =
         issue(&swarm.state, &asked_by, &asked, NOW_MS, &mut SeededEntropy::new(1))
     else {
         panic!()
@@ -578,7 +578,7 @@ fn a_token_with_conditions_gives_labels_and_admits_as_many_as_it_says() {
     let decide = |swarm: &Swarm, change: u128| {
         let asked = IssueRequest { change: ChangeId(change), ..request(&text) };
         match issue(&swarm.state, &Caller::Anonymous, &asked, NOW_MS, &mut SeededEntropy::new(change as u64)) {
-            Ok(Decision::Propose { change, newcomer: true }) => change,
+            Ok(Decision::Propose { change, newcomer: Some(_) }) => change,
             other => panic!("{other:?}"),
         }
     };

@@ -388,7 +388,10 @@ fn wait_for_role(session: &mut Session, id: &str) -> Result<(), Failure> {
         if left <= WAIT_PAUSE {
             let message = format!("it was asked for, and is not done yet: {phase}");
             return Err(Failure::refused(Code::DeadlineExceeded, message)
-                .with_hint(format!("it goes on by itself: `skep node inspect {id}` shows how far it is")));
+                .with_hint(format!(
+                    "it goes on by itself: `skep node inspect {id}` shows how far it is, and `skep status` on the leader what \
+                     holds it up"
+                )));
         }
         std::thread::sleep(WAIT_PAUSE);
     }

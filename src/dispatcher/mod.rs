@@ -29,7 +29,7 @@ use crate::net::requests::{Pull, Step};
 use crate::store::{State, Store};
 use crate::sys::time::Instant;
 use crate::types::api::{Answer, ReportRequest, SessionItem, SessionRequest};
-use crate::types::object::{IssuanceState, Node, NodeDescription, NodeState};
+use crate::types::object::{IssuanceState, Node, NodeState};
 use crate::types::{Change, Code, Kind, NodeId, Object, Operation, Outcome, Position, Status, Timestamp};
 
 #[cfg(test)]
@@ -38,8 +38,8 @@ mod tests;
 
 /// A session looks at the store so often: a change of role reaches its node within it.
 const LOOK: Duration = Duration::from_millis(500);
-/// The longest host name (RFC 1035 section 3.1).
-const MAX_HOSTNAME_BYTES: usize = 253;
+/// An address is a host name and a port at most; an issuer is a digest.
+const MAX_WORD_BYTES: usize = 300;
 
 /// A node's session, between two items.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ pub fn report<W>(store: &Store, request: &Incoming, confirmed: bool, now_ms: u64
         (Ok(_), None) => return Step::Refuse(Status::new(Code::PermissionDenied, "a report is a node's own")),
         (Ok(report), Some(node_id)) => (report, node_id),
     };
-    if let Err(status) = check(&report.description) {
+    if let Err(status) = check(&report) {
         return Step::Refuse(status);
     }
     let decided = store.view(|state| {
@@ -191,12 +191,17 @@ pub fn reported<W>(outcome: &Outcome) -> Step<W> {
     }
 }
 
-/// A host name is shown on terminals and is not checked by anybody else.
-fn check(description: &NodeDescription) -> Result<(), Status> {
-    let hostname = &description.hostname;
-    if hostname.len() > MAX_HOSTNAME_BYTES || hostname.chars().any(char::is_control) {
-        let message = format!("a host name has at most {MAX_HOSTNAME_BYTES} bytes and no control characters");
-        return Err(Status::new(Code::InvalidArgument, message).with_hint("set another with `skep run --name NODE`"));
+/// What a node says is stored and shown on terminals, and is not checked by anybody else.
+fn check(report: &ReportRequest) -> Result<(), Status> {
+    let refuse = |message: String, hint: &str| Err(Status::new(Code::InvalidArgument, message).with_hint(hint));
+    if let Some(problem) = report.description.problem() {
+        let hint = "set another host name with `skep run --name NODE`, and give the node fewer and plain engine labels";
+        return refuse(problem, hint);
+    }
+    let is_word = |text: &str| text.len() <= MAX_WORD_BYTES && !text.chars().any(|c| c.is_control() || c == ' ');
+    if !is_word(&report.addr) || !is_word(&report.issuer) {
+        let message = format!("an address and an issuer have at most {MAX_WORD_BYTES} bytes, without spaces");
+        return refuse(message, "use the same version of skep on both sides");
     }
     Ok(())
 }

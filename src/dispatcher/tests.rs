@@ -4,6 +4,7 @@ use super::*;
 use crate::net::handler::{ConnectionId, StreamId};
 use crate::store::samples;
 use crate::types::api::Call;
+use crate::types::object::NodeDescription;
 use crate::types::{Caller, ChangeId, ClusterId, Lineage, MemberChange, RaftId, Revision, Role, Term};
 
 const WORKER: NodeId = NodeId(7);
@@ -212,6 +213,17 @@ fn what_would_spoil_a_terminal_is_refused() {
         assert!(
             matches!(swarm.report(50, &description, ""), Step::Refuse(status) if status.code == Code::InvalidArgument)
         );
+    }
+    let labels = NodeDescription {
+        engine_labels: (0..2000).map(|n| (format!("label-{n}"), String::new())).collect(),
+        ..NodeDescription::default()
+    };
+    assert!(matches!(swarm.report(50, &labels, ""), Step::Refuse(status) if status.message.contains("16384 bytes")));
+    let os = NodeDescription { os: "linux\u{7}".to_owned(), ..NodeDescription::default() };
+    assert!(matches!(swarm.report(50, &os, ""), Step::Refuse(status) if status.message.contains("control")));
+    for addr in ["\u{1b}]0;x\u{7}:1".to_owned(), "a".repeat(301), "10.0.0.1:4242\n10.0.0.2:4242".to_owned()] {
+        let refused = swarm.report(50, &NodeDescription::default(), &addr);
+        assert!(matches!(refused, Step::Refuse(status) if status.code == Code::InvalidArgument), "{addr:?}");
     }
     let garbage = incoming(Call::Report, WORKER, vec![1, 2, 3]);
     assert!(matches!(report::<()>(&swarm.store, &garbage, false, NOW_MS), Step::Refuse(_)));

@@ -141,6 +141,11 @@ impl Connection {
         if self.authenticated { MAX_FRAME_BYTES } else { MAX_UNAUTHENTICATED_FRAME_BYTES }
     }
 
+    /// The other side is a peer although its certificate had expired when the connection was made.
+    pub(super) const fn is_lent(&self) -> bool {
+        matches!(self.caller, Some(Caller::Node { expired: true, .. }))
+    }
+
     /// Whether the other side may open this stream: its own parity, and not open already.
     pub(super) fn may_open(&self, stream: u32) -> bool {
         let parity = if self.dial.is_some() { 0 } else { 1 };

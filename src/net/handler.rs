@@ -135,6 +135,10 @@ pub trait Handler: Send {
     /// What the store says of a node now. Asked for every connection that is made and every request; when it changes for
     /// the worse, [`Command::Judge`] has it asked for the connections that are open.
     fn standing(&self, node: NodeId) -> Standing;
+    /// Whether a manager whose certificate has expired may be a peer all the same, for as long as a link of such a one lives:
+    /// managers that were all off past the end of their certificates find no leader, who alone can renew them, unless they
+    /// take each other as they are. It may ask for nothing but a certificate.
+    fn admits_expired(&self, node: NodeId) -> bool;
 }
 
 /// Something for the loop to do. Its `Debug` form shows lengths where bodies are.

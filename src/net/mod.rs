@@ -29,7 +29,9 @@
 //! demoted node is a worker's, good for calls and for no link. Who is removed or demoted loses what is open when
 //! [`handler::Command::Judge`] comes, whoever dialled.
 //!
-//! A connection lives no longer than the certificate it was made with. Who breaks the rules of frames gets an `Error` on
+//! A connection lives no longer than the certificate it was made with. One exception: managers that were all off past the
+//! end of their certificates have no leader, who alone could renew them. Where [`handler::Handler::admits_expired`] says so, an
+//! expired manager is a peer for a few seconds at a time: it sends and takes Raft messages, and asks for nothing but a certificate. Who breaks the rules of frames gets an `Error` on
 //! stream 0 with the reason, and is closed after having had time to read it.
 //!
 //! # Peers

@@ -154,6 +154,12 @@ pub fn check(call: Call, caller: &Caller) -> Result<(), Status> {
 /// Whether `by` may pass on `call` for `origin`: only a manager may, only a call for the leader, and only for someone who
 /// may make the call.
 pub fn check_forwarded(call: Call, by: &Caller, origin: &Caller) -> Result<(), Status> {
+    if let Caller::Node { role: Role::Manager, expired: true, .. } = by {
+        let message =
+            "the manager that was asked may not pass calls on: its certificate has expired, or had a moment ago";
+        let hint = "it gets a new one by itself; try again in a moment, or ask another manager";
+        return Err(Status::new(Code::Unavailable, message).with_hint(hint));
+    }
     if !by.is_manager() {
         return Err(Status::new(Code::PermissionDenied, "only a manager may pass on the calls of others"));
     }
@@ -260,7 +266,9 @@ pub(super) mod tests {
                 // Passed on by anyone else: never.
                 for (_, by) in callers.iter().filter(|(_, by)| !by.is_manager()) {
                     let status = check_forwarded(call, by, caller).expect_err("only managers pass calls on");
-                    assert_eq!(status.code, Code::PermissionDenied, "{call:?} by {caller:?} through {by:?}");
+                    let lapsed = matches!(by, Caller::Node { role: Role::Manager, .. });
+                    let code = if lapsed { Code::Unavailable } else { Code::PermissionDenied };
+                    assert_eq!(status.code, code, "{call:?} by {caller:?} through {by:?}");
                 }
             }
         }

@@ -136,7 +136,7 @@ impl<H: Handler> Net<H> {
             FrameKind::Error if header.stream == 0 => self.turned_away(id, &body),
             FrameKind::Hello if is_greeting => self.hello(id, header, &body),
             _ if is_greeting => self.malformed(id, Malformed::Order, "a manager's first frame must be its hello"),
-            FrameKind::Hello => self.unexpected_hello(id),
+            FrameKind::Hello => self.late_hello(id, header, &body),
             FrameKind::Request => self.request(id, header, &body),
             FrameKind::Answer | FrameKind::Error => self.reply(id, header, body),
             FrameKind::Credit => self.credit(id, header, &body),

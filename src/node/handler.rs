@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::addresses::Addresses;
 use super::greeting::{Greetings, Verdict};
+use super::leader::Notices;
 use super::lobby::{Joiner, Porter as _, Progress};
 use super::locksmith;
 use super::outlet::{Ask, Completion};
@@ -18,6 +19,7 @@ use super::service::Services;
 use super::snapshots::{Job, Transfer};
 use super::stop::{StopCell, Stopped};
 use crate::agent::Own;
+use crate::ca;
 use crate::codec::raft_message;
 use crate::codec::request::Ping;
 use crate::control::{self, Context, Control};
@@ -54,6 +56,8 @@ const SETTLING: Duration = Duration::from_millis(1500);
 const OWN: u64 = 1 << 63;
 /// What raft and links say is read again for a request after this.
 const FRESH: Duration = Duration::from_millis(20);
+/// A manager that turned this node away and has not been heard of since is not news for longer.
+const REFUSAL_LASTS: Duration = Duration::from_secs(60);
 /// The connection of this node's own requests, which no socket has.
 const INSIDE: ConnectionId = ConnectionId(u64::MAX);
 /// A leader may take this long to answer the node's own small calls.
@@ -95,9 +99,12 @@ pub struct Active {
     pub locksmith: Sender<locksmith::Order>,
     /// Where it listens, as the swarm was told.
     pub advertise: String,
+    /// What the services of this leader cannot do now.
+    pub held_up: Notices,
 }
 
 struct Membership {
+    held_up: Notices,
     raft_id: RaftId,
     lineage: Lineage,
     store: Arc<Store>,
@@ -153,6 +160,13 @@ pub struct NodeHandler {
     asking: BTreeMap<StreamId, Sender<Result<Bytes, Status>>>,
     /// The certificate, for `status`.
     own: Own,
+    /// Managers that do not take this node, since when, and why.
+    refusals: BTreeMap<Option<NodeId>, (Instant, String)>,
+}
+
+/// What is appended to a message.
+fn in_brackets(hint: &str) -> String {
+    if hint.is_empty() { String::new() } else { format!(" (hint: {hint})") }
 }
 
 impl std::fmt::Debug for NodeHandler {
@@ -218,16 +232,18 @@ impl NodeHandler {
             outlived: Outlived::default(),
             asking: BTreeMap::new(),
             own,
+            refusals: BTreeMap::new(),
         }
     }
 
     /// The node has its place: requests are served from now on.
     pub fn activate(&mut self, active: Active) {
-        let Active { raft_id, lineage, store, transfer, jobs, locksmith, advertise } = active;
+        let Active { raft_id, lineage, store, transfer, jobs, locksmith, advertise, held_up } = active;
         self.identity.advertise = advertise;
         let control = Control::new(store.clone(), self.context());
         let requests = Requests::new(self.identity.node_id, Services::new(control), Limits::default());
-        self.member = Some(Box::new(Membership { raft_id, lineage, store, transfer, jobs, locksmith, requests }));
+        self.member =
+            Some(Box::new(Membership { held_up, raft_id, lineage, store, transfer, jobs, locksmith, requests }));
         self.settling = Some(monotonic() + SETTLING);
     }
 
@@ -243,6 +259,10 @@ impl NodeHandler {
     fn context(&self) -> Context {
         let (certificate, raft) = (self.own.report(), self.report());
         let of_certificate = control::certificate_warnings(&certificate, raft.leader.is_some(), wall_ms());
+        let now = monotonic();
+        let lately = self.refusals.values().filter(|(at, _)| now.since(*at) < REFUSAL_LASTS);
+        let refused = lately.map(|(_, told)| told.clone());
+        let held_up = self.member.as_ref().map(|member| member.held_up.get()).unwrap_or_default();
         Context {
             node_id: self.identity.node_id,
             cluster_id: self.identity.cluster_id,
@@ -252,7 +272,14 @@ impl NodeHandler {
             sync_us: self.sync.quantile_us(0.5),
             raft,
             links: self.links.values().cloned().collect(),
-            notices: self.outlived.notice(monotonic()).into_iter().chain(of_certificate).collect(),
+            notices: self
+                .outlived
+                .notice(monotonic())
+                .into_iter()
+                .chain(refused)
+                .chain(held_up)
+                .chain(of_certificate)
+                .collect(),
             certificate: Some(certificate),
         }
     }
@@ -374,7 +401,15 @@ impl Handler for NodeHandler {
                 log::error!("{by} turned this node away: {status}");
                 self.stop.stop(stopped);
             }
-            None => log::warn!("{by} turned this node away: {status}"),
+            None => {
+                let now = monotonic();
+                let told = format!("{by} turned this node away: {status}{}", in_brackets(&status.hint));
+                let known = self.refusals.insert(peer, (now, told.clone()));
+                // It is dialled again and again.
+                if known.is_none_or(|(at, before)| before != told || now.since(at) > REFUSAL_LASTS) {
+                    log::warn!("{told}");
+                }
+            }
         }
     }
 
@@ -483,6 +518,7 @@ impl Handler for NodeHandler {
             disk_low: false,
         });
         link.alive = true;
+        self.refusals.remove(&Some(peer));
         self.addresses.found(peer);
         link.addr = addr.unwrap_or_default();
         self.raft.link(raft::Event::Link { node: peer, up: true, refused: false });
@@ -649,5 +685,13 @@ impl Handler for NodeHandler {
 
     fn standing(&self, node: NodeId) -> Standing {
         self.member.as_ref().map_or(Standing::Unknown, |member| member.store.view(|state| state.standing(node)))
+    }
+
+    fn admits_expired(&self, node: NodeId) -> bool {
+        let Some(member) = &self.member else { return false };
+        let now_ms = wall_ms();
+        // Where there is a leader, whoever comes late has a way to a new certificate.
+        let in_need = self.leadership.leader.is_none() || self.own.identity().is_expired(now_ms);
+        in_need && member.store.view(|state| state.member_of(node).is_some() && ca::may_come_back(state, node, now_ms))
     }
 }

@@ -10,6 +10,7 @@ use super::found::Keys;
 use super::lobby::Progress;
 use super::{StartError, StartFailure};
 use crate::agent::Own;
+use crate::ca;
 use crate::client::{Client, ClientError, TlsTarget};
 use crate::pki::keyfile::Lock;
 use crate::pki::seal::DataKey;
@@ -22,8 +23,15 @@ use crate::types::{ChangeId, Code, NodeId, Status};
 
 /// One attempt may take so long.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// All attempts together.
+/// All attempts together, unless people are waited for: then since the last word of the swarm.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The first pause between attempts, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest while people are waited for.
+const LONG_PAUSE: Duration = Duration::from_secs(5);
+/// Whether the node stops is looked at so often.
+const TURN: Duration = Duration::from_millis(100);
 
 fn what(addr: &str) -> String {
     format!("cannot join {addr}")
@@ -44,7 +52,33 @@ fn refused(addr: &str, error: &pki::PkiError) -> StartError {
     StartError::refused(what(addr), error, error.hint())
 }
 
-/// Repeats a call while it may succeed later, and lets `progress` say so.
+/// When to try again, and when not any more.
+struct Patience {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self { until: now + PATIENCE, pause: FIRST_PAUSE }
+    }
+
+    /// The pause after an attempt that ended so; `None`: there is no use in another.
+    fn after(&mut self, now: Instant, status: &Status) -> Option<Duration> {
+        if !status.code.is_transient() || status.hopeless {
+            return None;
+        }
+        let mut longest = LONGEST_PAUSE;
+        if ca::is_waiting(status) {
+            (self.until, longest) = (now + PATIENCE, LONG_PAUSE);
+        }
+        let pause = self.pause.min(longest);
+        self.pause = (pause * 2).min(LONG_PAUSE);
+        (now + pause <= self.until).then_some(pause)
+    }
+}
+
+/// Repeats a call while it may succeed later, and lets `progress` say so. What waits for people waits as long as they take.
 fn patiently<T>(
     addr: &str,
     what_for: &str,
@@ -53,21 +87,33 @@ fn patiently<T>(
 ) -> Result<T, StartError> {
     let asking = format!("asking {addr} for {what_for}");
     progress.say(asking.clone());
-    let deadline = monotonic() + PATIENCE;
-    let mut pause = Duration::from_millis(50);
+    let mut patience = Patience::new(monotonic());
+    let mut told = None;
     loop {
         let status = match attempt(monotonic() + ATTEMPT) {
             Ok(value) => return Ok(value),
             Err(error) => error.into_status(),
         };
-        let over = monotonic() + pause > deadline || progress.is_cancelled();
-        if !status.code.is_transient() || status.hopeless || over {
+        let Some(pause) = patience.after(monotonic(), &status).filter(|_| !progress.is_cancelled()) else {
             return Err(failed(addr, status));
+        };
+        if ca::is_waiting(&status) {
+            if told.as_ref() != Some(&status.message) {
+                log::info!("joining {addr}: {} ({})", status.message, status.hint);
+                told = Some(status.message.clone());
+            }
+            progress.say(format!("{asking}: {} ({})", status.message, status.hint));
+        } else {
+            log::debug!("joining {addr}: {status}; trying again");
+            progress.say(format!("{asking}, so far in vain: {}", status.message));
         }
-        log::debug!("joining {addr}: {status}; trying again");
-        progress.say(format!("{asking}, so far in vain: {}", status.message));
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_secs(1));
+        let until = monotonic() + pause;
+        while monotonic() < until {
+            if progress.is_cancelled() {
+                return Err(failed(addr, status));
+            }
+            std::thread::sleep(TURN.min(until.since(monotonic())));
+        }
     }
 }
 
@@ -107,9 +153,7 @@ pub fn certificate(
         let mut client = Client::tls(target, deadline.since(monotonic()))?;
         match client.call(Call::GetRoot, &(), deadline.since(monotonic()))? {
             Answer::Root { root } => Ok(root),
-            _ => {
-                Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))
-            }
+            _ => Err(odd_answer()),
         }
     })?;
     parsed.verify_root(&root_pem).map_err(|error| refused(addr, &error))?;
@@ -124,8 +168,31 @@ pub fn certificate(
     let key = store.file().node_key;
     let csr = pki::signing_request(&key).map_err(|error| refused(addr, &error))?;
     let connect = target(addr, None, Trust::Roots(root_pem.clone()), None)?;
+    // Its request was taken, or perhaps was before the last start.
+    let (mut was_taken, mut may_be_taken) = (false, file.request.is_some());
     let (node_id, chain) = patiently(addr, "a certificate", progress, |deadline| {
         let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
+        // Asked for by the node's id, which does not age: of an old request a swarm that writes much knows no more.
+        if let (Some((change, _)), true) = (file.request, was_taken || may_be_taken) {
+            let node_id = ca::node_of_change(change);
+            match client.call(Call::CertificateStatus, &node_id, deadline.since(monotonic())) {
+                Ok(Answer::Certificate { node_id, chain, .. }) => return Ok((node_id, chain)),
+                Err(ClientError::Refused(status)) if status.code == Code::NotFound => {
+                    may_be_taken = false;
+                    if was_taken {
+                        forget_request(dir, file)?;
+                        let message = format!("node {node_id} was not let in: it was removed while it waited");
+                        let hint = "start it again to ask anew; `skep node approve NODE` on a manager lets it in";
+                        return Err(refusal(Status::new(Code::FailedPrecondition, message).with_hint(hint)));
+                    }
+                }
+                Err(error) => {
+                    was_taken |= matches!(&error, ClientError::Refused(status) if ca::is_waiting(status));
+                    return Err(error);
+                }
+                Ok(_) => return Err(odd_answer()),
+            }
+        }
         let (change, after) = match file.request {
             Some(request) => request,
             None => {
@@ -151,14 +218,12 @@ pub fn certificate(
             && status.code != Code::Internal
         {
             // What was refused stays refused under its id: the next start, with another token perhaps, asks anew.
-            file.request = None;
-            dir.write(file).map_err(|error| ClientError::Refused(Status::new(Code::Internal, error.to_string())))?;
+            forget_request(dir, file)?;
         }
+        was_taken |= matches!(&answer, Err(ClientError::Refused(status)) if ca::is_waiting(status));
         match answer? {
             Answer::Certificate { node_id, chain, .. } => Ok((node_id, chain)),
-            _ => {
-                Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))
-            }
+            _ => Err(odd_answer()),
         }
     })?;
     let identity = NodeIdentity::new(&chain, key).map_err(|error| refused(addr, &error))?;
@@ -169,6 +234,19 @@ pub fn certificate(
     dir.write_certificate(&keys.identity, &keys.root_pem)?;
     dir.write(file)?;
     Ok(keys)
+}
+
+fn forget_request(dir: &DataDir, file: &mut NodeFile) -> Result<(), ClientError> {
+    file.request = None;
+    dir.write(file).map_err(|error| refusal(Status::new(Code::Internal, error.to_string())))
+}
+
+fn refusal(status: Status) -> ClientError {
+    ClientError::Refused(status)
+}
+
+fn odd_answer() -> ClientError {
+    refusal(Status::new(Code::Internal, "the manager gave another answer than asked for"))
 }
 
 /// Asks one of these managers for a place in the Raft group. The node must listen already: the leader calls back before it
@@ -197,9 +275,7 @@ pub fn place(
         let mut client = Client::tls(connect.clone(), deadline.since(monotonic()))?;
         match client.call(Call::Join, &request, deadline.since(monotonic()))? {
             Answer::Joined(answer) => Ok(*answer),
-            _ => {
-                Err(ClientError::Refused(Status::new(Code::Internal, "the manager gave another answer than asked for")))
-            }
+            _ => Err(odd_answer()),
         }
     })
 }
@@ -255,4 +331,32 @@ pub fn find_peers(
         pause = (pause * 2).min(Duration::from_secs(5));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_waited_for_as_long_as_they_take_and_machines_for_half_a_minute() {
+        let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
+        let approval = Status::new(Code::Unavailable, "node x waits until a person approves it");
+        let signature = Status::new(Code::Unavailable, "the certificate of node x is not issued yet: no key");
+        let silence = Status::new(Code::Unavailable, "no answer");
+        let mut patience = Patience::new(at(0));
+        assert_eq!(patience.after(at(0), &silence), Some(FIRST_PAUSE));
+        assert_eq!(patience.after(at(29), &silence), Some(FIRST_PAUSE * 2));
+        assert_eq!(patience.after(at(30), &silence), None);
+        let mut patience = Patience::new(at(0));
+        for seconds in (0..100_000).step_by(10) {
+            let status = if seconds % 20 == 0 { &approval } else { &signature };
+            assert!(patience.after(at(seconds), status).is_some(), "after {seconds} s");
+        }
+        assert_eq!(patience.after(at(100_000), &approval), Some(LONG_PAUSE));
+        // A manager that goes away meanwhile may come back.
+        assert_eq!(patience.after(at(100_028), &silence), Some(LONGEST_PAUSE));
+        assert_eq!(patience.after(at(100_031), &silence), None);
+        assert_eq!(patience.after(at(0), &Status::new(Code::InvalidArgument, "no")), None);
+        assert_eq!(patience.after(at(0), &Status { hopeless: true, ..silence }), None);
+    }
 }

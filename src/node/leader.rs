@@ -10,14 +10,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::codec::envelope;
 use crate::raft::run::Handle;
 use crate::raft::{self, Leadership, Order, OrderResult, Reply};
 use crate::store::{Cursor, State, Store};
+use crate::sys::entropy::{Entropy as _, OsEntropy};
 use crate::sys::metrics::Metrics;
 use crate::sys::queue::{self, Bell, Latest, Receiver, Sender, Waiter};
 use crate::sys::thread::{self, Thread};
@@ -52,9 +53,30 @@ pub struct LeaderHandle {
     /// A look is wanted when the store moves.
     armed: Arc<AtomicBool>,
     bell: Bell,
+    notices: Notices,
+}
+
+/// What the services of a leader cannot do now, and why; empty on a follower. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Notices(Arc<Mutex<Vec<String>>>);
+
+impl Notices {
+    /// As they are now.
+    pub fn get(&self) -> Vec<String> {
+        self.0.lock().expect("no code panics while it holds this lock").clone()
+    }
+
+    fn set(&self, notices: Vec<String>) {
+        *self.0.lock().expect("no code panics while it holds this lock") = notices;
+    }
 }
 
 impl LeaderHandle {
+    /// What holds the services up.
+    pub fn notices(&self) -> Notices {
+        self.notices.clone()
+    }
+
     /// Who leads changed.
     pub fn leadership(&self, leadership: Leadership) {
         self.leadership.put(leadership);
@@ -168,7 +190,9 @@ pub fn spawn(
     let (bell, waiter) = queue::bell();
     let leadership = Latest::default();
     let armed = Arc::new(AtomicBool::new(false));
-    let handle = LeaderHandle { leadership: leadership.clone(), outcomes, armed: armed.clone(), bell };
+    let notices = Notices::default();
+    let handle =
+        LeaderHandle { leadership: leadership.clone(), outcomes, armed: armed.clone(), bell, notices: notices.clone() };
     let mut leader = Leader {
         node_id,
         store,
@@ -180,6 +204,7 @@ pub fn spawn(
         waiter,
         current: None,
         next_token: FIRST_TOKEN,
+        notices,
     };
     Ok((handle, thread::spawn("leader", move || leader.run())?))
 }
@@ -195,6 +220,7 @@ struct Leader {
     waiter: Waiter,
     current: Option<LeaderTerm>,
     next_token: u64,
+    notices: Notices,
 }
 
 /// A leadership of this manager, from the announcement to its end.
@@ -222,7 +248,16 @@ impl Leader {
             }
             self.hear();
             self.look();
+            self.tell();
         }
+    }
+
+    fn tell(&self) {
+        let notices = match &self.current {
+            Some(current) => self.store.view(|state| current.machine.notices(state)),
+            None => Vec::new(),
+        };
+        self.notices.set(notices);
     }
 
     fn next_wake(&self) -> Instant {
@@ -249,7 +284,7 @@ impl Leader {
         }
         if leads {
             let services = (self.services)(leadership.term);
-            let machine = Machine::new(leadership.term, self.next_token, services);
+            let machine = Machine::new(leadership.term, self.next_token, OsEntropy.next_u128(), services);
             log::debug!("term {} begins: {machine:?}", leadership.term);
             let (_, cursor) = self.store.view_and_watch();
             let clocks = (monotonic(), wall_ms());

@@ -228,4 +228,8 @@ impl<P: Porter> Handler for Doorkeeper<P> {
     fn standing(&self, _: NodeId) -> Standing {
         Standing::Unknown
     }
+
+    fn admits_expired(&self, _: NodeId) -> bool {
+        false
+    }
 }

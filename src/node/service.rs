@@ -84,7 +84,14 @@ impl Services {
         match ca::issue(state, &incoming.caller, &request, wall_ms(), &mut OsEntropy) {
             Ok(Decision::Propose { change, newcomer }) => {
                 let now_ms = monotonic().as_nanos() / 1_000_000;
-                match if newcomer { self.gate.admit(state, now_ms) } else { Ok(()) } {
+                let node_id = ca::subject(state, &incoming.caller, &request);
+                let permitted = match newcomer {
+                    Some(role) => self.gate.admit(state, role, now_ms),
+                    // Built again, it is the same renewal.
+                    None if attempt > 0 => Ok(()),
+                    None => self.gate.write(node_id, now_ms),
+                };
+                match permitted {
                     Ok(()) => Step::Propose(Change { id, ..change }),
                     Err(status) => Step::Refuse(status),
                 }
@@ -131,7 +138,16 @@ impl Service for Services {
             Call::Session => {
                 step(dispatcher::session(self.store(), request, confirmed), |session| Feed::Session(Box::new(session)))
             }
-            Call::Report => dispatcher::report(self.store(), request, confirmed, wall_ms()),
+            Call::Report => {
+                let step = dispatcher::report(self.store(), request, confirmed, wall_ms());
+                match (&step, request.caller.node_id()) {
+                    (Step::Propose(_), Some(node_id)) => self
+                        .gate
+                        .write(node_id, monotonic().as_nanos() / 1_000_000)
+                        .map_or_else(Step::Refuse, |()| step),
+                    _ => step,
+                }
+            }
             _ => step(self.control.decide(request, attempt, confirmed, wall_ms()), Feed::Control),
         }
     }

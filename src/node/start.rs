@@ -504,6 +504,7 @@ impl<'a> Starter<'a> {
         });
         let (leader, leader_thread) =
             leader::spawn(here, store.clone(), self.raft.clone(), services, &self.metrics).map_err(internal)?;
+        let held_up = leader.notices();
         let outlet: Arc<dyn Outlet> = Arc::new(Post {
             net: self.net.clone(),
             snapshots: snapshot_jobs.clone(),
@@ -548,6 +549,7 @@ impl<'a> Starter<'a> {
         )
         .map_err(|error| internal(format!("raft does not accept the log: {error}")))?;
         let active = Active {
+            held_up,
             raft_id,
             lineage,
             store,

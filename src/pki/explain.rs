@@ -114,7 +114,7 @@ fn explain_certificate(bad: &Bad) -> (String, String) {
 
 const fn explain_alert(alert: Alert) -> (&'static str, &'static str) {
     match alert {
-        Alert::UnknownCA | Alert::DecryptError => (UNKNOWN_THERE, ROOT),
+        Alert::UnknownCA | Alert::DecryptError => (UNKNOWN_THERE, SKIPPED),
         Alert::CertificateExpired => ("the other side says that our certificate is expired or not yet valid", CLOCKS),
         Alert::CertificateRequired => ("the other side wants a certificate, and this node has none", JOIN),
         Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
@@ -144,6 +144,8 @@ const ROOT: &str = "check that the address is that of a manager of the swarm tha
                     while the root was replaced joins again, on an empty data directory with a new token";
 const CLOCKS: &str = "compare the clocks of both machines (`date -u`)";
 const SWARM: &str = "check that the address is that of a manager of the swarm that this node belongs to";
+const SKIPPED: &str = "if it is the right swarm (`skep ca show` there), this node was skipped when the root was rotated: remove \
+                       it there with `skep node rm --force NODE`, and join again on an empty data directory with a token";
 const ADDRESS: &str = "check the addresses with `skep members`: one may have been given to another machine";
 const PORT: &str = "check that the address and port are those of a skep manager";
 const JOIN: &str = "join the swarm first: `skep run --join HOST:PORT --token TOKEN`";
@@ -225,7 +227,7 @@ mod tests {
             check(Error::AlertReceived(Alert::from(number)), "the other side", "");
         }
         let check = |alert, words, advice| check(Error::AlertReceived(alert), words, advice);
-        check(Alert::UnknownCA, "does not know the root", "check that the address");
+        check(Alert::UnknownCA, "does not know the root", "skipped when the root was rotated");
         check(Alert::CertificateExpired, "expired or not yet valid", "clocks");
         check(Alert::CertificateRequired, "wants a certificate", "--join");
         check(Alert::CertificateUnknown, "refuses our certificate", "check that the address");

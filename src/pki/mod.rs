@@ -15,7 +15,8 @@
 //!   skip the certificate check), and its peer proved possession of the key of the certificate that [`classify`] reads.
 //! - A server takes clients without a certificate and with an expired one, since both must be able to ask for a new
 //!   one: they are [`Class::None`] and [`Class::Expired`], and it is the caller who limits what they may ask. A
-//!   certificate of a foreign root, of another swarm, not yet valid or without an identity fails the handshake.
+//!   certificate of a foreign root, of another swarm, not yet valid or without an identity fails the handshake. A client
+//!   takes such a server only with [`peer_config`], and decides then.
 //! - Certificates are checked in the handshake only. Whoever holds connections closes them when
 //!   [`Identity::not_after_ms`] passes, when the node is removed, and when [`check_protocol`] fails after the handshake.
 //! - A root is replaced without a moment at which two nodes refuse each other. The new root is signed by the old one
@@ -56,7 +57,7 @@ pub use identity::{Class, Identity, NodeIdentity, classify, identity_of, identit
 pub use keyfile::KeyFile;
 pub use keyring::Keyring;
 pub use keys::{PrivateKey, generate_key, signing_request};
-pub use tls::{Trust, check_protocol, client_config, manager_name, server_config, server_name};
+pub use tls::{Trust, check_protocol, client_config, manager_name, peer_config, server_config, server_name};
 pub use token::{JoinToken, TokenError, root_digest, same_secret};
 pub use unlock::{UNLOCK_KEY_PREFIX, UnlockKey, UnlockKeyError};
 

@@ -50,6 +50,16 @@ pub fn client_config(identity: Option<&NodeIdentity>, trust: Trust) -> Result<Ar
     client_settings(identity, trust).map(Arc::new)
 }
 
+/// Settings for links between managers: as [`client_config`], but a manager whose certificate has expired gets through the
+/// handshake too. Whoever uses these must [`super::classify`] the other side, and decide.
+///
+/// # Errors
+/// When the roots are unreadable or no roots, or the node's key is refused.
+pub fn peer_config(identity: &NodeIdentity, roots_pem: &str) -> Result<Arc<ClientConfig>, PkiError> {
+    let inner = server_verifier(roots_pem, Some(identity), true)?;
+    settings_with(Some(identity), Arc::new(inner)).map(Arc::new)
+}
+
 /// The name to dial a node by: a handshake with any other node fails. Says nothing of the node's role, which
 /// [`super::classify`] tells.
 pub fn server_name(node: NodeId) -> ServerName<'static> {
@@ -108,15 +118,28 @@ pub(super) fn server_settings(identity: &NodeIdentity, roots_pem: &str) -> Resul
 
 pub(super) fn client_settings(identity: Option<&NodeIdentity>, trust: Trust) -> Result<ClientConfig, PkiError> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::Roots(roots_pem) => {
-            let inner = WebPkiServerVerifier::builder_with_provider(root_store(&roots_pem, identity)?, provider())
-                .build()
-                .map_err(|error| PkiError::Tls(Error::General(error.to_string())))?;
-            let cluster_id = identity.map(|identity| identity.identity().cluster_id);
-            Arc::new(ServerVerifier { provider: provider(), inner, cluster_id })
-        }
+        Trust::Roots(roots_pem) => Arc::new(server_verifier(&roots_pem, identity, false)?),
         Trust::Anything => Arc::new(AnyServer { provider: provider() }),
     };
+    settings_with(identity, verifier)
+}
+
+fn server_verifier(
+    roots_pem: &str,
+    identity: Option<&NodeIdentity>,
+    admits_expired: bool,
+) -> Result<ServerVerifier, PkiError> {
+    let inner = WebPkiServerVerifier::builder_with_provider(root_store(roots_pem, identity)?, provider())
+        .build()
+        .map_err(|error| PkiError::Tls(Error::General(error.to_string())))?;
+    let cluster_id = identity.map(|identity| identity.identity().cluster_id);
+    Ok(ServerVerifier { provider: provider(), inner, cluster_id, admits_expired })
+}
+
+fn settings_with(
+    identity: Option<&NodeIdentity>,
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ClientConfig, PkiError> {
     let builder = ClientConfig::builder_with_details(provider(), Arc::new(Clock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(PkiError::Tls)?
@@ -241,14 +264,9 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
         let verified = match verified {
-            // Expiry is found before the signature is looked at, so everything is checked again, as of the last
-            // second of the certificate's life.
-            Err(error) if is_expiry(&error) => match identity_of(end_entity) {
-                Ok(identity) if identity.is_expired(now.as_secs().saturating_mul(1000)) => {
-                    let then = std::time::Duration::from_millis(identity.not_after_ms);
-                    self.inner.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(then))?
-                }
-                _ => return Err(error),
+            Err(error) if is_expiry(&error) => match last_second(end_entity, now) {
+                Some(then) => self.inner.verify_client_cert(end_entity, intermediates, then)?,
+                None => return Err(error),
             },
             other => other?,
         };
@@ -259,6 +277,13 @@ impl ClientCertVerifier for ClientVerifier {
     signatures_by_provider!();
 }
 
+/// The last second of an expired certificate's life. Expiry is found before the signature is looked at, so everything is
+/// checked again as of then. `None` when it is not the node's own certificate that has expired.
+fn last_second(leaf: &CertificateDer<'_>, now: UnixTime) -> Option<UnixTime> {
+    let identity = identity_of(leaf).ok().filter(|identity| identity.is_expired(now.as_secs().saturating_mul(1000)))?;
+    Some(UnixTime::since_unix_epoch(std::time::Duration::from_millis(identity.not_after_ms)))
+}
+
 /// rustls' own verifier and [`check_identity`].
 #[derive(Debug)]
 struct ServerVerifier {
@@ -266,6 +291,8 @@ struct ServerVerifier {
     inner: Arc<WebPkiServerVerifier>,
     /// Our swarm, once we belong to one.
     cluster_id: Option<ClusterId>,
+    /// Lets expired certificates through, as [`ClientVerifier`] does.
+    admits_expired: bool,
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -277,7 +304,14 @@ impl ServerCertVerifier for ServerVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let verify = |now| self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verified = match verify(now) {
+            Err(error) if self.admits_expired && is_expiry(&error) => match last_second(end_entity, now) {
+                Some(then) => verify(then)?,
+                None => return Err(error),
+            },
+            other => other?,
+        };
         check_identity(end_entity, self.cluster_id)?;
         Ok(verified)
     }

@@ -15,7 +15,8 @@
 //! | nothing: it is gone | a member | it is taken out |
 //!
 //! One member is taken out at a time, so that each is judged by what the one before left. What cannot be done now is tried
-//! again every [`RETRY_MS`], and when anything changes. [`phase`] says for people where a node stands.
+//! again every [`RETRY_MS`], and when anything changes. [`phase`] says for people where a node stands, and
+//! [`Service::notices`] what holds it up, which only the leader knows.
 //!
 //! Not here: whether a demotion or removal may be asked for (`control`), certificates (`ca`), the quorum guard itself and
 //! the order of membership changes (`raft`), and what the node does about it (`agent`).
@@ -200,6 +201,16 @@ impl Service for Roles {
                 Vec::new()
             }
         }
+    }
+
+    fn notices(&self, state: &State) -> Vec<String> {
+        let notice = |(id, held): (&NodeId, &Held)| {
+            let hostname =
+                node(state, *id).map(|node| node.description.hostname.clone()).filter(|name| !name.is_empty());
+            let name = hostname.unwrap_or_else(|| id.to_string());
+            format!("the role of node {name} cannot be changed yet, and this is tried again: {}", held.why)
+        };
+        self.held.iter().map(notice).collect()
     }
 
     fn next_deadline(&self) -> Option<u64> {

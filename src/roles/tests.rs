@@ -241,6 +241,8 @@ fn what_cannot_be_done_now_is_tried_again_after_a_pause_and_holds_nobody_else_up
     assert_eq!(swarm.look(), [], "one at a time");
     let status = Status::new(Code::FailedPrecondition, "it would leave 1 reachable of 4 voters");
     swarm.ended(token, Ended::Declined(status.clone()));
+    let notices = swarm.roles.notices(&swarm.state);
+    assert!(matches!(&notices[..], [notice] if notice.ends_with(&status.message)), "{notices:?}");
     let effects = swarm.look();
     let [Effect::RemoveMember { token, node_id: NodeId(3) }] = effects[..] else { panic!("{effects:?}") };
     swarm.ended(token, Ended::Uncertain);
@@ -250,6 +252,7 @@ fn what_cannot_be_done_now_is_tried_again_after_a_pause_and_holds_nobody_else_up
     assert_eq!(swarm.settle(), ["11 is a manager"]);
     swarm.now_ms += RETRY_MS;
     swarm.settles(&["take out 2", "2 is a worker", "take out 3", "3 is a worker"]);
+    assert_eq!(swarm.roles.notices(&swarm.state), [""; 0]);
 }
 
 #[test]

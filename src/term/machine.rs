@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Effect, Ended, Event, Service};
+use crate::codec::digest128;
 use crate::store::State;
-use crate::types::{Change, Code, Kind, NodeId, Status, Term};
+use crate::types::{Change, ChangeId, Code, Kind, NodeId, Status, Term};
 
 /// Requests of one service that are under way at once; beyond that they are declined.
 pub const MAX_UNDER_WAY: usize = 64;
@@ -12,6 +13,10 @@ pub const MAX_UNDER_WAY: usize = 64;
 /// Runs the services of one term.
 pub struct Machine {
     term: Term,
+    /// Drawn for the term and told to nobody. Whoever may write anything chooses the id of the change, and the first under an
+    /// id is the only one: a worker that could work out the next id of a service would use it up, and nothing that the
+    /// service asks for would ever be done, though it hears that it was.
+    salt: u128,
     services: Vec<Box<dyn Service>>,
     /// What was asked for and has not ended: whose it is, and the service's own name for it.
     under_way: BTreeMap<u64, (usize, u64)>,
@@ -69,8 +74,9 @@ pub enum Work {
 
 impl Machine {
     /// The services of `term`. `first_token` and what follows name their requests; no two terms of a process may share any.
-    pub fn new(term: Term, first_token: u64, services: Vec<Box<dyn Service>>) -> Self {
-        Self { term, services, under_way: BTreeMap::new(), next_token: first_token }
+    /// `salt` is random, and keeps the ids of changes from being guessed.
+    pub fn new(term: Term, first_token: u64, salt: u128, services: Vec<Box<dyn Service>>) -> Self {
+        Self { term, salt, services, under_way: BTreeMap::new(), next_token: first_token }
     }
 
     /// The token after the last one used.
@@ -86,6 +92,11 @@ impl Machine {
     /// The earliest moment at which someone wants to look, by the wall clock.
     pub fn next_deadline(&self) -> Option<u64> {
         self.services.iter().filter_map(|service| service.next_deadline()).min()
+    }
+
+    /// What the services cannot do now, and why.
+    pub fn notices(&self, state: &State) -> Vec<String> {
+        self.services.iter().flat_map(|service| service.notices(state)).collect()
     }
 
     /// Lets those look whom the news concern, or whose time has come.
@@ -126,7 +137,10 @@ impl Machine {
             self.next_token += 1;
             self.under_way.insert(token, (index, effect.token()));
             let work = match effect {
-                Effect::Propose { change, .. } => Work::Propose(Change { term: Some(self.term), ..change }),
+                Effect::Propose { change, .. } => {
+                    let id = ChangeId(digest128(&[&self.salt.to_le_bytes(), &change.id.0.to_le_bytes()]));
+                    Work::Propose(Change { id, term: Some(self.term), ..change })
+                }
                 Effect::RemoveMember { node_id, .. } => Work::RemoveMember(node_id),
                 Effect::Transfer { to, .. } => Work::Transfer(to),
             };
@@ -195,7 +209,7 @@ mod tests {
             let services = services.iter().map(|&(name, kind, asks, due)| {
                 Box::new(Recorder { name, kind, asks, due, heard: heard.clone() }) as Box<dyn Service>
             });
-            let machine = Machine::new(Term(7), 100, services.collect());
+            let machine = Machine::new(Term(7), 100, 5, services.collect());
             Self { machine, heard, state: State::bootstrap(Lineage(1), NodeId(1), "a:1") }
         }
 
@@ -248,6 +262,21 @@ mod tests {
         }
         term.heard(&["b: 0 is Done", "a: 1 is Uncertain"]);
         assert_eq!(term.machine.next_token(), 103);
+    }
+
+    #[test]
+    fn the_id_of_a_change_is_the_same_within_a_term_and_cannot_be_worked_out() {
+        let id_under = |salt| {
+            let mut term = Term7::new(&[("a", Kind::Node, 1, None)]);
+            term.machine.salt = salt;
+            match &term.look(1, &of(&[Kind::Node]))[0].work {
+                Work::Propose(change) => change.id,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(id_under(5), id_under(5));
+        assert_ne!(id_under(5), id_under(6));
+        assert_ne!(id_under(5), change().id);
     }
 
     #[test]

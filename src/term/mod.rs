@@ -14,7 +14,8 @@
 //! - Its changes carry the term: what is applied under a later leader is refused as
 //!   [`Refusal::TermChanged`], so that a deposed leader's service writes nothing.
 //!
-//! What it must keep to: the same state looked at twice leads to the same changes under the same ids, and to nothing that is
+//! What it must keep to: the same state looked at twice leads to the same changes under the same ids (which are mixed with a
+//! secret of the term before they are proposed, so that no caller can use them up), and to nothing that is
 //! under way already; what was declined is tried again after a pause of its own, not at once.
 //!
 //! Not here: the thread, its queues and the clock (`node::leader`), and the services themselves.
@@ -39,6 +40,11 @@ pub trait Service: Send {
     /// Takes one event and says what must be done, in order. `now_ms`: the wall clock, which may be set back or forward;
     /// when it is, the service looks again.
     fn step(&mut self, now_ms: u64, event: Event<'_>) -> Vec<Effect>;
+
+    /// What cannot be done now and why, in words for whoever asks this leader how it is.
+    fn notices(&self, _state: &State) -> Vec<String> {
+        Vec::new()
+    }
 
     /// When to look again though nothing changes, by the clock of [`Service::step`]; `None`: not before something does.
     fn next_deadline(&self) -> Option<u64>;

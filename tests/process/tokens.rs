@@ -125,6 +125,15 @@ fn a_node_that_must_be_approved_waits_and_joins_when_it_is() {
     swarm.managers[0].skep(&["node", "approve", &id]).ok();
     swarm.votes(place);
     assert!(swarm.nodes().iter().all(|node| node["membership"] == "accepted"));
+    // Who is not let in is told so, and asks anew at its next start.
+    let refused = swarm.join_with(&token);
+    let id = eventually("another waits", || {
+        let node = swarm.nodes().into_iter().find(|node| node["membership"] == "pending")?;
+        Some(node["id"].as_str().unwrap().to_owned())
+    });
+    swarm.managers[0].skep(&["node", "rm", "--force", &id]).ok();
+    let said = swarm.turned_away(refused, 0);
+    assert!(said.contains("was not let in: it was removed while it waited"), "{said}");
     swarm.managers[0].skep(&["node", "approve", "nobody"]).refused_with_hint(3, &["not found", "skep node ls"]);
     swarm.converge();
 }

@@ -1,8 +1,8 @@
 //! The gate and the janitor.
 
 use super::*;
-use crate::ca::gate::MAX_UNDER_WAY;
-use crate::ca::janitor::{ENDED_TOKEN_MS, SIGNED_JOIN_MS, WAITING_JOIN_MS};
+use crate::ca::gate::{MAX_MANAGERS_UNDER_WAY, MAX_UNDER_WAY};
+use crate::ca::janitor::{CROWDED_JOIN_MS, ENDED_TOKEN_MS, SIGNED_JOIN_MS, WAITING_JOIN_MS};
 use crate::term::{Effect, Ended, Event, Service};
 use crate::types::MemberChange;
 use crate::types::RaftId;
@@ -185,13 +185,14 @@ fn a_token_of_a_former_root_goes_and_one_without_end_stays() {
 fn newcomers_are_let_in_at_a_bounded_rate() {
     let (swarm, _) = Swarm::founded();
     let mut gate = Gate::default();
-    let mut let_in =
-        |from_ms: u64, count: u64| (0..count).filter(|_| gate.admit(&swarm.state, from_ms).is_ok()).count();
+    let mut let_in = |from_ms: u64, count: u64| {
+        (0..count).filter(|_| gate.admit(&swarm.state, Role::Worker, from_ms).is_ok()).count()
+    };
     assert_eq!(let_in(5_000_000, 600), 500);
     assert_eq!(let_in(5_000_010, 600), 0);
     assert_eq!(let_in(5_001_000, 600), 50);
     assert_eq!(let_in(5_001_000, 600), 0);
-    let status = gate.admit(&swarm.state, 5_001_001).unwrap_err();
+    let status = gate.admit(&swarm.state, Role::Worker, 5_001_001).unwrap_err();
     assert_eq!(status.code, Code::ResourceExhausted);
     assert!(status.code.is_transient());
 }
@@ -207,7 +208,7 @@ fn a_token_that_leaked_does_not_fill_the_store() {
     let (mut let_in, mut now_ms) = (0, 1_000_000);
     let refusal = loop {
         now_ms += 100;
-        match gate.admit(&swarm.state, now_ms) {
+        match gate.admit(&swarm.state, Role::Worker, now_ms) {
             Ok(()) => {
                 let copy = Node { id: NodeId(1 << 64 | let_in), ..node.clone() };
                 swarm.write(vec![Operation::Create(copy.into())], NOW_MS);
@@ -222,6 +223,69 @@ fn a_token_that_leaked_does_not_fill_the_store() {
     assert!(refusal.hint.contains("skep token rotate"));
     // As soon as some have come, others may.
     swarm.set_node(id, |node| node.certificate.reported_issuer = "seen".to_owned());
-    gate.admit(&swarm.state, now_ms + 1000).unwrap();
-    assert_eq!(gate.admit(&swarm.state, now_ms + 1000).unwrap_err().code, Code::ResourceExhausted);
+    gate.admit(&swarm.state, Role::Worker, now_ms + 1000).unwrap();
+    assert_eq!(gate.admit(&swarm.state, Role::Worker, now_ms + 1000).unwrap_err().code, Code::ResourceExhausted);
+}
+
+#[test]
+fn a_crowd_that_never_came_keeps_nobody_out_for_long_and_a_few_have_their_hour() {
+    let check = |workers: u128, role: Role, left: usize| {
+        let (mut swarm, _) = Swarm::founded();
+        let tokens = swarm.tokens();
+        let token = if role == Role::Worker { tokens.worker } else { tokens.manager };
+        let node = swarm.join(&request(&token), 1).map(|id| swarm.node(id)).unwrap();
+        for id in 1..workers {
+            let copy = Node { id: NodeId(1 << 64 | id), ..node.clone() };
+            swarm.write(vec![Operation::Create(copy.into())], NOW_MS);
+        }
+        assert_eq!(clean(&mut swarm, NOW_MS + CROWDED_JOIN_MS - 1).0, 0);
+        clean(&mut swarm, NOW_MS + CROWDED_JOIN_MS);
+        // The founder stays in any case.
+        assert_eq!(swarm.state.count(Kind::Node) - 1, left, "of {workers}");
+    };
+    let half = MAX_UNDER_WAY / 2;
+    check(half as u128 - 1, Role::Worker, half - 1);
+    // No more than are needed to be no crowd any more, and what is under way with them.
+    let (mut swarm, _) = Swarm::founded();
+    let node = swarm.join(&request(&swarm.tokens().worker), 1).map(|id| swarm.node(id)).unwrap();
+    for id in 1..MAX_UNDER_WAY as u128 {
+        let copy = Node { id: NodeId(1 << 64 | id), ..node.clone() };
+        swarm.write(vec![Operation::Create(copy.into())], NOW_MS);
+    }
+    clean(&mut swarm, NOW_MS + CROWDED_JOIN_MS);
+    let left = swarm.state.count(Kind::Node) - 1;
+    assert!((half - 40..half).contains(&left), "{left}");
+    // A manager's certificate that is forgotten is remembered as revoked.
+    check(half as u128 + 1, Role::Manager, half + 1);
+}
+
+#[test]
+fn managers_that_never_come_keep_no_worker_out() {
+    let (mut swarm, _) = Swarm::founded();
+    let node = swarm.join(&request(&swarm.tokens().manager), 1).map(|id| swarm.node(id)).unwrap();
+    for id in 1..MAX_MANAGERS_UNDER_WAY as u128 {
+        let copy = Node { id: NodeId(1 << 64 | id), ..node.clone() };
+        swarm.write(vec![Operation::Create(copy.into())], NOW_MS);
+    }
+    let mut gate = Gate::default();
+    check_refusal(gate.admit(&swarm.state, Role::Manager, 1), Code::ResourceExhausted, "100 managers have asked");
+    gate.admit(&swarm.state, Role::Worker, 1).unwrap();
+}
+
+#[test]
+fn a_node_writes_of_itself_at_a_bounded_rate_and_holds_up_no_other() {
+    let mut gate = Gate::default();
+    let mut writes =
+        |node: u128, now_ms: u64, count: u64| (0..count).filter(|_| gate.write(NodeId(node), now_ms).is_ok()).count();
+    assert_eq!((writes(1, 5000, 100), writes(1, 5000, 1), writes(2, 5000, 5)), (30, 0, 5));
+    assert_eq!((writes(1, 6999, 1), writes(1, 7000, 5)), (0, 1));
+    // Nodes that have been quiet are forgotten, and one that was not is none of them.
+    for node in 10..20_000 {
+        assert_eq!(writes(node, 7000 + node as u64, 1), 1);
+    }
+    assert_eq!((writes(1, 27_000, 100), writes(1, 10_000_000, 100)), (10, 30));
+    let remembered = gate.writers.len();
+    assert!(remembered <= 4096 + 2000, "{remembered}");
+    let refused = (0..100).find_map(|_| gate.write(NodeId(3), 10_000_000).err()).unwrap();
+    assert!(refused.code.is_transient() && refused.hint.contains("skep node rm --force"), "{refused}");
 }

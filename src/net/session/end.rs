@@ -151,7 +151,8 @@ impl<H: Handler> Net<H> {
                 if connection.expires_ms > wall_ms() {
                     return self.watch_expiry(id);
                 }
-                log::info!("closing the connection with {addr}: the certificate it was made with has expired");
+                let level = if connection.is_lent() { log::Level::Debug } else { log::Level::Info };
+                log::log!(level, "closing the connection with {addr}: the certificate it was made with has expired");
                 self.close(id);
             }
             Stage::Connecting | Stage::Handshaking => {

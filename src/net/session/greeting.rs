@@ -1,6 +1,12 @@
 //! Who is on the other side: what TLS and the hello say of it, and what that admits it to.
 
+use rustls::CertificateError;
+use rustls::pki_types::UnixTime;
+
 use super::*;
+
+/// The link of a manager with an expired certificate is made anew after this, and then with what it has by then.
+const LENT_MS: u64 = 5000;
 
 impl<H: Handler> Net<H> {
     /// A dialled peer did not take this node, or this node not the peer.
@@ -52,7 +58,17 @@ impl<H: Handler> Net<H> {
                 self.set_caller(id, &identity, false, Stage::Greeting);
                 self.send_hello(id);
             }
-            (_, Some(_)) => {
+            (pki::Class::Expired(identity), Some(expected)) => {
+                let is_link = connection.dial.as_ref().is_some_and(|dial| matches!(dial.purpose, Purpose::Peer(_)));
+                let is_expected = identity.node_id == expected && identity.role == Role::Manager;
+                if !is_link || !is_expected || !self.handler.admits_expired(expected) {
+                    let status = self.expired(&identity);
+                    return self.refuse(id, &status);
+                }
+                self.set_caller(id, &identity, true, Stage::Greeting);
+                self.send_hello(id);
+            }
+            (pki::Class::None, Some(_)) => {
                 let message = "the other side shows no certificate in force";
                 self.refuse(id, &Status::new(Code::Unauthenticated, message));
             }
@@ -85,10 +101,23 @@ impl<H: Handler> Net<H> {
         }
     }
 
+    /// Why a manager with this certificate, which was dialled, is no peer.
+    fn expired(&self, identity: &Identity) -> Status {
+        let (time, not_after) = (wall_ms(), identity.not_after_ms);
+        let [time, not_after] = [time, not_after].map(|ms| UnixTime::since_unix_epoch(Duration::from_millis(ms)));
+        let (message, hint) = pki::explain(&CertificateError::ExpiredContext { time, not_after }.into());
+        let message = match self.clock_words(Some(identity.node_id)) {
+            Some(words) => format!("{message}; {words}"),
+            None => message,
+        };
+        Status::new(Code::Unauthenticated, message).with_hint(hint)
+    }
+
     fn set_caller(&mut self, id: ConnectionId, identity: &Identity, expired: bool, stage: Stage) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let Identity { node_id, role, cluster_id, not_after_ms, .. } = *identity;
-        connection.expires_ms = not_after_ms;
+        // A link that is lent does not last: its other side has a new certificate soon.
+        connection.expires_ms = if expired { wall_ms().saturating_add(LENT_MS) } else { not_after_ms };
         connection.caller = Some(Caller::Node { node_id, role, cluster_id, expired });
         connection.stage = stage;
     }
@@ -143,6 +172,7 @@ impl<H: Handler> Net<H> {
         let Some(connection) = self.connections.get(id) else { return };
         let Some(caller) = connection.caller.clone() else { return };
         let Some(node) = caller.node_id() else { return };
+        let is_lent = matches!(caller, Caller::Node { expired: true, .. });
         let for_a_call = header.flags & END != 0;
         let standing = self.handler.standing(node);
         let admitted = match standing {
@@ -168,6 +198,8 @@ impl<H: Handler> Net<H> {
                 self.attempts.remove(&attempt);
                 self.meters.dials.add(1);
             }
+            // One with an expired certificate has had ours: to ask for a new one it would not have had to greet.
+            None if is_lent => {}
             None => self.send_hello(id),
         }
         // A connection for one call is not for anything else.
@@ -180,14 +212,24 @@ impl<H: Handler> Net<H> {
         }
     }
 
-    pub(super) fn unexpected_hello(&mut self, id: ConnectionId) {
-        if let Some(Caller::Node { node_id, expired: true, .. }) =
-            self.connections.get(id).and_then(|connection| connection.caller.as_ref())
-        {
-            let message = format!("the certificate of node {node_id} has expired");
-            return self.refuse(id, &Status::new(Code::Unauthenticated, message).with_hint(routes::EXPIRED_HINT));
+    /// A hello where none is needed: of a manager with an expired certificate that wants to be a peer all the same.
+    pub(super) fn late_hello(&mut self, id: ConnectionId, header: Header, body: &Bytes) {
+        let Some(connection) = self.connections.get(id) else { return };
+        match connection.caller {
+            Some(Caller::Node { node_id, role: Role::Manager, expired: true, .. })
+                if !connection.authenticated
+                    && header.flags & END == 0
+                    && self.handler.standing(node_id) != Standing::Removed
+                    && self.handler.admits_expired(node_id) =>
+            {
+                self.hello(id, header, body);
+            }
+            Some(Caller::Node { node_id, expired: true, .. }) => {
+                let message = format!("the certificate of node {node_id} has expired");
+                self.refuse(id, &Status::new(Code::Unauthenticated, message).with_hint(routes::EXPIRED_HINT));
+            }
+            _ => self.malformed(id, Malformed::Order, "a hello is for managers, once, as the first frame"),
         }
-        self.malformed(id, Malformed::Order, "a hello is for managers, once, as the first frame");
     }
 
     fn check_hello(&self, node: NodeId, hello: &Hello) -> Result<(), Status> {

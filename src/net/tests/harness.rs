@@ -60,7 +60,7 @@ impl Swarm {
         let identity = self.identity(node, Role::Manager);
         let roots = self.root.certificate_pem();
         let server = pki::server_config(&identity, roots).unwrap();
-        Credentials::new(server, self.client(Some(&identity)))
+        Credentials::new(server, pki::peer_config(&identity, roots).unwrap())
     }
 
     pub fn client(&self, identity: Option<&NodeIdentity>) -> std::sync::Arc<ClientConfig> {
@@ -111,6 +111,7 @@ pub struct Recorder {
     quiet: bool,
     streams: BTreeMap<StreamId, (u32, u32)>,
     pub refuse: Option<Status>,
+    pub admits_expired: bool,
     pub standings: Standings,
 }
 
@@ -232,6 +233,10 @@ impl Handler for Recorder {
     fn standing(&self, node: NodeId) -> Standing {
         self.standings.lock().unwrap().get(&node).copied().unwrap_or(Standing::Unknown)
     }
+
+    fn admits_expired(&self, _: NodeId) -> bool {
+        self.admits_expired
+    }
 }
 
 /// These nodes stand so, and nobody else is known.
@@ -245,6 +250,7 @@ pub struct Setup {
     pub limits: Limits,
     pub quiet: bool,
     pub refuse: Option<Status>,
+    pub admits_expired: bool,
     pub standings: Standings,
     pub listen: Option<SocketAddr>,
 }
@@ -299,6 +305,7 @@ impl Running {
             quiet: setup.quiet,
             streams: BTreeMap::new(),
             refuse: setup.refuse,
+            admits_expired: setup.admits_expired,
             standings: setup.standings,
         };
         let (handle, inbox) = channel(100_000, &metrics).unwrap();

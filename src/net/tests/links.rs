@@ -305,3 +305,46 @@ fn many_threads_wake_the_loop_and_nothing_is_lost() {
         two.wait("raft message", |event| matches!(event, Event::Raft(..)).then_some(()));
     }
 }
+
+#[test]
+fn managers_with_expired_certificates_are_peers_where_they_may_and_ask_for_nothing() {
+    let swarm = Swarm::new(20);
+    let expired = |net: &Running| {
+        let identity = swarm.identity_at(net.id, Role::Manager, crate::sys::time::wall_ms() - 48 * 3_600_000);
+        let roots = swarm.root.certificate_pem();
+        let server = pki::server_config(&identity, roots).unwrap();
+        net.credentials.replace(server, pki::peer_config(&identity, roots).unwrap());
+    };
+    let start = |id, admits_expired| Running::start_with(&swarm, id, Setup { admits_expired, ..Setup::default() });
+    let (mut one, mut two) = (start(1, true), start(2, true));
+    for net in [&one, &two] {
+        expired(net);
+    }
+    one.dial(&[two.place()]);
+    one.wait_connected(two.id);
+    two.wait_connected(one.id);
+    assert!(one.handle().send_raft(two.id, &b"vote"[..], true));
+    let raft = |event: &Event| matches!(event, Event::Raft(..)).then_some(());
+    two.wait("raft messages", raft);
+    let (first, second) = (one.id, two.id);
+    for (net, peer) in [(&mut one, second), (&mut two, first)] {
+        net.send(call(1, peer, Call::Query, b"x"));
+        let (code, message) = refused(net.wait_reply(1));
+        assert_eq!(code, crate::types::Code::Unauthenticated, "{message}");
+    }
+
+    // Neither side alone can make it so.
+    let (mut strict, lenient) = (start(3, false), start(4, true));
+    expired(&lenient);
+    lenient.dial(&[strict.place()]);
+    strict.dial(&[lenient.place()]);
+    let turned = |event: &Event| match event {
+        Event::TurnedAway(_, status) => Some(status.clone()),
+        _ => None,
+    };
+    let mut lenient = lenient;
+    let status = lenient.wait("a refusal", turned);
+    assert!(status.message.contains("expired"), "{status}");
+    let connected = |event: &Event| matches!(event, Event::Connected(_)).then_some(());
+    assert!(!strict.has(connected));
+}

@@ -52,6 +52,7 @@ impl Node {
         let (locksmith, locksmith_inbox) = bounded(4, metrics.queue("locksmith"));
         let state = State::bootstrap(Lineage(7), NodeId(1), addr(1));
         handler.activate(Active {
+            held_up: Notices::default(),
             raft_id: RaftId(1),
             lineage: Lineage(7),
             store: Arc::new(Store::new(state, 1 << 16)),
@@ -196,4 +197,18 @@ fn a_certificate_asked_for_on_the_local_socket_is_this_nodes_own() {
     let own = Caller::Node { node_id, role: Role::Manager, cluster_id, expired: false };
     assert_eq!(passed_on(Caller::Local, 1), Some(own));
     assert_eq!(passed_on(Caller::Anonymous, 3), Some(Caller::Anonymous));
+}
+
+#[test]
+fn why_a_manager_turns_this_one_away_is_in_its_status_until_they_are_connected() {
+    let mut node = Node::new();
+    let status = Status::new(Code::Unauthenticated, "it does not know the root").with_hint("join again");
+    let notices = |node: &Node| node.handler.context().notices;
+    for _ in 0..3 {
+        node.act(|handler, out, _| handler.turned_away(Some(NodeId(3)), &status, out));
+    }
+    let told = notices(&node);
+    assert!(matches!(&told[..], [told] if told.contains("does not know the root (hint: join again)")), "{told:?}");
+    node.act(|handler, out, _| handler.connected(NodeId(3), out));
+    assert_eq!(notices(&node), [""; 0]);
 }

@@ -203,6 +203,28 @@ fn an_expired_server_is_refused() {
 }
 
 #[test]
+fn a_peer_takes_an_expired_server_and_none_that_is_another_of_another_root_or_not_valid_yet() {
+    let root = root(1);
+    let later_ms = NOW_MS + 7_200_000;
+    let dialer = manager(&root, NODE, NOW_MS);
+    let meet = |listener: &NodeIdentity, of: &RootCa, node: NodeId, now_ms: u64| {
+        let inner = server_verifier(root.certificate_pem(), Some(&dialer), true).unwrap();
+        let client = settings_with(Some(&dialer), Arc::new(inner)).unwrap();
+        let server = server_settings(listener, of.certificate_pem()).unwrap();
+        let [seen_by_client, _] = handshake(client, server, server_name(node), now_ms).map(|end| end.peer(now_ms));
+        seen_by_client
+    };
+    let listener = manager(&root, OTHER_NODE, NOW_MS);
+    assert_eq!(meet(&listener, &root, OTHER_NODE, later_ms), Ok(Class::Expired(*listener.identity())));
+    check_refusal(&meet(&listener, &root, NODE, later_ms), "another node answers at this address");
+    let other = super::tests::root(2);
+    let foreign = manager(&other, OTHER_NODE, NOW_MS);
+    check_refusal(&meet(&foreign, &other, OTHER_NODE, later_ms), "another swarm");
+    let future = manager(&root, OTHER_NODE, NOW_MS + 3 * 86_400_000);
+    check_refusal(&meet(&future, &root, OTHER_NODE, NOW_MS), "not valid before");
+}
+
+#[test]
 fn another_node_at_the_address_is_noticed() {
     let root = root(1);
     let (dialer, listener) = (manager(&root, NODE, NOW_MS), manager(&root, OTHER_NODE, NOW_MS));

@@ -130,6 +130,43 @@ pub struct NodeDescription {
     pub csi: Vec<NodeCsiInfo>,
 }
 
+impl NodeDescription {
+    /// What is wrong with it, if anything. The node itself chooses every word, and all of them are copied to every manager and
+    /// shown on terminals.
+    pub fn problem(&self) -> Option<String> {
+        if self.hostname.len() > MAX_HOSTNAME_BYTES || has_control(&self.hostname) {
+            return Some(format!("a host name has at most {MAX_HOSTNAME_BYTES} bytes and no control characters"));
+        }
+        let one = [&self.architecture, &self.os, &self.engine_version, &self.trust_root_digest];
+        let labels = self.engine_labels.iter().flat_map(|(key, value)| [key, value]);
+        let plugins = self.plugins.iter().flat_map(|(kind, name)| [kind, name]);
+        let resources = self.generic_resources.iter().map(|resource| match resource {
+            GenericResource::Discrete { kind, .. } => [kind, kind],
+            GenericResource::Named { kind, value } => [kind, value],
+        });
+        let words: Vec<&String> = one.into_iter().chain(labels).chain(plugins).chain(resources.flatten()).collect();
+        if words.iter().any(|word| has_control(word)) {
+            return Some("a node's description has no control characters".to_owned());
+        }
+        let issuer = self.certificate_issuer.len() + self.certificate_issuer_public_key.len();
+        let bytes = words.iter().map(|word| word.len() + WORD_BYTES).sum::<usize>() + issuer;
+        (bytes > MAX_DESCRIPTION_BYTES).then(|| {
+            format!("a node's description has at most {MAX_DESCRIPTION_BYTES} bytes, and this one has {bytes}")
+        })
+    }
+}
+
+fn has_control(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
+/// The longest host name (RFC 1035 section 3.1).
+const MAX_HOSTNAME_BYTES: usize = 253;
+/// Room for a board with many devices; a node object is copied to every manager and watcher.
+const MAX_DESCRIPTION_BYTES: usize = 16 << 10;
+/// What a word takes beside its letters.
+const WORD_BYTES: usize = 8;
+
 /// A node as one CSI plugin knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeCsiInfo {

@@ -145,6 +145,7 @@ fn issue(input: &[u8]) {
     };
     assert_eq!((change.id, change.after, change.time), (request.change, request.after, Timestamp(NOW_MS)));
     let subject = ca::subject(&swarm.state, &caller, &request);
+    let newcomer = newcomer.is_some();
     let role = expected_role(swarm, subject, newcomer, &request);
     // A newcomer gets one node, for one use of its token; everybody else nothing but a new certificate.
     for operation in &change.operations {

@@ -236,7 +236,8 @@ impl World {
         let begins = run.reign.as_ref().is_none_or(|reign| reign.term != term);
         let state = run.applier.store().snapshot();
         if begins {
-            let machine = Machine::new(term, 1, vec![Box::new(Roles::new(term))]);
+            let salt = self.entropy.next_u128();
+            let machine = Machine::new(term, 1, salt, vec![Box::new(Roles::new(term))]);
             run.reign =
                 Some(Reign { term, machine, seen: Index(0), clocks: (now, now_ms), under_way: BTreeMap::new() });
         }
