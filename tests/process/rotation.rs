@@ -165,7 +165,7 @@ fn a_worker_that_a_rotation_went_on_without_hears_that_it_must_join_again() {
         status["warnings"].to_string().contains("the root was replaced while this node was away").then_some(status)
     });
     assert_eq!(status["state"], "no manager");
-    assert!(status["warnings"].to_string().contains("joins again, on an empty data directory"), "{status}");
+    assert!(status["warnings"].to_string().contains("join again on an empty data directory"), "{status}");
     assert!(worker.log_since(before).contains("the root was replaced"), "{}", worker.log_since(before));
     assert_eq!(worker.skep(&["status"]).code, Some(4));
     // A new root is not taken from whoever offers one.

@@ -204,11 +204,14 @@ fn why_a_manager_turns_this_one_away_is_in_its_status_until_they_are_connected()
     let mut node = Node::new();
     let status = Status::new(Code::Unauthenticated, "it does not know the root").with_hint("join again");
     let notices = |node: &Node| node.handler.context().notices;
+    // What there is to say of its certificate stays as it is: this one ended long ago.
+    let before = notices(&node);
     for _ in 0..3 {
         node.act(|handler, out, _| handler.turned_away(Some(NodeId(3)), &status, out));
     }
-    let told = notices(&node);
+    let mut told = notices(&node);
+    told.retain(|told| !before.contains(told));
     assert!(matches!(&told[..], [told] if told.contains("does not know the root (hint: join again)")), "{told:?}");
     node.act(|handler, out, _| handler.connected(NodeId(3), out));
-    assert_eq!(notices(&node), [""; 0]);
+    assert_eq!(notices(&node), before);
 }
