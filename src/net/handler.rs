@@ -203,6 +203,8 @@ pub enum Command {
     },
     /// Keep a connection to each of these, and to nobody else.
     Peers(Vec<(NodeId, String)>),
+    /// Dial those at once whose turn has not come yet: why they turned this node away is over.
+    Redial,
     /// Close every connection of a node.
     Disconnect(NodeId),
     /// These nodes were removed, or are managers no more: end the connections that they may not have, in both directions,
@@ -242,6 +244,7 @@ impl std::fmt::Debug for Command {
                 f.debug_struct("Raft").field("to", to).field("body_bytes", &body.len()).field("urgent", urgent).finish()
             }
             Self::Peers(peers) => f.debug_tuple("Peers").field(peers).finish(),
+            Self::Redial => f.write_str("Redial"),
             Self::Disconnect(node) => f.debug_tuple("Disconnect").field(node).finish(),
             Self::Judge(nodes) => f.debug_tuple("Judge").field(nodes).finish(),
             Self::Shutdown => f.write_str("Shutdown"),

@@ -142,6 +142,17 @@ impl Peers {
         self.expire(now, effects);
     }
 
+    /// Dials those at once whose turn has not come yet, as often as in the beginning.
+    pub(super) fn redial(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for peer in self.peers.values_mut() {
+            peer.pause = MIN_PAUSE;
+            if let Dialling::Paused { until } = &mut peer.dialling {
+                *until = now.min(*until);
+            }
+        }
+        self.expire(now, effects);
+    }
+
     /// A connection to a manager is up and both sides accepted each other.
     pub(super) fn link_up(
         &mut self,
@@ -406,6 +417,29 @@ mod tests {
             now = next;
         }
         assert!(longest > 1000);
+    }
+
+    #[test]
+    fn who_waits_for_the_next_dial_can_be_told_not_to() {
+        let mut bench = Bench::new();
+        let mut now = 0;
+        for attempt in 1..8 {
+            bench.check(&[dial(attempt, false)]);
+            bench.failed(now, attempt, Failure::Other);
+            if attempt < 7 {
+                now = bench.wait(now);
+            }
+        }
+        let Bench { peers, effects, .. } = &mut bench;
+        peers.redial(at(now), effects);
+        bench.check(&[dial(8, false)]);
+        bench.failed(now, 8, Failure::Other);
+        assert!(bench.wait(now) - now <= 50);
+        bench.check(&[dial(9, false)]);
+        // One that is on its way is left alone.
+        let Bench { peers, effects, .. } = &mut bench;
+        peers.redial(at(now + 50), effects);
+        bench.check(&[]);
     }
 
     #[test]

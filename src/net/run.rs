@@ -472,6 +472,7 @@ impl<H: Handler> Net<H> {
                 self.clocks.retain(|node, _| list.iter().any(|(id, _)| id == node));
                 self.peers.set(self.now, list, &mut self.effects);
             }
+            Command::Redial => self.peers.redial(self.now, &mut self.effects),
             Command::Disconnect(node) => self.disconnect(node),
             Command::Judge(nodes) => self.judge(nodes.as_deref()),
             Command::Shutdown => self.shut_down(),

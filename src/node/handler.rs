@@ -50,7 +50,8 @@ mod tests;
 use members::log_leadership;
 use snapshots::Fetching;
 
-/// A manager that has just started has had no time to reach the others: that it sees no majority is no news before this.
+/// A manager that has just started, or has a new certificate after the former one had ended, has had no time to reach the
+/// others: that it sees no majority is no news before this.
 const SETTLING: Duration = Duration::from_millis(1500);
 /// The node's own calls have tokens from here on; the requests machine's are below.
 const OWN: u64 = 1 << 63;
@@ -150,6 +151,8 @@ pub struct NodeHandler {
     parting: Vec<(Instant, Member)>,
     /// Until then callers wait for a leader although no majority is reached; `None` after that.
     settling: Option<Instant>,
+    /// The certificate that the links were made with had ended.
+    was_expired: bool,
     /// Peers for whom appends were dropped in this turn.
     unreachable: BTreeSet<NodeId>,
     effects: Vec<Effect>,
@@ -226,6 +229,7 @@ impl NodeHandler {
             leaving: BTreeSet::new(),
             parting: Vec::new(),
             settling: None,
+            was_expired: false,
             unreachable: BTreeSet::new(),
             effects: Vec::new(),
             backlog: VecDeque::new(),
@@ -427,6 +431,7 @@ impl Handler for NodeHandler {
             return;
         }
         self.refresh(now);
+        self.look_at_certificate(now, out);
         if request.call == Call::Issue && request.caller == Caller::Local && !request.forwarded {
             // Whoever may use this socket may act for this node: it asks for a new certificate. The leader must hear for whom.
             let (node_id, cluster_id) = (self.identity.node_id, self.identity.cluster_id);
@@ -650,6 +655,7 @@ impl Handler for NodeHandler {
             self.settling = None;
             self.announce(now, out);
         }
+        self.look_at_certificate(now, out);
         self.part(now, out);
         self.ask_for_addresses(now, out);
         if self.fetching.as_ref().and_then(|fetching| fetching.retry_at).is_some_and(|at| at <= now) {

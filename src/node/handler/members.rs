@@ -21,6 +21,20 @@ impl NodeHandler {
         self.move_if_needed(out);
     }
 
+    /// With a certificate that had ended, the others turned this manager away. With the next one they do not, and callers
+    /// wait for the moment that it takes to reach them. Who has a leader has a majority, and nothing to look at.
+    pub(super) fn look_at_certificate(&mut self, now: Instant, out: &mut Outbox) {
+        if self.leadership.leader.is_some() && !self.was_expired {
+            return;
+        }
+        let is_expired = self.own.identity().is_expired(wall_ms());
+        if std::mem::replace(&mut self.was_expired, is_expired) && !is_expired {
+            out.commands.push(Command::Redial);
+            self.settling = Some(now + SETTLING);
+            self.announce(now, out);
+        }
+    }
+
     pub(super) fn set_peers(&mut self, now: Instant, members: Vec<Member>, out: &mut Outbox) {
         let old = std::mem::replace(&mut self.peers, members);
         self.parting.retain(|(_, member)| !self.peers.iter().any(|peer| peer.node_id == member.node_id));
