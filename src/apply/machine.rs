@@ -128,8 +128,16 @@ impl Applier {
         Ok(self.store.write(|state| {
             state.advance(position);
             // Raft reads the outer account and the store the inner one: they must say the same.
-            let accepted = agree(&outer, &change) && state.apply_member_change(&change);
-            (Effect::Member { change, accepted }, None)
+            if !agree(&outer, &change) {
+                return (Effect::Member { change, accepted: false }, None);
+            }
+            let leaves = match change {
+                MemberChange::Leave { raft_id } => state.members().get(&raft_id).map(|member| member.node_id),
+                _ => None,
+            };
+            let accepted = state.apply_member_change(&change);
+            let events = leaves.filter(|_| accepted).and_then(|node| state.mark_leaving(node, position));
+            (Effect::Member { change, accepted }, events)
         }))
     }
 }
@@ -152,7 +160,7 @@ fn agree(outer: &ConfChange, change: &MemberChange) -> bool {
     let (kind, raft_id) = match change {
         MemberChange::AddLearner { raft_id, .. } => (ConfChangeType::AddLearnerNode, raft_id),
         MemberChange::Promote { raft_id } => (ConfChangeType::AddNode, raft_id),
-        MemberChange::Remove { raft_id } => (ConfChangeType::RemoveNode, raft_id),
+        MemberChange::Remove { raft_id } | MemberChange::Leave { raft_id } => (ConfChangeType::RemoveNode, raft_id),
     };
     outer.change_type == kind && outer.node_id == raft_id.0
 }
@@ -162,7 +170,7 @@ fn agree(outer: &ConfChange, change: &MemberChange) -> bool {
 pub(super) mod tests {
     use super::*;
     use crate::store::State;
-    use crate::types::object::Config;
+    use crate::types::object::{Config, MembershipState, Node};
     use crate::types::{
         Change, ChangeId, Kind, Lineage, NodeId, ObjectId, Operation, RaftId, Refusal, Revision, Timestamp,
     };
@@ -246,6 +254,46 @@ pub(super) mod tests {
         assert_eq!(effect, Effect::Mark(StateHash { index: Index(9), revision: Revision(1), sum }));
         assert_eq!(applier.apply(&member(10, ConfChangeType::RemoveNode, 2, &remove)), Ok(judged(&remove, true)));
         assert!(applier.store().view(|state| state.floors().is_empty() && state.is_removed_raft_id(RaftId(2))));
+    }
+
+    #[test]
+    fn a_member_that_leaves_marks_its_node_in_the_same_entry_and_one_that_is_taken_out_does_not() {
+        let node = |index: u64, id: u128| {
+            let object = Node::new(NodeId(id), Role::Manager);
+            let operations = vec![Operation::Create(object.into())];
+            let (id, after, time) = (ChangeId(id), Revision(0), Timestamp(70));
+            entry(index, super::super::encode(&Command::Change(Change { id, after, time, term: None, operations })))
+        };
+        let add = |raft_id: u64, id: u128| {
+            let (raft_id, node_id, addr) = (RaftId(raft_id), NodeId(id), format!("{id}:1"));
+            MemberChange::AddLearner { raft_id, node_id, addr }
+        };
+        let (leave, remove) =
+            (|id| MemberChange::Leave { raft_id: RaftId(id) }, MemberChange::Remove { raft_id: RaftId(3) });
+        let committed = |revision| Effect::Outcome(Outcome::Committed(Revision(revision)));
+        let judged = |change: &MemberChange, accepted| Effect::Member { change: change.clone(), accepted };
+        let applier = check(&[
+            (node(2, 20), committed(1)),
+            (node(3, 30), committed(2)),
+            (member(4, ConfChangeType::AddLearnerNode, 2, &add(2, 20)), judged(&add(2, 20), true)),
+            (member(5, ConfChangeType::AddLearnerNode, 3, &add(3, 30)), judged(&add(3, 30), true)),
+            (member(6, ConfChangeType::AddLearnerNode, 4, &add(4, 40)), judged(&add(4, 40), true)),
+            // A member without an object goes as well; the last voter does not, and is not marked.
+            (member(7, ConfChangeType::RemoveNode, 4, &leave(4)), judged(&leave(4), true)),
+            (member(8, ConfChangeType::RemoveNode, 1, &leave(1)), judged(&leave(1), false)),
+            (member(9, ConfChangeType::RemoveNode, 3, &remove), judged(&remove, true)),
+            (member(10, ConfChangeType::RemoveNode, 2, &leave(2)), judged(&leave(2), true)),
+            (member(11, ConfChangeType::RemoveNode, 2, &leave(2)), judged(&leave(2), false)),
+        ]);
+        applier.store().view(|state| {
+            assert_eq!((state.members().len(), state.revision()), (1, Revision(3)));
+            let node = |id: u128| match &state.get(Kind::Node, ObjectId(id)).unwrap().object {
+                Object::Node(node) => (node.spec.membership, node.meta.updated_at),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(node(20), (MembershipState::Leaving, Timestamp(70)));
+            assert_ne!(node(30).0, MembershipState::Leaving);
+        });
     }
 
     #[test]

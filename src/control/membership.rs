@@ -29,7 +29,7 @@ pub(super) fn admin(state: &State, context: &Context, request: &Incoming, admin:
             Code::InvalidArgument,
             "a manager can be told to change its data key only where it runs",
         )),
-        Admin::Leave { force } => Step::Raft(Order::Leave { node_id: context.node_id, force }),
+        Admin::Leave { force } => Step::Raft(Order::Leave { node_id: context.node_id, force, for_good: true }),
     }
 }
 
@@ -80,7 +80,7 @@ pub(super) fn leave(request: &Incoming, leave: LeaveRequest) -> Step<Feed> {
         Some(caller) if caller != leave.node_id => {
             Step::Refuse(Status::new(Code::PermissionDenied, "a manager may take out only itself"))
         }
-        _ => Step::Raft(Order::Leave { node_id: leave.node_id, force: leave.force }),
+        _ => Step::Raft(Order::Leave { node_id: leave.node_id, force: leave.force, for_good: true }),
     }
 }
 

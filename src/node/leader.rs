@@ -357,7 +357,9 @@ impl Leader {
         while let Some(Request { token, work }) = requests.pop_front() {
             let asked = match work {
                 Work::Propose(change) => self.propose(token, change),
-                Work::RemoveMember(node_id) => self.order(token, Order::Leave { node_id, force: false }),
+                Work::RemoveMember(node_id) => {
+                    self.order(token, Order::Leave { node_id, force: false, for_good: false })
+                }
                 Work::Transfer(to) => self.order(token, Order::Transfer { to: Some(to) }),
             };
             if let (Err(ended), Some(current)) = (asked, &mut self.current) {

@@ -119,6 +119,9 @@ pub enum Order {
         node_id: NodeId,
         /// Even if quorum would be at risk.
         force: bool,
+        /// It leaves the swarm: its node is marked with the same entry, and so removed next. Else its node stays, or somebody
+        /// has seen to it.
+        for_good: bool,
     },
     /// A member moved.
     SetAddress {

@@ -28,8 +28,10 @@ pub enum WantedKind {
     Join(String),
     /// Makes a learner a voter.
     Promote(RaftId),
-    /// Removes a member; `true` without regard to quorum.
-    Leave(bool),
+    /// Removes a member.
+    Remove,
+    /// Removes a member, and marks its node.
+    Leave,
 }
 
 /// A change in the log.

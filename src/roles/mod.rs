@@ -14,6 +14,9 @@
 //! | to leave | no member | the node is removed, and its manager's certificate revoked, in one change |
 //! | nothing: it is gone | a member | it is taken out |
 //!
+//! A manager that leaves by itself is marked as leaving by the very entry that takes it out, so that the last step follows
+//! by itself.
+//!
 //! One member is taken out at a time, so that each is judged by what the one before left. What cannot be done now is tried
 //! again every [`RETRY_MS`], and when anything changes. [`phase`] says for people where a node stands, and
 //! [`Service::notices`] what holds it up, which only the leader knows.

@@ -59,7 +59,7 @@ impl Membership {
                 *raft_id == self.next_raft_id && self.of_node(*node_id).is_none() && !self.revoked.contains(*node_id)
             }
             MemberChange::Promote { raft_id } => self.role(*raft_id) == Some(MemberRole::Learner),
-            MemberChange::Remove { raft_id } => match self.role(*raft_id) {
+            MemberChange::Remove { raft_id } | MemberChange::Leave { raft_id } => match self.role(*raft_id) {
                 Some(MemberRole::Voter) => self.configuration().voters.len() > 1,
                 Some(MemberRole::Learner) => true,
                 None => false,
@@ -85,7 +85,7 @@ impl Membership {
                     member.role = MemberRole::Voter;
                 }
             }
-            MemberChange::Remove { raft_id } => {
+            MemberChange::Remove { raft_id } | MemberChange::Leave { raft_id } => {
                 self.members.remove(raft_id);
                 self.floors.remove(raft_id);
                 if planted(Fault::RaftIdReused) {

@@ -10,10 +10,10 @@ use super::watch::EventBatch;
 use crate::codec::{digest128, envelope};
 use crate::sys::faults::{Fault, planted};
 use crate::types::log::{Configuration, StateHash};
-use crate::types::object::Cluster;
+use crate::types::object::{Cluster, MembershipState};
 use crate::types::{
-    Change, ChangeId, Index, Kind, Lineage, Member, MemberChange, NodeId, Object, ObjectId, Outcome, Position, RaftId,
-    Refusal, Revision, Role, Selector, Standing, Term, Timestamp,
+    Change, ChangeId, Index, Kind, Lineage, Member, MemberChange, NodeId, Object, ObjectId, Operation, Outcome,
+    Position, RaftId, Refusal, Revision, Role, Selector, Standing, Term, Timestamp,
 };
 
 /// An object as the store keeps it.
@@ -335,6 +335,18 @@ impl State {
             Arc::make_mut(&mut self.membership).apply(change);
         }
         allowed
+    }
+
+    /// Marks the node of a member that has left the swarm, so that it is removed next. `None` if it has no object.
+    pub fn mark_leaving(&mut self, node: NodeId, position: Position) -> Option<EventBatch> {
+        let Object::Node(node) = &self.get(Kind::Node, node.into())?.object else { return None };
+        let mut node = node.clone();
+        (node.spec.desired_role, node.spec.membership) = (Role::Worker, MembershipState::Leaving);
+        // The entry carries no time: the newest that this object knows stands for it.
+        let (time, after) = (node.meta.updated_at, self.revision);
+        let id = ChangeId(digest128(&[b"leave", &position.index.0.to_le_bytes()]));
+        let change = Change { id, after, time, term: None, operations: vec![Operation::Update(Object::Node(node))] };
+        self.apply_change(change, position.term).1
     }
 
     /// Notes where a member listens; false, and nothing changes, when no member has both ids.

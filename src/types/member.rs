@@ -90,6 +90,11 @@ pub enum MemberChange {
         /// Which.
         raft_id: RaftId,
     },
+    /// The same for a member that leaves the swarm: its node is marked as leaving with it, and so removed soon.
+    Leave {
+        /// Which.
+        raft_id: RaftId,
+    },
 }
 
 /// Who makes a call. Travels with a forwarded call; a leader checks it again against its own store.

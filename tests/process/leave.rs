@@ -7,6 +7,19 @@ use skep::types::api::{Answer, Call, LeaveRequest};
 
 use super::swarm::{Manager, Swarm, eventually};
 
+/// Nothing of a manager that left is shown by another: neither a row nor a member.
+#[track_caller]
+fn check_forgotten(id: &str, by: &Manager) {
+    eventually("the node that left is gone from the list", || {
+        let shown = |words: &[&str]| by.json(words).to_string().contains(id);
+        (!shown(&["node", "ls"]) && !shown(&["members"])).then_some(())
+    });
+}
+
+fn node_id(manager: &Manager) -> String {
+    manager.json(&["status"])["node_id"].as_str().unwrap().to_owned()
+}
+
 fn voters(manager: &Manager) -> u64 {
     manager.status().and_then(|status| status["voters"].as_u64()).unwrap_or_default()
 }
@@ -40,11 +53,13 @@ fn a_follower_and_a_leader_leave_and_the_last_manager_stays() {
     swarm.managers[0].create_config("motd", b"hello");
 
     let follower = swarm.followers()[0];
+    let id = node_id(&swarm.managers[follower]);
     let said = swarm.managers[follower].skep(&["leave"]).ok();
     assert!(said.contains("left the swarm"), "{said}");
     check_gone(&mut swarm.managers[follower]);
     for manager in swarm.running() {
         eventually("two voters are left", || (voters(manager) == 2).then_some(()));
+        check_forgotten(&id, manager);
     }
     check_refused(
         &mut swarm.managers[follower],
@@ -53,9 +68,11 @@ fn a_follower_and_a_leader_leave_and_the_last_manager_stays() {
 
     let leader = swarm.leader();
     let last = swarm.followers()[0];
+    let id = node_id(&swarm.managers[leader]);
     swarm.managers[leader].skep(&["leave"]).ok();
     check_gone(&mut swarm.managers[leader]);
     eventually("one voter is left", || (voters(&swarm.managers[last]) == 1).then_some(()));
+    check_forgotten(&id, &swarm.managers[last]);
     swarm.managers[last].create_config("after", b"x");
     let names = swarm.managers[last].json(&["config", "ls"]);
     assert_eq!(names.as_array().unwrap().len(), 2);

@@ -496,9 +496,11 @@ fn churn(world: &mut World, nemesis: Nemesis, id: NodeId) -> bool {
     match nemesis {
         // A member that lost its data unnoticed must not meet somebody who never met it.
         Nemesis::Join if members < 7 && world.lost.is_none() => world.try_to_join(leader),
-        Nemesis::Leave if members > 2 => drop(world.order_at(leader, Order::Leave { node_id: id, force: false })),
+        Nemesis::Leave if members > 2 => {
+            drop(world.order_at(leader, Order::Leave { node_id: id, force: false, for_good: true }))
+        }
         Nemesis::Replace if members > 1 && world.lost.is_none() => {
-            drop(world.order_at(leader, Order::Leave { node_id: id, force: false }));
+            drop(world.order_at(leader, Order::Leave { node_id: id, force: false, for_good: true }));
             if let Some(leader) = world.leader() {
                 world.try_to_join(leader);
             }

@@ -69,7 +69,7 @@ fn a_follower_leaves_and_its_raft_id_is_never_used_again() {
     check(4, |seed| {
         let mut world = World::cluster(seed, 3);
         let leaving = world.followers()[0];
-        let done = world.order(&Order::Leave { node_id: leaving, force: false });
+        let done = world.order(&Order::Leave { node_id: leaving, force: false, for_good: true });
         assert_eq!(done, OrderResult::Done(Answer::Done));
         world.run_until("the one that left knows", ms(5000), |world| {
             world.stopped(leaving) == Some(&Cause::Stop(Stop::Removed))
@@ -81,7 +81,7 @@ fn a_follower_leaves_and_its_raft_id_is_never_used_again() {
         let again = world.order(&join_order(&world, leaving, "manager-1b:4242"));
         let OrderResult::Done(Answer::Joined(answer)) = again else { panic!("{again:?}") };
         assert_eq!(answer.raft_id, RaftId(5));
-        let done = world.order(&Order::Leave { node_id: leaving, force: false });
+        let done = world.order(&Order::Leave { node_id: leaving, force: false, for_good: true });
         assert_eq!(done, OrderResult::Done(Answer::Done));
         world.recover_and_check();
     });
@@ -93,7 +93,7 @@ fn a_leader_that_leaves_hands_over_first() {
         let mut world = World::cluster(seed, 3);
         let leaving = world.wait_for_leader(ms(1000));
         world.load(3);
-        let done = world.order(&Order::Leave { node_id: leaving, force: false });
+        let done = world.order(&Order::Leave { node_id: leaving, force: false, for_good: true });
         assert_eq!(done, OrderResult::Done(Answer::Done));
         world.run_until("the one that left knows", ms(5000), |world| {
             world.stopped(leaving) == Some(&Cause::Stop(Stop::Removed))
@@ -108,8 +108,8 @@ fn the_last_manager_cannot_leave() {
     check(2, |seed| {
         let mut world = World::cluster(seed, 2);
         let (leader, follower) = (world.wait_for_leader(ms(1000)), world.followers()[0]);
-        world.order(&Order::Leave { node_id: follower, force: false });
-        let last = world.order(&Order::Leave { node_id: leader, force: true });
+        world.order(&Order::Leave { node_id: follower, force: false, for_good: true });
+        let last = world.order(&Order::Leave { node_id: leader, force: true, for_good: true });
         assert_eq!(refusal(last), Code::FailedPrecondition);
         world.recover_and_check();
     });
@@ -122,10 +122,10 @@ fn a_manager_is_not_removed_while_the_rest_would_have_no_majority() {
         let followers = world.followers();
         world.kill(followers[0]);
         world.run_for(ms(100));
-        let refused = world.order(&Order::Leave { node_id: followers[1], force: false });
+        let refused = world.order(&Order::Leave { node_id: followers[1], force: false, for_good: true });
         assert_eq!(refusal(refused), Code::FailedPrecondition);
         // The one that is down may go: two of two remain.
-        let done = world.order(&Order::Leave { node_id: followers[0], force: false });
+        let done = world.order(&Order::Leave { node_id: followers[0], force: false, for_good: true });
         assert_eq!(done, OrderResult::Done(Answer::Done));
         world.start(followers[0]);
         world.run_until("it learns of its removal", ms(3000), |world| world.stopped(followers[0]).is_some());
@@ -155,7 +155,7 @@ fn a_joiner_that_nobody_can_reach_stays_a_learner_and_stops_nothing() {
         world.write_within(ms(500));
         let leader = world.wait_for_leader(ms(1000));
         assert_eq!((world.voters(leader), world.state(leader).members().len()), (2, 3));
-        let done = world.order(&Order::Leave { node_id: NodeId(99), force: false });
+        let done = world.order(&Order::Leave { node_id: NodeId(99), force: false, for_good: true });
         assert_eq!(done, OrderResult::Done(Answer::Done));
         world.recover_and_check();
     });

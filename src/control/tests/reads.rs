@@ -190,7 +190,7 @@ fn orders_name_the_managers_they_mean() {
     assert_eq!(transfer("m9"), "refuse if confirmed NotFound: node m9 not found");
     assert_eq!(order(&swarm, &admin(Admin::Snapshot)), all(Order::Snapshot));
     let leave = admin(Admin::Leave { force: false });
-    assert_eq!(order(&swarm, &leave), all(Order::Leave { node_id: NodeId(1), force: false }));
+    assert_eq!(order(&swarm, &leave), all(Order::Leave { node_id: NodeId(1), force: false, for_good: true }));
     let passed_on = Incoming { forwarded: true, ..leave };
     assert!(order(&swarm, &passed_on).starts_with("refuse InvalidArgument: a manager can be told to leave"));
 }
@@ -200,7 +200,7 @@ fn a_manager_speaks_for_itself_only() {
     let mut swarm = Swarm::ready();
     let by = |caller: Caller, call, body| Incoming { caller, addr: "10.0.0.3:5555".to_owned(), ..incoming(call, body) };
     let leave = |node_id| envelope::encode(&LeaveRequest { node_id, force: false });
-    let left = format!("{:?}", Order::Leave { node_id: NodeId(3), force: false });
+    let left = format!("{:?}", Order::Leave { node_id: NodeId(3), force: false, for_good: true });
     assert_eq!(order(&swarm, &by(manager(3), Call::Leave, leave(NodeId(3)))), left);
     assert_eq!(order(&swarm, &by(Caller::Local, Call::Leave, leave(NodeId(3)))), left);
     let other = order(&swarm, &by(manager(2), Call::Leave, leave(NodeId(3))));

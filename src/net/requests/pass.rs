@@ -133,7 +133,7 @@ impl<S: Service> Requests<S> {
 
     pub(super) fn order(&mut self, now: Instant, key: Key, order: Order, effects: &mut Vec<Effect>) {
         if order != Order::Snapshot && !self.serves_as_leader() {
-            let alone = matches!(order, Order::Leave { force: true, node_id } if node_id == self.node_id);
+            let alone = matches!(order, Order::Leave { force: true, node_id, .. } if node_id == self.node_id);
             if self.knows_leader() || !alone {
                 let Some(pending) = self.requests.get(&key) else { return };
                 let (call, body) = call_for(&order, &pending.incoming);
@@ -158,7 +158,7 @@ impl<S: Service> Requests<S> {
 /// take itself out.
 fn call_for(order: &Order, request: &Incoming) -> (Call, Bytes) {
     match *order {
-        Order::Leave { node_id, force } => (Call::Leave, envelope::encode(&LeaveRequest { node_id, force }).into()),
+        Order::Leave { node_id, force, .. } => (Call::Leave, envelope::encode(&LeaveRequest { node_id, force }).into()),
         _ => (request.call, request.body.clone()),
     }
 }

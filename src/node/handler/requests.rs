@@ -72,7 +72,7 @@ impl NodeHandler {
 
     pub(super) fn order(&mut self, token: u64, order: Order) {
         let alone = self.leadership.leader.is_none();
-        if alone && matches!(order, Order::Leave { node_id, force: true } if node_id == self.identity.node_id) {
+        if alone && matches!(order, Order::Leave { node_id, force: true, .. } if node_id == self.identity.node_id) {
             // Nobody can be asked: this manager goes, and the others go on counting it.
             let result = Ok(control::encode(&Answer::Done));
             self.backlog.push_back(Event::RaftResult { token, result });

@@ -23,7 +23,7 @@ impl Machine {
             Order::Snapshot => None,
             Order::Transfer { to } => self.order_transfer(token, to),
             Order::Join { node_id, addr, feature_level } => self.order_join(token, node_id, addr, feature_level),
-            Order::Leave { node_id, force } => self.order_leave(token, node_id, force),
+            Order::Leave { node_id, force, for_good } => self.order_leave(token, node_id, force, for_good),
             Order::SetAddress { node_id, addr } => self.order_address(token, node_id, &addr),
         };
         if let Some(result) = immediate {
@@ -105,7 +105,13 @@ impl Machine {
         Some(OrderResult::Refused(status.with_hint("try again in a second")))
     }
 
-    pub(super) fn order_leave(&mut self, token: Token, node_id: NodeId, force: bool) -> Option<OrderResult> {
+    pub(super) fn order_leave(
+        &mut self,
+        token: Token,
+        node_id: NodeId,
+        force: bool,
+        for_good: bool,
+    ) -> Option<OrderResult> {
         let Some(member) = self.replicated.members.iter().find(|member| member.node_id == node_id) else {
             return Some(OrderResult::Done(Answer::Done));
         };
@@ -130,6 +136,8 @@ impl Machine {
                 return Some(OrderResult::Refused(status));
             }
         }
+        let kind = if for_good { WantedKind::Leave } else { WantedKind::Remove };
+        let wanted = Wanted { token: Some(token), node_id, kind };
         if member.raft_id == self.raft_id {
             // A removed leader would go on sending heartbeats for ever: whoever leads next removes it.
             if self.node.raft.lead_transferee.is_none() && !self.transfer_to_best(false) {
@@ -137,10 +145,10 @@ impl Machine {
                 return Some(OrderResult::Refused(status.with_hint("see who is reachable with `skep members`")));
             }
             // Answered when leadership has moved.
-            self.orders.waiting.push_back(Wanted { token: Some(token), node_id, kind: WantedKind::Leave(force) });
+            self.orders.waiting.push_back(wanted);
             return None;
         }
-        self.want(Wanted { token: Some(token), node_id, kind: WantedKind::Leave(force) })
+        self.want(wanted)
     }
 
     pub(super) fn order_address(&mut self, token: Token, node_id: NodeId, addr: &str) -> Option<OrderResult> {
@@ -194,9 +202,13 @@ impl Machine {
             (WantedKind::Promote(raft_id), Some(member)) if member.role == MemberRole::Learner => {
                 (ConfChangeType::AddNode, raft_id, MemberChange::Promote { raft_id })
             }
-            (WantedKind::Leave(_), Some(member)) if member.raft_id != self.raft_id => {
+            (WantedKind::Remove, Some(member)) if member.raft_id != self.raft_id => {
                 let raft_id = member.raft_id;
                 (ConfChangeType::RemoveNode, raft_id, MemberChange::Remove { raft_id })
+            }
+            (WantedKind::Leave, Some(member)) if member.raft_id != self.raft_id => {
+                let raft_id = member.raft_id;
+                (ConfChangeType::RemoveNode, raft_id, MemberChange::Leave { raft_id })
             }
             _ => {
                 // Overtaken by another change: whoever asked finds out by asking again.
@@ -234,7 +246,9 @@ impl Machine {
             MemberChange::AddLearner { raft_id, addr, .. } if certain => {
                 OrderResult::Done(self.join_answer(raft_id, addr))
             }
-            MemberChange::Promote { .. } | MemberChange::Remove { .. } if certain => OrderResult::Done(Answer::Done),
+            MemberChange::Promote { .. } | MemberChange::Remove { .. } | MemberChange::Leave { .. } if certain => {
+                OrderResult::Done(Answer::Done)
+            }
             // Its id is new and the node is no member, so that apply can have refused it for one reason only.
             MemberChange::AddLearner { .. } if decided => {
                 let message = format!("node {} was removed from this swarm", proposed.node_id);

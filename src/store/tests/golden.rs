@@ -94,7 +94,10 @@ fn the_other_commands_and_membership_contexts_keep_their_golden_bytes() {
     let add =
         MemberChange::AddLearner { raft_id: RaftId(4), node_id: NodeId(0x53), addr: "m4.example:4242".to_owned() };
     let (promote, remove) = (MemberChange::Promote { raft_id: RaftId(4) }, MemberChange::Remove { raft_id: RaftId(2) });
-    for (name, change) in [("member-add-learner", add), ("member-promote", promote), ("member-remove", remove)] {
+    let leave = MemberChange::Leave { raft_id: RaftId(2) };
+    let all =
+        [("member-add-learner", add), ("member-promote", promote), ("member-remove", remove), ("member-leave", leave)];
+    for (name, change) in all {
         let bytes = envelope::encode(&change);
         check(name, &bytes);
         assert_eq!(envelope::decode::<MemberChange>(&bytes, bytes.len()), Ok(change));

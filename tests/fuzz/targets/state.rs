@@ -186,7 +186,9 @@ fn around(kind: u8, context: &[u8]) -> Vec<u8> {
         (outer.change_type, outer.node_id) = match change {
             MemberChange::AddLearner { raft_id, .. } => (ConfChangeType::AddLearnerNode, raft_id.0),
             MemberChange::Promote { raft_id } => (ConfChangeType::AddNode, raft_id.0),
-            MemberChange::Remove { raft_id } => (ConfChangeType::RemoveNode, raft_id.0),
+            MemberChange::Remove { raft_id } | MemberChange::Leave { raft_id } => {
+                (ConfChangeType::RemoveNode, raft_id.0)
+            }
         };
     }
     outer.node_id ^= u64::from(kind >> 1 == 1);
@@ -205,12 +207,14 @@ fn member_seeds() -> Vec<(String, Vec<u8>)> {
     let add = MemberChange::AddLearner { raft_id: next, node_id: NodeId(0x99), addr: "m9:4242".to_owned() };
     let promote = MemberChange::Promote { raft_id: next };
     let remove = MemberChange::Remove { raft_id: RaftId(1) };
-    let [add, promote, remove] = [add, promote, remove].map(|change| envelope::encode(&change));
+    let leave = MemberChange::Leave { raft_id: next };
+    let [add, promote, remove, leave] = [add, promote, remove, leave].map(|change| envelope::encode(&change));
     let whole = |body: &[u8]| tagged(0, &around(1, body));
     numbered([
         join(&[&tagged(1, &add), &tagged(1, &promote), &tagged(1, &remove)]),
         join(&[&whole(&add), &whole(&promote)]),
         join(&[&tagged(3, &add), &whole(&remove)]),
+        join(&[&whole(&add), &tagged(1, &leave)]),
     ])
 }
 

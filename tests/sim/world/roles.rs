@@ -262,7 +262,9 @@ impl World {
                     self.issued.insert(change.id);
                     Event::Propose { token, command: apply::encode(&Command::Change(change)).into() }
                 }
-                Work::RemoveMember(node_id) => Event::Order { token, order: Order::Leave { node_id, force: false } },
+                Work::RemoveMember(node_id) => {
+                    Event::Order { token, order: Order::Leave { node_id, force: false, for_good: false } }
+                }
                 Work::Transfer(to) => Event::Order { token, order: Order::Transfer { to: Some(to) } },
             };
             self.request(id, event);

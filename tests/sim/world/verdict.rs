@@ -42,7 +42,7 @@ impl World {
         }
         let end = self.now + ms(20_000);
         loop {
-            match self.order(&Order::Leave { node_id: lost, force: true }) {
+            match self.order(&Order::Leave { node_id: lost, force: true, for_good: true }) {
                 OrderResult::Done(_) => break,
                 // It leads and sees nobody yet to hand over to, or another change is under way.
                 OrderResult::Refused(_) | OrderResult::Uncertain if self.now < end => self.run_for(ms(300)),
