@@ -330,7 +330,7 @@ fn each_node(session: &mut Session, args: &NodesArgs, verb: &str, request: impl 
     if args.write.change_id.is_some() && args.nodes.len() > 1 {
         return Err(Failure::usage("--change-id asks about one change; give the one node that it is about"));
     }
-    let mut rows = Vec::new();
+    let (mut rows, before) = (Vec::new(), managers_to_be(session));
     for node in &args.nodes {
         let attempted = || format!("cannot {verb} node {}", clean(node));
         let written =
@@ -349,20 +349,21 @@ fn each_node(session: &mut Session, args: &NodesArgs, verb: &str, request: impl 
         (true, _) => session.out.document(&Value::Array(rows))?,
         (false, _) => Written::Yes,
     };
-    note_managers(session);
+    // Nothing fails because this cannot be told.
+    let after = managers_to_be(session).filter(|after| before != Some(*after));
+    if let Some(why) = after.and_then(even_managers) {
+        eprintln!("hint: {why}");
+    }
     DONE
 }
 
-/// After a change of managers, on standard error: when as many as are wanted now tolerate no more than fewer would. Nothing
-/// fails because this cannot be told.
-fn note_managers(session: &mut Session) {
+/// How many managers are wanted now; `None` if that cannot be told, or nobody reads it.
+fn managers_to_be(session: &mut Session) -> Option<usize> {
     if session.out.json {
-        return;
+        return None;
     }
-    let Ok(nodes) = session.client.list(Kind::Node, &Filter::default(), false, session.timeout) else { return };
-    if let Some(why) = even_managers(nodes.iter().filter(|node| objects::is_to_be_manager(node)).count()) {
-        eprintln!("hint: {why}");
-    }
+    let nodes = session.client.list(Kind::Node, &Filter::default(), false, session.timeout).ok()?;
+    Some(nodes.iter().filter(|node| objects::is_to_be_manager(node)).count())
 }
 
 /// Waits until a node is what was asked of it, or gone.

@@ -109,7 +109,7 @@ impl Daemon for Node {
         match Self::wait(self) {
             node::Stopped::Asked => Stopped { reason: "stopped".to_owned(), hint: String::new(), exit: Exit::Done },
             node::Stopped::Removed => Stopped {
-                reason: "this node is no longer a member of the swarm (it left the swarm or was removed from it); its log was moved aside"
+                reason: "this node is no longer a member of the swarm: it left the swarm or was removed from it"
                     .to_owned(),
                 hint: format!(
                     "to join again, move {} away and start with --join HOST:PORT and a token",

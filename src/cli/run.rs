@@ -158,7 +158,7 @@ fn ended_by_itself(stopped: Stopped, notify: &Notify) -> Ended {
         failure.code = crate::types::Code::FailedPrecondition.name();
     }
     failure.exit = stopped.exit;
-    Err(failure.with_hint(stopped.hint).while_attempting(|| "the manager has stopped".to_owned()))
+    Err(failure.with_hint(stopped.hint).while_attempting(|| "the daemon has stopped".to_owned()))
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::Thread, Failure> {

@@ -109,7 +109,7 @@ fn a_daemon_that_ends_by_itself_gives_its_exit_code() {
         let daemon: Arc<dyn Daemon> = fake;
         let failure = serve(&daemon, dir.path(), &notify, events, &inbox).unwrap_err();
         assert_eq!((failure.exit, failure.hint.as_str()), (exit, "do so"));
-        assert!(failure.text().starts_with("skep: the manager has stopped: this node was removed\n"));
+        assert!(failure.text().starts_with("skep: the daemon has stopped: this node was removed\n"));
         receive(&socket);
         assert_eq!(receive(&socket), "STOPPING=1\nSTATUS=this node was removed\n");
         // Whoever looks later finds why.
