@@ -168,7 +168,7 @@ impl Greetings {
         if hello.last.index < floor {
             return self.below_floor(node, hello, floor);
         }
-        self.judge_start(node, hello)
+        self.judge_start(node, hello, state)
     }
 
     fn below_floor(&mut self, node: NodeId, hello: &Hello, floor: Index) -> Verdict {
@@ -192,7 +192,7 @@ impl Greetings {
         }
     }
 
-    fn judge_start(&mut self, node: NodeId, hello: &Hello) -> Verdict {
+    fn judge_start(&mut self, node: NodeId, hello: &Hello, state: &State) -> Verdict {
         let new = Seen { boot: hello.boot, nonce: hello.nonce };
         match self.seen.get(&node) {
             Some(seen) if hello.boot < seen.boot => {
@@ -209,6 +209,9 @@ impl Greetings {
             }
             Some(seen) if *seen == new => Verdict::Welcome,
             _ => {
+                // Those whom the swarm knows no more come under another id if they come again: the file must not grow for ever.
+                let is_known = |id: NodeId| state.member_of(id).is_some() || state.get(Kind::Node, id.into()).is_some();
+                self.seen.retain(|id, _| is_known(*id));
                 self.seen.insert(node, new);
                 Verdict::WelcomeNew(self.encode())
             }
@@ -350,6 +353,32 @@ mod tests {
 
     fn seen(text: &str) -> Vec<(u128, u64, u64)> {
         load(text).unwrap().seen.into_iter().map(|(node, seen)| (node.0, seen.boot, seen.nonce)).collect()
+    }
+
+    #[test]
+    fn what_was_seen_of_nodes_that_are_gone_is_forgotten() {
+        let mut state = State::bootstrap(Lineage(1), HERE, "a:1");
+        for (raft_id, node) in [(RaftId(2), PEER), (RaftId(3), NodeId(8))] {
+            let change = crate::types::MemberChange::AddLearner { raft_id, node_id: node, addr: format!("{node}:1") };
+            assert!(state.apply_member_change(&change));
+        }
+        let mut greetings = Greetings::default();
+        let mut greet = |state: &State, node_id: NodeId, raft_id: u64| {
+            let caller = Caller::Node { node_id, role: Role::Manager, cluster_id: ClusterId(5), expired: false };
+            let hello = Hello { node_id, boot: 1, raft_id: Some(RaftId(raft_id)), ..hello(1, 0, Some(raft_id)) };
+            let verdict = greetings.judge(&caller, &hello, state, Lineage(1));
+            assert!(matches!(verdict, Verdict::WelcomeNew(_)), "{verdict:?}");
+            greetings.seen.keys().copied().collect::<Vec<_>>()
+        };
+        assert_eq!(greet(&state, PEER, 2), [PEER]);
+        let mut both = vec![PEER, NodeId(8)];
+        both.sort();
+        assert_eq!(greet(&state, NodeId(8), 3), both);
+        assert!(state.apply_member_change(&crate::types::MemberChange::Remove { raft_id: RaftId(2) }));
+        let add =
+            crate::types::MemberChange::AddLearner { raft_id: RaftId(4), node_id: NodeId(9), addr: "c:1".to_owned() };
+        assert!(state.apply_member_change(&add));
+        assert_eq!(greet(&state, NodeId(9), 4), [NodeId(8), NodeId(9)]);
     }
 
     #[test]
