@@ -128,6 +128,9 @@ pub trait Handler: Send {
     fn completed(&mut self, now: Instant, completions: Vec<Self::Completion>, out: &mut Outbox);
     /// Called after every turn of the loop, when all that arrived has been handed over: the place to act once for many.
     fn turn_ended(&mut self, now: Instant, out: &mut Outbox);
+    /// Called when everything of a turn is written and the loop is about to wait: what was queued for other threads since
+    /// [`Handler::turn_ended`] must be known to them by the end of this.
+    fn turn_written(&mut self) {}
     /// When to call [`Handler::turn_ended`] at the latest though nothing arrives; `None` when nothing is pending.
     fn next_deadline(&self) -> Option<Instant>;
     /// An HTTP GET on the `--http` listener: status code, content type, body.

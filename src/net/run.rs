@@ -420,6 +420,7 @@ impl<H: Handler> Net<H> {
             self.flush();
             self.settle();
         }
+        self.handler.turn_written();
     }
 
     /// Reads what has arrived. Handshakes cost most and come from anybody: a few of them in a turn.

@@ -155,6 +155,8 @@ pub struct NodeHandler {
     was_expired: bool,
     /// Peers for whom appends were dropped in this turn.
     unreachable: BTreeSet<NodeId>,
+    /// Something was queued for the raft thread in this turn, which makes one batch of all of it.
+    raft_waits: bool,
     effects: Vec<Effect>,
     backlog: VecDeque<Event>,
     /// What managers of a later history say.
@@ -231,6 +233,7 @@ impl NodeHandler {
             settling: None,
             was_expired: false,
             unreachable: BTreeSet::new(),
+            raft_waits: false,
             effects: Vec::new(),
             backlog: VecDeque::new(),
             outlived: Outlived::default(),
@@ -499,6 +502,7 @@ impl Handler for NodeHandler {
                 for message in messages {
                     self.raft.peer(from, message);
                 }
+                self.raft_waits = true;
             }
             Err(error) => {
                 log::warn!("node {from} sent raft messages that cannot be read: {error}");
@@ -662,11 +666,16 @@ impl Handler for NodeHandler {
             self.call_for_snapshot(out);
         }
         self.drive(now, Event::TurnEnded, out);
+        self.wake_raft();
         if let Some(member) = &self.member
             && member.requests.is_empty()
         {
             self.watched.store(false, Relaxed);
         }
+    }
+
+    fn turn_written(&mut self) {
+        self.wake_raft();
     }
 
     fn next_deadline(&self) -> Option<Instant> {

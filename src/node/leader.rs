@@ -382,6 +382,8 @@ impl Leader {
     }
 
     fn request(&self, event: raft::Event) -> Result<(), Ended> {
-        if self.raft.request(event) { Ok(()) } else { Err(overloaded()) }
+        let queued = self.raft.request(event);
+        self.raft.ring();
+        if queued { Ok(()) } else { Err(overloaded()) }
     }
 }

@@ -102,21 +102,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Handle {
-    /// A message from a peer. A full lane drops it: Raft repeats itself.
+    /// A message from a peer. A full lane drops it: Raft repeats itself. Wakes nobody: see [`Self::ring`].
     pub fn peer(&self, from: NodeId, message: Message) -> bool {
         let bulky = matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgSnapshot)
             && !message.entries.is_empty();
         let lane = if bulky { &self.appends } else { &self.urgent };
-        let queued = lane.try_send(Box::new(Event::Peer { from, message })).is_ok();
-        self.bell.ring();
-        queued
+        lane.try_send(Box::new(Event::Peer { from, message })).is_ok()
     }
 
-    /// A proposal, a read or an order; false when the lane is full and nothing was queued.
+    /// A proposal, a read or an order; false when the lane is full and nothing was queued. Wakes nobody: see
+    /// [`Self::ring`].
     pub fn request(&self, event: Event) -> bool {
-        let queued = self.requests.try_send(Box::new(event)).is_ok();
+        self.requests.try_send(Box::new(event)).is_ok()
+    }
+
+    /// Wakes the raft thread, after [`Self::peer`] and [`Self::request`]: once for all that one turn of a caller's queued,
+    /// so that they become one batch.
+    pub fn ring(&self) {
         self.bell.ring();
-        queued
     }
 
     /// What the node's own threads report. These must not be lost: their number is bounded by what raft handed out.

@@ -145,7 +145,7 @@ impl NodeHandler {
         let token = self.own_token();
         if leader == self.identity.node_id {
             let order = Order::SetAddress { node_id: leader, addr };
-            if self.raft.request(raft::Event::Order { token, order }) {
+            if self.ask_raft(raft::Event::Order { token, order }) {
                 self.moving = Some(token);
             }
             return;

@@ -32,13 +32,13 @@ impl NodeHandler {
                 out.refuse(stream, status);
             }
             Effect::Propose { token, command } => {
-                if !self.raft.request(raft::Event::Propose { token, command: command.into() }) {
+                if !self.ask_raft(raft::Event::Propose { token, command: command.into() }) {
                     let result = ProposalResult::NotProposed(NotProposed::Overloaded);
                     self.backlog.push_back(Event::Outcome { token, result });
                 }
             }
             Effect::Read { token } => {
-                if !self.raft.request(raft::Event::Read { token }) {
+                if !self.ask_raft(raft::Event::Read { token }) {
                     self.backlog.push_back(Event::ReadFailed { token });
                 }
             }
@@ -63,6 +63,18 @@ impl NodeHandler {
         }
     }
 
+    /// Queues a request for raft; false when there is no room.
+    pub(super) fn ask_raft(&mut self, event: raft::Event) -> bool {
+        self.raft_waits = true;
+        self.raft.request(event)
+    }
+
+    pub(super) fn wake_raft(&mut self) {
+        if std::mem::take(&mut self.raft_waits) {
+            self.raft.ring();
+        }
+    }
+
     fn answer_own(&mut self, stream: StreamId, result: Result<Bytes, Status>) {
         if let Some(reply) = self.asking.remove(&stream) {
             // Whoever asked may have given up.
@@ -78,7 +90,7 @@ impl NodeHandler {
             self.backlog.push_back(Event::RaftResult { token, result });
             return;
         }
-        if !self.raft.request(raft::Event::Order { token, order }) {
+        if !self.ask_raft(raft::Event::Order { token, order }) {
             let status = Status::new(Code::Unavailable, "too many requests wait for raft").with_hint("try again");
             self.backlog.push_back(Event::RaftResult { token, result: Err(status) });
         }
