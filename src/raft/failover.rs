@@ -40,15 +40,15 @@ impl Failover {
         self.campaign_at = None;
     }
 
-    /// Whether to campaign now. `jitter` spreads the retries of a lost duel.
-    pub fn due(&mut self, now: Instant, jitter: u64) -> bool {
+    /// Whether to campaign now. `jitter` spreads the retries of a lost duel; asked only when there will be one.
+    pub fn due(&mut self, now: Instant, jitter: impl FnOnce() -> u64) -> bool {
         if self.campaign_at.is_none_or(|at| at > now) {
             return false;
         }
         self.campaign_at = None;
         if self.duels_left > 0 {
             self.duels_left -= 1;
-            self.campaign_at = Some(now + Duration::from_millis(20 + jitter % 41));
+            self.campaign_at = Some(now + Duration::from_millis(20 + jitter() % 41));
         }
         true
     }
@@ -73,6 +73,23 @@ pub fn election_timeout(seed: u64, id: u64, term: u64, role: u8, ticks: usize) -
     ticks + (spread(seed, id, term, role) % ticks as u64) as usize
 }
 
+/// The last election timeout and what it was for: it is set after every step, and made a few times in a term.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timeout {
+    of: (u64, u8, usize),
+    ticks: usize,
+}
+
+impl Timeout {
+    /// [`election_timeout`], kept until one of its arguments changes. `seed` and `id` never do.
+    pub fn get(&mut self, seed: u64, id: u64, term: u64, role: u8, ticks: usize) -> usize {
+        if self.of != (term, role, ticks) || self.ticks == 0 {
+            *self = Self { of: (term, role, ticks), ticks: election_timeout(seed, id, term, role, ticks) };
+        }
+        self.ticks
+    }
+}
+
 /// A number that differs between members and terms and repeats with its arguments.
 pub fn spread(seed: u64, id: u64, term: u64, salt: u8) -> u64 {
     digest128(&[&seed.to_le_bytes(), &id.to_le_bytes(), &term.to_le_bytes(), &[salt]]) as u64
@@ -91,10 +108,10 @@ mod tests {
         let mut failover = Failover::default();
         assert!(failover.leader_died(at(0), 3, 1, 1, Duration::from_millis(30)));
         assert!(!failover.leader_died(at(1), 3, 1, 1, Duration::from_millis(30)));
-        assert!(!failover.due(at(29), 0));
+        assert!(!failover.due(at(29), || 0));
         let mut campaigns = Vec::new();
         for ms in 30..300 {
-            if failover.due(at(ms), 5) {
+            if failover.due(at(ms), || 5) {
                 campaigns.push(ms);
             }
         }
@@ -107,6 +124,10 @@ mod tests {
             let timeout = election_timeout(7, 2, term, 0, 10);
             assert!((10..20).contains(&timeout));
             assert_eq!(timeout, election_timeout(7, 2, term, 0, 10));
+        }
+        let mut kept = Timeout::default();
+        for (term, role, ticks) in [(1, 0, 10), (1, 0, 10), (1, 1, 10), (2, 1, 10), (2, 1, 50), (1, 0, 10)] {
+            assert_eq!(kept.get(7, 2, term, role, ticks), election_timeout(7, 2, term, role, ticks));
         }
     }
 }

@@ -161,6 +161,7 @@ pub struct Machine {
     profile: Profile,
     timing: Timing,
     seed: u64,
+    timeout: failover::Timeout,
     replicated: Replicated,
 
     persist_number: u64,
@@ -275,6 +276,7 @@ impl Machine {
             profile: options.profile,
             timing,
             seed: options.seed,
+            timeout: failover::Timeout::default(),
             replicated: options.replicated,
             persist_number: options.persist_number,
             in_flight: VecDeque::new(),
@@ -405,7 +407,8 @@ impl Machine {
     /// Ends a batch of events: proposes what was collected, runs raft-rs's ready loop, and gives all effects since the
     /// last call.
     pub fn finish(&mut self, now: Instant) -> Effects {
-        let jitter = failover::spread(self.seed, self.raft_id.0, now.as_nanos(), 2);
+        let (seed, id) = (self.seed, self.raft_id.0);
+        let jitter = || failover::spread(seed, id, now.as_nanos(), 2);
         if self.failover.due(now, jitter) && self.node.raft.leader_id == 0 {
             self.campaign(Cause::LeaderGone);
         }
@@ -559,7 +562,7 @@ impl Machine {
             StateRole::Leader => 2,
             StateRole::PreCandidate => 3,
         };
-        let ticks = failover::election_timeout(self.seed, self.raft_id.0, raft.term, role, self.timing.election_ticks);
+        let ticks = self.timeout.get(self.seed, self.raft_id.0, raft.term, role, self.timing.election_ticks);
         self.node.raft.set_randomized_election_timeout(ticks);
     }
 
