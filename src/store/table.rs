@@ -127,6 +127,22 @@ impl Table {
         self.objects_of(range).filter(move |stored| selector.matches(&stored.object))
     }
 
+    /// The first of [`Self::named`], in one descent of the index.
+    pub fn first_named(&self, name: &str) -> Option<&Arc<Stored>> {
+        let mut key = NameKey::new(name, ObjectId(0));
+        loop {
+            let found = self.names.get_next(&key)?;
+            if (found.head, found.hash) != (key.head, key.hash) {
+                return None;
+            }
+            let stored = self.objects.get(&found.id)?;
+            if stored.object.name().is_some_and(|other| other.eq_ignore_ascii_case(name)) {
+                return Some(stored);
+            }
+            key.id = ObjectId(found.id.0.checked_add(1)?);
+        }
+    }
+
     fn objects_of(&self, range: RangeInclusive<NameKey>) -> impl Iterator<Item = &Arc<Stored>> {
         self.names.range(range).filter_map(|key| self.objects.get(&key.id))
     }
