@@ -20,9 +20,11 @@ use crate::types::api::{Answer, Write};
 use crate::types::{Kind, ObjectId};
 
 mod connection;
+mod counters;
 mod driver;
 mod histogram;
 
+use counters::Look;
 use histogram::Histogram;
 
 /// What the clients do.
@@ -94,8 +96,15 @@ pub fn run(common: &Common, command: &BenchCommand, out: &mut Output) -> Result<
         BenchCommand::Watch(args) => (Work::Watch, args),
     };
     let plan = prepare(common, work, args)?;
+    let look = || plan.sockets.iter().map(|socket| Look::take(socket, plan.timeout)).collect::<Result<Vec<_>, _>>();
+    let before = look()?;
     let measured = driver::drive(&plan)?;
-    report(&plan, &measured, out)?;
+    // A manager that went away during the run is no reason to keep back what was measured.
+    let after = look().unwrap_or_default();
+    let operations = measured.operations(work).total();
+    let costs =
+        after.iter().zip(&before).filter_map(|(after, before)| after.per_operation(before, operations)).collect();
+    report(&plan, &measured, costs, out)?;
     if let Some(error) = &measured.first_error {
         eprintln!("skep: {} of {} operations failed, the first with: {error}", measured.errors, plan.total);
     }
@@ -154,7 +163,8 @@ fn prepare(common: &Common, work: Work, args: &BenchArgs) -> Result<Plan, Failur
     })
 }
 
-fn report(plan: &Plan, measured: &Measured, out: &mut Output) -> Result<(), Failure> {
+/// `costs` are the counters of the managers asked, per operation.
+fn report(plan: &Plan, measured: &Measured, costs: Vec<Value>, out: &mut Output) -> Result<(), Failure> {
     let all = figures(&measured.operations(plan.work), measured.elapsed);
     if out.json {
         let mut value = all;
@@ -169,6 +179,7 @@ fn report(plan: &Plan, measured: &Measured, out: &mut Output) -> Result<(), Fail
         if plan.work == Work::Watch {
             value["write"] = figures(&measured.writes, measured.elapsed);
         }
+        value["managers"] = costs.into();
         out.document(&value)?;
         return Ok(());
     }
@@ -201,6 +212,18 @@ fn report(plan: &Plan, measured: &Measured, out: &mut Output) -> Result<(), Fail
         ("MAX US", "max_us"),
     ];
     out.text(&table(&columns, &rows))?;
+    if !costs.is_empty() {
+        let columns = [
+            ("MANAGER", "node_id"),
+            ("CPU US/OP", "cpu_us"),
+            ("SYNCS/OP", "syncs"),
+            ("SLEEPS/OP", "sleeps"),
+            ("PREEMPTIONS/OP", "preemptions"),
+            ("FRAMES/OP", "frames_sent"),
+            ("LOG BYTES/OP", "log_bytes"),
+        ];
+        out.text(&table(&columns, &costs))?;
+    }
     out.line(&format!(
         "{} clients, {} bytes, {} errors, {:.2} s",
         plan.clients,
