@@ -1,6 +1,150 @@
 //! Identity over time, in one process whose clock is wound forward: renewal, expiry, workers, roles.
 //!
 //! The clock is the process's, so the tests take turns.
+//!
+//! # What must hold of identity, and what shows it
+//!
+//! Everything that a swarm promises about who is who, and the tests that would fail without it. A test at the end of this
+//! file sees to it that each of them is there.
+//!
+//! ## Managers that lock
+//!
+//! - A manager does not start without the unlock key; the one before a rotation opens nothing that was sealed since;
+//!   without a lock nobody is asked:
+//!   - `tests/process/autolock.rs three_managers_lock_change_their_key_and_open_again`
+//! - Locking seals the node's key and replaces what lay there in the clear, the log's key and the certificate;
+//!   unlocking keeps the log's key:
+//!   - `tests/process/autolock.rs three_managers_lock_change_their_key_and_open_again`
+//!   - `src/node/locksmith.rs a_power_cut_at_any_call_of_locking_and_rotation_loses_nothing_and_the_next_start_ends_it`
+//! - A newer word of the swarm about the unlock key is followed, an older one is not, and two keys of one version are
+//!   a contradiction:
+//!   - `src/pki/keyfile.rs a_word_of_the_swarm_is_followed_when_it_is_newer`
+//!   - `src/node/locksmith.rs the_swarms_word_is_followed_first_and_a_contradiction_told_once`
+//! - The unlock key is given to managers only, with the version of the cluster it belongs to:
+//!   - `tests/process/autolock.rs a_manager_that_joins_locked_managers_is_locked_and_a_credential_opens_it`
+//!   - `src/control/tests/writes.rs the_unlock_key_is_the_first_one_given_until_it_is_rotated_or_the_lock_is_off`
+//!   - `src/net/routes.rs every_call_admits_exactly_its_callers`
+//! - One log key is replaced at a time, while writes go on and while the certificate is renewed:
+//!   - `src/node/locksmith.rs one_key_is_replaced_at_a_time_and_a_log_kept_aside_holds_up_nothing`
+//!   - `tests/process/autolock.rs a_data_key_is_replaced_while_writes_go_on`
+//!   - `tests/identity.rs a_certificate_is_renewed_while_the_key_of_the_log_is_replaced`
+//! - No secret stands in output, logs, pages, bundles or files:
+//!   - `tests/process/autolock.rs no_secret_is_in_anything_that_a_run_prints_logs_serves_or_writes_down`
+//!
+//! ## Roles
+//!
+//! - A manager is demoted and promoted again; so is the leader, which hands over first:
+//!   - `tests/identity.rs a_follower_and_a_leader_that_were_demoted_are_promoted_again`
+//!   - `tests/identity.rs a_leader_that_is_demoted_hands_over_and_goes_on_as_a_worker`
+//! - A worker is promoted and demoted again:
+//!   - `tests/process/roles.rs a_worker_is_promoted_and_demoted_and_promoted_again_in_place`
+//! - Down to one manager the swarm takes writes, and the last one stays:
+//!   - `tests/process/roles.rs followers_and_leaders_are_demoted_and_the_last_manager_stays`
+//! - A manager that is down is demoted or removed, and finds out when it returns:
+//!   - `tests/identity.rs a_manager_that_was_demoted_or_removed_while_it_was_down_finds_out`
+//!   - `tests/process/roles.rs a_manager_that_is_down_is_demoted_or_removed_and_what_the_majority_needs_is_not`
+//! - A node that is stopped in the middle of its promotion goes on with it:
+//!   - `tests/process/roles.rs a_worker_that_is_stopped_at_any_moment_of_its_promotion_goes_on_at_its_next_start`
+//!   - `tests/sim/roles.rs whatever_happens_meanwhile_every_node_becomes_what_it_was_asked_to_be`
+//! - A leader that starts again makes nobody look down:
+//!   - `tests/identity.rs nobody_is_called_down_because_the_leader_starts_again`
+//! - The leader follows what is asked for, by events and at the beginning of its term; a demoted manager leaves the
+//!   group before its role changes:
+//!   - `src/roles/tests.rs a_promoted_worker_is_a_manager_at_once_and_waits_for_its_certificate`
+//!   - `src/roles/tests.rs a_demoted_manager_leaves_the_group_before_its_role_changes`
+//!   - `src/roles/tests.rs work_that_a_former_leader_left_is_found_at_the_beginning`
+//! - A member whose node was deleted is taken out of the group:
+//!   - `src/roles/tests.rs a_member_whose_object_is_gone_is_taken_out`
+//! - A swarm that holds anything is not given up for another; a start that never became one is:
+//!   - `tests/identity.rs a_swarm_that_has_begun_is_not_given_up_for_another_and_one_that_never_did_is`
+//!
+//! ## Who gets in
+//!
+//! - No certificate, another swarm's, a removed node's: refused, each call, and said so:
+//!   - `src/net/tests/matrix.rs every_call_admits_exactly_its_callers`
+//!   - `src/net/tests/matrix.rs a_call_is_passed_on_by_managers_only_and_for_those_who_may_make_it`
+//! - What a removed or demoted node has open ends at once:
+//!   - `src/net/tests/matrix.rs who_is_removed_or_demoted_loses_what_it_has_open_at_once_in_both_directions`
+//! - Nodes that come and go leave nothing behind, and revocations end:
+//!   - `src/store/tests/members.rs a_hundred_thousand_workers_that_come_and_go_leave_nothing_behind`
+//!   - `src/store/tests/members.rs managers_that_come_and_go_leave_no_more_than_one_certificates_time_behind`
+//! - A newcomer needs a token, whose role it gets; a rotated one admits nobody:
+//!   - `src/ca/tests.rs only_a_current_token_of_this_swarm_admits`
+//!   - `tests/process/tokens.rs a_rotated_token_lets_nobody_in_and_members_need_none`
+//! - A token for so many nodes admits so many, however many ask at once:
+//!   - `tests/process/tokens.rs as_many_join_at_once_with_a_token_as_it_was_made_for_and_no_more`
+//! - A token that leaked fills nothing and keeps nobody out:
+//!   - `src/ca/tests/clean_up.rs a_token_that_leaked_does_not_fill_the_store`
+//!   - `src/ca/tests/clean_up.rs a_crowd_that_never_came_keeps_nobody_out_for_long_and_a_few_have_their_hour`
+//! - A joiner that is shown another root than its token names stops:
+//!   - `src/pki/token.rs a_token_recognises_its_root_only`
+//!   - `tests/process/input.rs tokens_and_addresses_that_do_not_lead_into_the_swarm`
+//! - A node comes back by itself though the token it joined with was rotated:
+//!   - `tests/identity.rs members_come_back_though_the_tokens_they_joined_with_are_no_good_any_more`
+//! - A node of one swarm does not get into another:
+//!   - `tests/process/input.rs a_directory_of_one_swarm_is_not_led_into_another`
+//!   - `src/ca/tests.rs a_certificate_of_another_swarm_does_not_renew`
+//!
+//! ## Certificates
+//!
+//! - A renewal keeps the node and takes the role that was observed, and needs no token:
+//!   - `src/ca/tests.rs a_renewal_keeps_the_node_and_takes_the_role_that_was_observed`
+//!   - `tests/authority.rs a_certificate_that_expired_renews_within_the_grace`
+//! - A request that cannot be read is refused; what a broken authority left waiting is signed when it works again:
+//!   - `src/ca/tests.rs a_bad_request_is_the_callers_fault_and_leaves_nothing`
+//!   - `src/ca/tests/clean_up.rs a_stored_request_that_cannot_be_read_fails_for_good`
+//!   - `src/ca/tests/clean_up.rs what_waited_for_a_broken_authority_is_signed_when_it_works_again`
+//! - Nothing of a request but its key reaches a certificate:
+//!   - `src/pki/ca/tests.rs a_certificate_says_what_the_swarm_says_whatever_the_request_asks`
+//! - Requests, tokens and PEM that mean harm are refused with a hint; `tests/fuzz` mutates each of them (targets `csr`,
+//!   `issue`, `certificate`, `token`, `pem`, `node_files`):
+//!   - `tests/authority.rs hostile_requests_are_refused_with_a_hint_and_leave_nothing`
+//! - Workers and managers renew in time, over connections that stay, and try again when it fails:
+//!   - `tests/identity.rs certificates_are_renewed_while_writes_go_on_over_connections_that_stay`
+//!   - `src/agent/machine.rs a_certificate_is_renewed_between_half_and_four_fifths_of_its_life`
+//!   - `src/agent/machine.rs a_renewal_that_fails_is_tried_again_ever_less_often_up_to_once_an_hour`
+//! - An order to renew is followed at once; a role that is expected is asked for until it comes:
+//!   - `src/agent/machine.rs an_order_to_renew_is_followed_at_once_and_once`
+//!   - `src/agent/machine.rs a_new_role_is_asked_for_until_it_comes`
+//! - A node that is gone does not renew:
+//!   - `src/ca/tests.rs a_node_that_is_gone_does_not_renew`
+//! - A crash between key and certificate leaves both old or both new:
+//!   - `src/agent/files.rs a_crash_anywhere_leaves_a_key_with_its_chain`
+//!   - `src/agent/files.rs a_crash_while_recovering_is_recovered_too`
+//! - Who was off past the end comes back by itself, or once a person says so:
+//!   - `tests/identity.rs nodes_that_were_off_past_the_end_of_their_certificates_come_back_by_themselves`
+//!   - `tests/identity.rs managers_that_were_all_off_past_the_end_of_their_certificates_find_each_other_and_renew`
+//!   - `tests/authority.rs who_was_off_for_too_long_comes_back_once_a_person_says_so`
+//! - Managers that outlived even the grace go on from one of them, and others join it again:
+//!   - `tests/identity.rs managers_that_all_outlived_their_certificates_go_on_from_one_of_them`
+//!   - `src/node/recover.rs a_manager_whose_certificate_is_over_recovers_and_gives_itself_another`
+//! - A board without a clock goes on from the newest time it knows:
+//!   - `tests/identity.rs a_board_without_a_clock_goes_on_from_the_newest_time_in_its_log`
+//!
+//! ## A new root
+//!
+//! - A rotation waits for who is down, by name, and ends when it is back or removed; tokens are new then:
+//!   - `tests/process/rotation.rs a_manager_that_is_down_is_waited_for_by_name_and_moves_when_it_is_back`
+//!   - `src/ca/rotation/tests.rs a_node_that_is_removed_or_skipped_holds_nothing_up`
+//!   - `src/ca/rotation/tests.rs every_node_moves_while_all_stay_connected_and_the_new_root_takes_over`
+//! - Three in a row end at the last root, while programs write:
+//!   - `tests/process/rotation.rs three_rotations_in_a_row_end_at_the_last_root_while_programs_write`
+//! - Thirty nodes are told at a time; a target that changes midway is not missed; another leader goes on:
+//!   - `src/ca/rotation/tests.rs thirty_nodes_are_told_every_three_seconds`
+//!   - `src/ca/rotation/tests.rs an_end_that_was_decided_before_the_target_changed_is_refused`
+//!   - `src/ca/rotation/tests.rs another_leader_goes_on_where_the_former_one_was`
+//! - A node that meets an authority it does not know looks for the roots again, and takes only those that vouch for
+//!   it:
+//!   - `tests/identity.rs a_worker_that_moved_to_a_new_root_and_missed_the_end_of_the_rotation_learns_it`
+//!   - `src/pki/tls/tests.rs only_what_a_trusted_root_signed_is_trusted_from_ones_own_chain`
+//!
+//! ## Addresses
+//!
+//! - All managers move at once and find each other; one after the other they need no help; names are looked up each
+//!   time:
+//!   - `tests/process/moved.rs managers_that_all_moved_at_once_find_each_other_by_one_address`
+//!   - `tests/process/moved.rs managers_that_move_one_after_the_other_need_no_help`
+//!   - `tests/process/moved.rs managers_are_known_by_names_that_are_looked_up_each_time`
 
 #![allow(clippy::unwrap_used)]
 #![cfg(debug_assertions)]
@@ -15,7 +159,8 @@ use skep::node::{NodeFile, Phase};
 use skep::sys::entropy::OsEntropy;
 use skep::sys::time::{unset, wall_ms, wind};
 use skep::types::api::{
-    Answer, MemberReport, QueryKind, RaftState, RootCaReport, StatusReport, WatchItem, WatchRequest, Write,
+    Admin, Answer, Autolock, Call, MemberReport, QueryKind, RaftState, RootCaReport, StatusReport, WatchItem,
+    WatchRequest, Write,
 };
 use skep::types::object::{Node as NodeObject, NodeState, Profile, Sensitive};
 use skep::types::{Code, Kind, MemberRole, NodeId, Object, Role};
@@ -185,6 +330,64 @@ fn certificates_are_renewed_while_writes_go_on_over_connections_that_stay() {
     in_touch(&worker);
     let issuer = object(&first, &worker).certificate;
     assert!(!issuer.issuer.is_empty() && issuer.reported_issuer == issuer.issuer);
+}
+
+/// Ids of the data keys that a manager's log and snapshots name.
+fn data_keys(node: &Node) -> std::collections::BTreeSet<u64> {
+    skep::wal::named_keys(&skep::sys::files::RealDisk, &node.data_dir().join("raft")).unwrap().ids
+}
+
+#[test]
+fn a_certificate_is_renewed_while_the_key_of_the_log_is_replaced() {
+    let _clock = clock();
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = found(dir.path());
+    let unlock = [7; 32];
+    let rotate = |client: &mut Client| client.call(Call::Admin, &Admin::RotateDataKey, PATIENCE).unwrap();
+    let mut written = 0;
+    // Both replace the one file that holds all keys of the node: in the clear, while it is locked, and under the lock.
+    for round in 0..3 {
+        let (chain_before, keys_before) = (chain(&node), data_keys(&node));
+        let mut client = node.client().unwrap();
+        if round == 1 {
+            let key = Sensitive(unlock.to_vec());
+            client.write(autolock(Autolock::On { key }), PATIENCE).unwrap();
+        }
+        rotate(&mut client);
+        wind(HOUR * 5 / 6);
+        rotate(&mut client);
+        eventually("another certificate, and no file that names the key before", || {
+            client.write(config(&format!("c{written}")), PATIENCE).unwrap();
+            written += 1;
+            let certificate = status(&node)?.certificate?;
+            let renewed = chain(&node) != chain_before && certificate.expires_at.0 > wall_ms();
+            let keys = data_keys(&node);
+            let sealed = skep::node::is_locked(node.data_dir()) == (round > 0);
+            (renewed && sealed && keys.len() == 1 && keys.is_disjoint(&keys_before)).then_some(())
+        });
+        // Nothing of either is lost: the key on the disk belongs to the chain, and the log opens.
+        let directory = node.data_dir().to_owned();
+        node.stop(Duration::from_secs(5));
+        drop((client, node));
+        let unlock_key = skep::pki::UnlockKey::from_bytes(&unlock).filter(|_| round > 0);
+        node = Node::start(Config { unlock_key, ..Config::local(&directory) }).unwrap();
+        manages(&node, 1);
+        let held = node.client().unwrap().list(Kind::Config, &Default::default(), false, PATIENCE).unwrap();
+        assert_eq!(held.len(), written);
+    }
+}
+
+/// Turns the lock on or off.
+fn autolock(autolock: Autolock) -> Write {
+    Write::UpdateCluster {
+        snapshot_bytes: None,
+        keep_bytes: None,
+        node_certificate_expiry_ms: None,
+        approve_joins: None,
+        expired_grace_ms: None,
+        if_version: None,
+        autolock: Some(autolock),
+    }
 }
 
 #[test]
@@ -698,4 +901,26 @@ fn a_board_without_a_clock_goes_on_from_the_newest_time_in_its_log() {
     first.client().unwrap().write(config("after"), PATIENCE).unwrap();
     let worker = join(dir.path(), "w1", &first, Role::Worker);
     in_touch(&worker);
+}
+
+/// The tests that the essay above names, as file and function.
+fn named(essay: &str) -> Vec<(&str, &str)> {
+    let lines = essay.lines().take_while(|line| line.starts_with("//!"));
+    lines.filter_map(|line| line.strip_prefix("//!   - `")?.strip_suffix('`')?.split_once(' ')).collect()
+}
+
+#[test]
+fn every_test_that_shows_what_must_hold_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let essay = std::fs::read_to_string(root.join("tests/identity.rs")).unwrap();
+    let named = named(&essay);
+    assert!(named.len() > 60, "{named:?}");
+    for (file, name) in named {
+        let source = std::fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let is_test = source
+            .lines()
+            .zip(source.lines().skip(1))
+            .any(|(above, line)| above.trim() == "#[test]" && line.trim().starts_with(&format!("fn {name}(")));
+        assert!(is_test, "{file} has no test {name}");
+    }
 }

@@ -118,7 +118,8 @@ fn check_grace(cluster: &Cluster, node: &Node, now_ms: u64) -> Result<(), Status
     if now_ms <= expires_at.0 && in_use {
         let message = format!("node {id} uses a newer certificate than this one, which has expired");
         let hint = format!(
-            "if the node itself asks, because it lost the newer one: `skep node approve {id}` on a manager lets it back in; \
+            "compare the clocks of both machines first (`date -u`): one that is fast takes a good certificate for expired; \
+             if the node itself asks, because it lost the newer one: `skep node approve {id}` on a manager lets it back in; \
              if not, somebody has an old key of it: remove the node and join it again"
         );
         return Err(Status::new(Code::FailedPrecondition, message).with_hint(hint));

@@ -142,13 +142,16 @@ fn collect(common: &Common) -> Result<Vec<(String, Vec<u8>)>, Failure> {
                 Err(why) => bundle.missing("cluster.json", &why),
             }
         }
-        Err(why) => bundle.missing("what the manager tells", why),
+        Err(why) => match &facts.worker {
+            Some(status) => bundle.json("status.json", &json!(status)),
+            None => bundle.missing("what the manager tells", why),
+        },
     }
     if let Some(process) = facts.process {
         bundle.text("process.txt", process_text(process.pid));
         bundle.text("threads.txt", threads(process.pid));
     }
-    directory(&mut bundle, &facts.dir.path);
+    directory(&mut bundle, &facts);
     bundle.text("system.txt", system(&facts));
     let errors = std::mem::take(&mut bundle.errors);
     bundle.text("errors.txt", errors);
@@ -174,13 +177,18 @@ fn cluster(common: &Common, socket: &Path) -> Result<Value, String> {
     }
 }
 
-fn directory(bundle: &mut Bundle, dir: &Path) {
+fn directory(bundle: &mut Bundle, facts: &facts::Facts) {
+    let dir = facts.dir.path.as_path();
     let mut listing = String::from("mode uid size allocated age-s name\n");
     list(dir, "", 0, &mut listing);
     bundle.text("files.txt", listing);
     match std::fs::read_to_string(dir.join("node.json")) {
         Ok(text) => bundle.text("node.json", text),
         Err(error) => bundle.missing("node.json", &error_text(&error)),
+    }
+    // A worker has none.
+    if facts.worker.is_some() && !dir.join("raft").exists() {
+        return;
     }
     match crate::wal::inspect(&RealDisk, &dir.join("raft"), None) {
         Ok(found) => {

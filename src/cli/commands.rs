@@ -84,20 +84,28 @@ fn status_text(report: &StatusReport) -> String {
         None => format!("none for {}", seconds(report.leaderless_ms)),
     };
     let voters = format!("{} ({} reachable)", tolerance(report.voters as usize), report.reachable);
-    let mut text = String::new();
-    for (key, value) in [
-        ("node", named(report.node_id.to_string(), &report.name)),
-        ("cluster", report.cluster_id.to_string()),
+    // Before there is a certificate there are neither of these.
+    let known = |id: u128, text: String| if id == 0 { "none yet".to_owned() } else { text };
+    let mut rows = vec![
+        ("node", named(known(report.node_id.0, report.node_id.to_string()), &report.name)),
+        ("cluster", known(report.cluster_id.0, report.cluster_id.to_string())),
         ("state", clean(&report.state)),
-        ("role", word(&json!(report.role))),
-        ("leader", leader),
-        ("term", report.term.to_string()),
-        ("commit", report.commit.to_string()),
-        ("applied", report.applied.to_string()),
-        ("revision", report.revision.to_string()),
-        ("voters", voters),
-        ("version", clean(&report.version)),
-    ] {
+    ];
+    // One that is locked or has not joined knows nothing of the swarm: zeros would look like a swarm without managers.
+    if report.voters > 0 {
+        rows.extend([
+            ("role", word(&json!(report.role))),
+            ("leader", leader),
+            ("term", report.term.to_string()),
+            ("commit", report.commit.to_string()),
+            ("applied", report.applied.to_string()),
+            ("revision", report.revision.to_string()),
+            ("voters", voters),
+        ]);
+    }
+    rows.push(("version", clean(&report.version)));
+    let mut text = String::new();
+    for (key, value) in rows {
         text.push_str(&format!("{key:<9} {value}\n"));
     }
     if let Some(certificate) = &report.certificate {

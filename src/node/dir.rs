@@ -341,18 +341,30 @@ impl DataDir {
     }
 
     /// Moves the log of a node that is no longer a member aside, so that the directory cannot take part any more and
-    /// nothing is lost; the new place.
+    /// nothing is lost; the new place. What was moved aside before goes: the swarm that took the node in again
+    /// has all that it held, and a node that is promoted and demoted again and again must not fill its disk.
     pub fn retire(&self, now_ms: u64) -> io::Result<PathBuf> {
+        let before = self.all_retired();
         let aside = self.path.join(format!("{RETIRED}{now_ms}"));
         std::fs::rename(self.raft(), &aside)?;
         RealDisk.sync_dir(&self.path)?;
+        for old in before.map(|name| self.path.join(name)).filter(|old| *old != aside) {
+            if let Err(error) = std::fs::remove_dir_all(&old) {
+                log::warn!("{} cannot be removed: {error}", old.display());
+            }
+        }
         Ok(aside)
     }
 
     /// Where [`Self::retire`] has moved the log of a node that is no longer a member, if it has.
     pub fn retired(&self) -> Option<String> {
-        let names = std::fs::read_dir(&self.path).ok()?.flatten();
-        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| name.starts_with(RETIRED))
+        self.all_retired().next()
+    }
+
+    fn all_retired(&self) -> impl Iterator<Item = String> + use<> {
+        let names = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let names: Vec<_> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.into_iter().filter(|name| name.starts_with(RETIRED))
     }
 }
 
@@ -410,5 +422,21 @@ mod tests {
         let error = dir.read().unwrap_err();
         assert_eq!(error.failure, StartFailure::Damaged);
         assert!(error.to_string().contains("counts more starts than there can have been"), "{error}");
+    }
+
+    #[test]
+    fn of_the_logs_that_are_moved_aside_only_the_newest_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(root.path()).unwrap();
+        assert_eq!(dir.retired(), None);
+        // A clock may be set back between two demotions.
+        for time in [7, 9, 8] {
+            std::fs::create_dir(dir.raft()).unwrap();
+            std::fs::write(dir.raft().join("wal-00000001"), time.to_string()).unwrap();
+            let aside = dir.retire(time).unwrap();
+            assert_eq!(std::fs::read_to_string(aside.join("wal-00000001")).unwrap(), time.to_string());
+            assert_eq!(dir.all_retired().collect::<Vec<_>>(), [format!("raft.removed-{time}")]);
+            assert!(!dir.raft().exists());
+        }
     }
 }

@@ -103,6 +103,10 @@ impl Inside {
     }
 
     fn remember(&mut self) {
+        // One that has no state yet may be a worker again before it has any, and needs those it knew.
+        if self.store.view(|state| state.members().is_empty()) {
+            return;
+        }
         let managers = managers_of(&self.store, self.node_id);
         let now = monotonic();
         if managers != self.remembered.0 || now.since(self.remembered.1) > REMEMBER {

@@ -132,6 +132,10 @@ fn handed_out(state: &State, node_id: NodeId) -> Step<Feed> {
 impl Service for Services {
     type Stream = Feed;
 
+    fn is_word_of_every_leader(&self, status: &Status) -> bool {
+        ca::is_waiting(status)
+    }
+
     fn decide(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Feed> {
         match request.call {
             Call::GetRoot | Call::Issue | Call::CertificateStatus => self.certificate(request, attempt, confirmed),

@@ -446,6 +446,7 @@ impl<'a> Starter<'a> {
 
     /// Joins with one of these managers if there is no log yet, then starts everything else.
     pub fn run(mut self, managers: &[String]) -> Result<Manager, StartError> {
+        let begun_before = self.opened.log.is_some();
         let (wal, recovered) = match self.opened.log.take() {
             Some(log) => log,
             None => self.join(managers)?,
@@ -580,7 +581,15 @@ impl<'a> Starter<'a> {
             back.internal(raft_run::Input::Event(raft::Event::Rotten { what: rot.to_string() }));
         })
         .map_err(internal)?;
-        self.look_for_peers(raft_id, lineage)?;
+        let mut addrs = self.house.config.peers.clone();
+        if begun_before && kept.view(|state| state.members().is_empty()) {
+            // It was stopped before it had its first snapshot. Those who have one call it where it was; if it is somewhere
+            // else now, it has to call them.
+            addrs.extend(worker::remembered(&dir).into_iter().map(|(_, addr)| addr).chain(self.file.join.clone()));
+            addrs.sort();
+            addrs.dedup();
+        }
+        self.look_for_peers(addrs, raft_id, lineage)?;
         let net_thread = self.net_thread.take().ok_or_else(|| internal("the net thread was not started"))?;
         let (agent, agent_thread) = self.spawn_agent(raft_id, lineage, &kept)?;
         let threads = vec![
@@ -674,9 +683,8 @@ impl<'a> Starter<'a> {
         move || Hello { raft_id: Some(raft_id), lineage, last: raft.durable().last, ..hello.clone() }
     }
 
-    /// Dials the `--peer` addresses on a thread of its own: they have names and no identities yet.
-    fn look_for_peers(&mut self, raft_id: RaftId, lineage: Lineage) -> Result<(), StartError> {
-        let addrs = self.house.config.peers.clone();
+    /// Dials `--peer` and other addresses on a thread of its own: they have names and no identities yet.
+    fn look_for_peers(&mut self, addrs: Vec<String>, raft_id: RaftId, lineage: Lineage) -> Result<(), StartError> {
         if addrs.is_empty() {
             return Ok(());
         }

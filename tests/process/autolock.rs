@@ -255,14 +255,43 @@ fn a_data_key_is_replaced_while_writes_go_on() {
     assert_eq!(swarm.managers[0].json(&["config", "ls"]).as_array().unwrap().len(), count);
 }
 
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bit = |at: usize| bytes.get(at / 8).map_or(0, |byte| byte >> (7 - at % 8) & 1);
+    let digit = |at: usize| (0..6).fold(0, |number, offset| number << 1 | bit(at * 6 + offset));
+    (0..(bytes.len() * 8).div_ceil(6)).map(|at| char::from(DIGITS[usize::from(digit(at))])).collect()
+}
+
+/// Every way in which something may stand in text: as it is, in hex, as a list of numbers, in base64 wherever it begins.
+fn forms(secret: &str) -> Vec<String> {
+    let bytes = secret.as_bytes();
+    let numbers: Vec<String> = bytes.iter().map(u8::to_string).collect();
+    let mut forms = vec![
+        secret.to_owned(),
+        numbers.join(", "),
+        numbers.join(","),
+        bytes.iter().map(|b| format!("{b:02x}")).collect(),
+    ];
+    forms.extend((0..3).map(|before| {
+        // The digits that hold bits of this text alone.
+        let text = base64(&[&vec![0; before], bytes].concat());
+        let first = (before * 8).div_ceil(6);
+        text[first..(before + bytes.len()) * 8 / 6].to_owned()
+    }));
+    forms
+}
+
 #[test]
-fn no_secret_is_in_anything_that_a_run_prints_logs_or_writes_down() {
+fn no_secret_is_in_anything_that_a_run_prints_logs_serves_or_writes_down() {
     let mut swarm = Swarm::empty();
-    let http = "127.0.0.1:0";
+    let mut pages = Vec::new();
     for _ in 0..3 {
-        swarm.join(|manager| manager.arguments.extend(["--http", http, "--log", "trace"].map(str::to_owned)));
+        let http = super::tools::free_addr();
+        pages.push(http.clone());
+        swarm.join(|manager| manager.arguments.extend(["--http", &http, "--log", "trace"].map(str::to_owned)));
     }
     let planted = "a-planted-secret-0123456789";
+    let passphrase = "a-planted-passphrase-9876543210";
     let mut said: Vec<(String, Vec<u8>)> = Vec::new();
     let mut watch = super::swarm::binary();
     watch.arg("--socket").arg(swarm.managers[0].socket()).args(["watch", "--json", "--from", "1"]);
@@ -275,40 +304,76 @@ fn no_secret_is_in_anything_that_a_run_prints_logs_or_writes_down() {
         bytes
     });
 
-    // What is secret, and where it may be said.
-    let mut secrets: Vec<String> = vec![planted.to_owned()];
+    // What is secret: data, tokens of every sort, unlock keys, a passphrase, the key of a root.
+    let mut secrets: Vec<String> = vec![planted.to_owned(), passphrase.to_owned()];
+    let mut tokens = vec![];
     for role in ["manager", "worker"] {
-        let token = swarm.managers[0].skep(&["token", "show", "--role", role]).ok();
-        secrets.push(token.rsplit('-').next().unwrap().to_owned());
+        tokens.push(swarm.managers[0].skep(&["token", "show", "--role", role]).ok());
+        tokens.push(swarm.managers[1].skep(&["token", "create", "--role", role, "--ttl", "1h"]).ok());
     }
     secrets.push(autolock(&swarm.managers[0])["SWMKEY-1-".len()..].to_owned());
     for manager in &swarm.managers {
         sealed(manager, true);
     }
-    let ended = swarm.managers[1].skep(&["unlock-key", "rotate"]);
-    let key = ended.ok();
+    let key = swarm.managers[1].skep(&["unlock-key", "rotate"]).ok();
     secrets.push(key["SWMKEY-1-".len()..].to_owned());
+    let file = |name: &str, text: &[u8]| {
+        let path = swarm.path().join(name).display().to_string();
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let now_ms = skep::sys::time::wall_ms();
+    let root = skep::client::own_root(now_ms, &mut skep::sys::entropy::OsEntropy).unwrap();
+    let root_key = String::from_utf8(root.key.0.clone()).unwrap();
+    secrets.extend(root_key.lines().filter(|line| !line.starts_with('-')).map(str::to_owned));
+    let [cert, key_file, passphrase_file] = [
+        ("root.crt", root.certificate.as_bytes()),
+        ("root.key", &root.key.0[..]),
+        ("passphrase", passphrase.as_bytes()),
+    ]
+    .map(|(name, text)| file(name, text));
 
-    // A run with everything in it, also what fails.
-    for manager in &swarm.managers {
+    // A run with everything in it, also what fails. Bundles and backups are read as they are: neither is compressed.
+    for (place, manager) in swarm.managers.iter().enumerate() {
+        let [bundle, backup] = ["bundle", "backup"].map(|name| swarm.path().join(format!("{name}-{place}")));
+        let [bundle_name, backup_name] = [&bundle, &backup].map(|path| path.display().to_string());
         for (input, arguments) in [
             (planted, &["secret", "create", "s", "-"][..]),
             (planted, &["secret", "create", "s", "-"]),
+            ("", &["secret", "update", "s", "--label", "a=b"]),
             ("", &["secret", "inspect", "s", "--json"]),
             ("", &["cluster", "inspect", "--json"]),
             ("", &["cluster", "update", "--autolock", "--if-version", "1"]),
             ("", &["node", "ls", "--json"]),
+            ("", &["token", "ls", "--json"]),
             ("", &["status", "--json"]),
+            ("", &["raft", "status", "--json"]),
             ("", &["raft", "rotate-key"]),
+            ("", &["ca", "rotate", "--wait", "--cert", &cert, "--key", &key_file]),
+            ("", &["ca", "rotate", "--cert", &key_file, "--key", &cert]),
+            ("", &["ca", "show", "--json"]),
             ("", &["doctor"]),
+            ("", &["doctor", "--json"]),
             (key.as_str(), &["unlock"]),
-            ("", &["backup", "save", "-", "--passphrase-file", "/nonexistent"]),
-            ("", &["debug", "bundle", "-"]),
+            ("", &["backup", "save", &backup_name, "--passphrase-file", "/nonexistent"]),
+            ("", &["backup", "save", &backup_name, "--passphrase-file", &passphrase_file]),
+            ("", &["backup", "inspect", &backup_name, "--passphrase-file", &key_file]),
+            ("", &["backup", "inspect", &backup_name, "--passphrase-file", &passphrase_file]),
+            ("", &["debug", "bundle", &bundle_name]),
         ] {
             let ended = manager.skep_with_input(input.as_bytes(), arguments);
             said.push((format!("{arguments:?}"), format!("{}{}", ended.stdout, ended.stderr).into_bytes()));
         }
+        said.push((bundle_name, std::fs::read(bundle).unwrap()));
+        said.push((backup_name, std::fs::read(backup).unwrap()));
+        for page in ["/metrics", "/healthz", "/readyz", "/nothing"] {
+            said.push((page.to_owned(), super::tools::get(&pages[place], page).1.into_bytes()));
+        }
     }
+    for verb in ["show", "rotate"] {
+        tokens.extend(swarm.managers[0].skep(&["token", verb]).ok().lines().skip(1).map(str::to_owned));
+    }
+    secrets.extend(tokens.iter().map(|token| token.rsplit('-').next().unwrap().to_owned()));
     let restarted = &mut swarm.managers[2];
     restarted.stop();
     let before = restarted.log_length();
@@ -331,6 +396,7 @@ fn no_secret_is_in_anything_that_a_run_prints_logs_or_writes_down() {
         }
         secrets.extend(contents.lines().filter(|line| line.len() > 40 && !line.contains(' ')).map(str::to_owned));
     }
+    assert!(secrets.iter().all(|secret| secret.len() >= 20), "{secrets:?}");
     swarm.managers[0].create_config("last", b"x");
     let _ = watching.kill();
     let _ = watching.wait();
@@ -341,18 +407,24 @@ fn no_secret_is_in_anything_that_a_run_prints_logs_or_writes_down() {
         let log = std::fs::read(&manager.log).unwrap();
         assert!(log.len() > 1000);
         said.push((manager.log.display().to_string(), log));
-        for name in ["node.json", "peers.json"] {
-            said.push((name.to_owned(), std::fs::read(manager.dir.join(name)).unwrap_or_default()));
+        // All that lies in the directory but the key file: log and snapshots are sealed.
+        let folders = [manager.dir.clone(), manager.dir.join("raft"), manager.dir.join("pki")];
+        for entry in folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).flatten() {
+            if entry.file_type().unwrap().is_file() && entry.file_name() != "node.key" {
+                // No secret holds a zero byte, and a segment is full of them.
+                let mut bytes = std::fs::read(entry.path()).unwrap();
+                bytes.retain(|byte| *byte != 0);
+                said.push((entry.path().display().to_string(), bytes));
+            }
         }
     }
+    let found = |name: &str| said.iter().any(|(place, bytes)| place.contains(name) && bytes.len() > 1000);
+    assert!(["bundle-0", "backup-0", "/metrics", "raft/wal-", "doctor"].iter().all(|name| found(name)));
+    let forms: Vec<(&str, Vec<String>)> = secrets.iter().map(|secret| (&secret[..4], forms(secret))).collect();
     for (place, bytes) in &said {
         let text = String::from_utf8_lossy(bytes);
-        for secret in &secrets {
-            let numbers: Vec<String> = secret.bytes().map(|byte| byte.to_string()).collect();
-            let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-            for form in [secret, &hex, &numbers.join(", "), &numbers.join(",")] {
-                assert!(!text.contains(form.as_str()), "{place} holds a secret: {}…", &secret[..4]);
-            }
+        for (beginning, forms) in &forms {
+            assert!(!forms.iter().any(|form| text.contains(form.as_str())), "{place} holds a secret: {beginning}…");
         }
     }
 }

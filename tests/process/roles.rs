@@ -138,3 +138,38 @@ fn a_worker_is_promoted_and_demoted_and_promoted_again_in_place() {
     by.skep(&["node", "rm", "--force", &id]).ok();
     assert_eq!(swarm.managers[place].ended(), Some(3), "{}", swarm.managers[place].log_since(0));
 }
+
+#[test]
+fn a_worker_that_is_stopped_at_any_moment_of_its_promotion_goes_on_at_its_next_start() {
+    let mut swarm = Swarm::of(2);
+    let place = swarm.add();
+    let token = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
+    let (addr, file) = (swarm.managers[0].addr.clone(), swarm.token_file(&token));
+    swarm.managers[place].arguments = vec!["--join".into(), addr, "--token-file".into(), file];
+    swarm.managers[place].spawn();
+    let name = swarm.managers[place].name.clone();
+    eventually("the worker is in touch", || (swarm.managers[place].status()?["state"] == "ready").then_some(()));
+    let id = swarm.managers[place].status().unwrap()["node_id"].clone();
+    // The order has just been given; the certificate came; the node joins the group; it fetches the state.
+    let moments = ["", "a new certificate: manager", "joining the others", "joined the swarm", "leads in term"];
+    for (number, moment) in moments.into_iter().enumerate() {
+        let before = swarm.managers[place].log_length();
+        swarm.managers[0].skep(&["node", "promote", &name]).ok();
+        eventually("the moment has come", || swarm.managers[place].log_since(before).contains(moment).then_some(()));
+        swarm.managers[place].stop();
+        swarm.managers[place].spawn();
+        swarm.managers[0].skep(&["node", "promote", "--wait", "--timeout", "50s", &name]).ok();
+        swarm.votes(place);
+        let node = inspect(&swarm.managers[0], &name);
+        assert_eq!((&node["role"], &node["phase"], &node["id"]), (&"manager".into(), &"".into(), &id));
+        assert_eq!(voters(&swarm.managers[0]), 3, "stopped at {moment:?}");
+        swarm.managers[place].create_config(&format!("after-{number}"), b"x");
+        swarm.managers[0].skep(&["node", "demote", "--wait", "--timeout", "50s", &name]).ok();
+        eventually("it is a worker", || (swarm.managers[place].status()?["role"] == "worker").then_some(()));
+    }
+    // However often that happens, one log of its time as a manager is kept.
+    let names = std::fs::read_dir(&swarm.managers[place].dir).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.filter(|name| name.to_string_lossy().starts_with("raft")).count(), 1);
+    let doctor = swarm.managers[place].skep(&["doctor"]);
+    assert!(doctor.code == Some(0) && doctor.stdout.contains("ok    state        ready: a worker"), "{doctor:?}");
+}

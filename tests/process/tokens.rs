@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::swarm::{Swarm, eventually};
+use super::swarm::{Manager, Swarm, eventually};
 
 impl Swarm {
     /// Starts one more manager that joins the first one with this token, and waits for nothing.
@@ -14,9 +14,14 @@ impl Swarm {
 
     /// Starts it, again or for the first time, to join with this token.
     fn rejoin_with(&mut self, place: usize, token: &str) {
+        self.rejoin_through(0, place, token);
+    }
+
+    /// The same, through this manager.
+    fn rejoin_through(&mut self, through: usize, place: usize, token: &str) {
         let file = self.path().join(format!("token-{place}"));
         std::fs::write(&file, format!("{token}\n")).unwrap();
-        let addr = self.managers[0].addr.clone();
+        let addr = self.managers[through].addr.clone();
         let manager = &mut self.managers[place];
         manager.arguments = vec!["--join".into(), addr, "--token-file".into(), file.display().to_string()];
         manager.spawn();
@@ -122,18 +127,67 @@ fn a_node_that_must_be_approved_waits_and_joins_when_it_is() {
         let said = status["warnings"][0].as_str()?;
         said.contains("waits until a person approves it").then_some(())
     });
+    let doctor = swarm.managers[place].skep(&["doctor"]);
+    assert!(doctor.code == Some(4) && doctor.stdout.contains("has not joined its swarm yet: "), "{doctor:?}");
     swarm.managers[0].skep(&["node", "approve", &id]).ok();
+    swarm.managers[place].listening_since(0);
     swarm.votes(place);
     assert!(swarm.nodes().iter().all(|node| node["membership"] == "accepted"));
-    // Who is not let in is told so, and asks anew at its next start.
-    let refused = swarm.join_with(&token);
+    // Who is not let in is told so, and asks anew at its next start. This one asks a follower, and is told what it waits for
+    // in the leader's words.
+    let (through, refused) = (swarm.followers()[0], swarm.add());
+    swarm.rejoin_through(through, refused, &token);
     let id = eventually("another waits", || {
         let node = swarm.nodes().into_iter().find(|node| node["membership"] == "pending")?;
         Some(node["id"].as_str().unwrap().to_owned())
+    });
+    eventually("it says so", || {
+        let status = swarm.managers[refused].status()?;
+        status["warnings"][0].as_str()?.contains("waits until a person approves it").then_some(())
     });
     swarm.managers[0].skep(&["node", "rm", "--force", &id]).ok();
     let said = swarm.turned_away(refused, 0);
     assert!(said.contains("was not let in: it was removed while it waited"), "{said}");
     swarm.managers[0].skep(&["node", "approve", "nobody"]).refused_with_hint(3, &["not found", "skep node ls"]);
     swarm.converge();
+}
+
+#[test]
+fn as_many_join_at_once_with_a_token_as_it_was_made_for_and_no_more() {
+    let swarm = Swarm::of(2);
+    for (round, uses) in [1, 3].into_iter().enumerate() {
+        let token = swarm.managers[0].skep(&["token", "create", "--role", "worker", "--uses", &uses.to_string()]).ok();
+        let file = swarm.token_file(&token);
+        // Half of them ask the leader, half a follower, all in the same moment.
+        let mut workers: Vec<Manager> = (0..2 * uses)
+            .map(|number| {
+                let mut worker = Manager::new(swarm.path(), &format!("w{round}-{number}"));
+                let addr = swarm.managers[number % 2].addr.clone();
+                worker.arguments = vec!["--join".into(), addr, "--token-file".into(), file.clone()];
+                worker
+            })
+            .collect();
+        workers.iter_mut().for_each(Manager::spawn);
+        let mut in_touch = 0;
+        for worker in &mut workers {
+            let admitted = eventually("it is in touch with a manager, or turned away", || {
+                // Before it is counted, or after others were.
+                let words = ["as many nodes as it was made for", "the join token admits nobody any more"];
+                let turned_away = words.iter().any(|words| worker.log_since(0).contains(words));
+                let is_ready = worker.status().is_some_and(|status| status["state"] == "ready");
+                (turned_away || is_ready).then_some(is_ready)
+            });
+            if admitted {
+                in_touch += 1;
+            } else {
+                assert_eq!(worker.ended(), Some(3), "{}", worker.log_since(0));
+            }
+        }
+        assert_eq!(in_touch, uses);
+        let of_round = format!("w{round}-");
+        let named = swarm.nodes().into_iter().filter(|row| row["name"].as_str().unwrap().starts_with(&of_round));
+        assert_eq!(named.count(), uses, "who was turned away has left nothing");
+    }
+    let left: Vec<Value> = swarm.managers[1].json(&["token", "ls"]).as_array().unwrap().clone();
+    assert!(left.len() == 2 && left.iter().all(|row| row["uses_left"] == 0), "{left:?}");
 }

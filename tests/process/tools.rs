@@ -10,7 +10,7 @@ use super::swarm::{Swarm, eventually, skep};
 
 /// A GET; status code and body.
 #[track_caller]
-fn get(addr: &str, path: &str) -> (u16, String) {
+pub fn get(addr: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
@@ -21,7 +21,7 @@ fn get(addr: &str, path: &str) -> (u16, String) {
 }
 
 /// A port that was free a moment ago.
-fn free_addr() -> String {
+pub fn free_addr() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 

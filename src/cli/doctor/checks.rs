@@ -1,6 +1,6 @@
 //! What the facts mean. No clock, no files: everything comes from [`Facts`].
 
-use super::facts::{DirFacts, Facts, LOCKED, Told};
+use super::facts::{DirFacts, Facts, JOINING, LOCKED, Told};
 use crate::cli::exit::Exit;
 use crate::types::MemberRole;
 use crate::types::api::{DiskLevel, MemberReport, StatusReport};
@@ -137,6 +137,9 @@ fn start(facts: &Facts) -> String {
 }
 
 fn daemon(facts: &Facts) -> Vec<Found> {
+    if facts.worker.is_some() {
+        return ok(format!("the worker answers on {}", facts.socket.display()));
+    }
     let why = match &facts.manager {
         Ok(told) => {
             let (pid, uptime) = (told.diagnosis.pid, age(told.diagnosis.uptime_ms));
@@ -149,6 +152,9 @@ fn daemon(facts: &Facts) -> Vec<Found> {
             "the manager is locked: its keys are sealed, and it waits for the unlock key",
             "give it with `skep unlock`; any manager that runs prints it: `skep unlock-key show`",
         );
+    }
+    if why.starts_with(JOINING) {
+        return fail(why, JOIN_HINT);
     }
     if let Some(pid) = facts.dir.locked_by {
         let hint = format!(
@@ -165,26 +171,47 @@ fn daemon(facts: &Facts) -> Vec<Found> {
 /// A member that was rolled back, or that a majority contradicts, starts like any other, and stops when the others have
 /// looked at it: only what it left behind tells.
 fn stopped(facts: &Facts) -> Vec<Found> {
-    let Some(stopped) = facts.dir.stopped.as_ref().filter(|_| told(facts).is_none()) else { return Vec::new() };
+    let runs = told(facts).is_some() || facts.worker.is_some();
+    let Some(stopped) = facts.dir.stopped.as_ref().filter(|_| !runs) else { return Vec::new() };
     let said = format!("it stopped by itself the last time: {}", stopped.reason);
     if stopped.exit == Exit::Damaged as u8 { damage(said, &stopped.hint) } else { fail(said, &stopped.hint) }
 }
 
 fn version(facts: &Facts) -> Vec<Found> {
-    let Some(told) = told(facts) else { return Vec::new() };
-    let (theirs, ours) = (&told.diagnosis.version, &facts.version);
+    let of_worker = facts.worker.as_ref().map(|status| &status.version);
+    let Some(theirs) = told(facts).map(|told| &told.diagnosis.version).or(of_worker) else { return Vec::new() };
+    let ours = &facts.version;
     match theirs == ours {
         true => ok(format!("{ours}, on both sides")),
-        false => warn(format!("the manager runs {theirs}, this is {ours}"), "restart the manager after an upgrade"),
+        false => warn(format!("the node runs {theirs}, this is {ours}"), "restart it after an upgrade"),
+    }
+}
+
+const JOIN_HINT: &str = "see its log; the manager that it joins must be reachable, have a leader, and reach it back; one \
+                         that a person must let in: `skep node approve NODE` there";
+
+/// A worker is well when it has a manager; what it warns of itself is all that it knows.
+fn worker_state(status: &StatusReport) -> Vec<Found> {
+    let said = status.warnings.join("; ");
+    match &status.manager {
+        None => {
+            let hint = "start a manager that it knows, or look at the network between them: it tries again by itself; \
+                        `skep run --peer HOST:PORT` tells it of another";
+            fail(format!("a worker in touch with no manager: {said}"), hint)
+        }
+        Some((id, addr)) if said.is_empty() => ok(format!("ready: a worker in touch with manager {id} at {addr}")),
+        Some((id, addr)) => warn(format!("a worker in touch with manager {id} at {addr}: {said}"), ""),
     }
 }
 
 fn state(facts: &Facts) -> Vec<Found> {
+    if let Some(status) = &facts.worker {
+        return worker_state(status);
+    }
     let Some(told) = told(facts) else { return Vec::new() };
     let raft = &told.diagnosis.raft;
     if !told.diagnosis.joined {
-        let hint = "see its log; the manager that it joins must be reachable, have a leader, and reach it back";
-        return fail("it has not joined its swarm yet", hint);
+        return fail(JOINING, JOIN_HINT);
     }
     let Some(status) = &told.status else {
         return fail("it does not tell its state", "see its log with `journalctl -u skep -n 50`");
@@ -431,7 +458,8 @@ const JOIN_ANEW: &str = "to take the data from the other managers again, move th
 fn log(facts: &Facts) -> Vec<Found> {
     let dir = &facts.dir;
     let member = matches!(&dir.node, Some(Ok(phase)) if phase == "member");
-    if let Some(retired) = &dir.retired {
+    // A worker that was a manager keeps its former log there, and one that manages again has another.
+    if let Some(retired) = dir.retired.as_ref().filter(|_| member && !dir.has_log) {
         let hint = "to join again, move the whole directory aside and start with --join and a token";
         return fail(format!("this node left the swarm or was removed; its log was moved to {retired}"), hint);
     }

@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::pki::{self, Identity};
 use crate::sys::files::RealDisk;
 use crate::sys::time::wall_ms;
-use crate::types::api::{Answer, Call, Diagnosis, MemberReport, QueryKind, StatusReport};
+use crate::types::api::{Answer, Call, Diagnosis, MemberReport, QueryKind, RaftState, StatusReport};
 use crate::wal::Found;
 
 /// Everything that the checks judge.
@@ -27,6 +27,8 @@ pub struct Facts {
     pub socket: PathBuf,
     /// What the manager says, or why it says nothing.
     pub manager: Result<Box<Told>, String>,
+    /// What a worker says of itself, where one answers: it keeps nothing else that can be judged.
+    pub worker: Option<Box<StatusReport>>,
     /// Its directory.
     pub dir: DirFacts,
     /// Its process, if there is one that can be looked at.
@@ -106,10 +108,13 @@ pub struct ProcessFacts {
 /// Why a locked manager says nothing.
 pub const LOCKED: &str = "it is locked";
 
+/// How it begins why a node that is about to join says nothing; what it waits for follows.
+pub const JOINING: &str = "it has not joined its swarm yet";
+
 /// Collects everything, from whatever answers.
 pub fn collect(common: &Common) -> Result<Facts, Failure> {
     let (dir, socket) = places(common)?;
-    let manager = ask(common, &socket);
+    let (manager, worker) = ask(common, &socket);
     let running = manager.is_ok();
     let dir = look_at(&dir, running);
     let pid = manager.as_ref().ok().map(|told| told.diagnosis.pid).or(dir.locked_by);
@@ -120,6 +125,7 @@ pub fn collect(common: &Common) -> Result<Facts, Failure> {
         token: token(pid),
         process: pid.and_then(process),
         manager,
+        worker,
         dir,
     })
 }
@@ -142,29 +148,38 @@ pub fn places(common: &Common) -> Result<(PathBuf, PathBuf), Failure> {
     }
 }
 
-fn ask(common: &Common, socket: &Path) -> Result<Box<Told>, String> {
+/// What a manager tells, or why there is none that does; what a worker tells, if it is one.
+fn ask(common: &Common, socket: &Path) -> (Result<Box<Told>, String>, Option<Box<StatusReport>>) {
     let timeout = common.timeout;
-    let mut client = Client::local(socket, timeout).map_err(|error| error.into_status().message)?;
-    let diagnosis = match client.call(Call::Diagnose, &(), timeout) {
-        Ok(Answer::Diagnosis(diagnosis)) => *diagnosis,
-        Ok(_) => return Err("it answers something else than was asked: another version?".to_owned()),
-        Err(error) => {
-            let waits = match client.query(QueryKind::Status, true, timeout) {
-                Ok(Answer::Status(status)) => status.state == "locked",
-                _ => false,
-            };
-            return Err(if waits { LOCKED.to_owned() } else { error.into_status().message });
-        }
+    let mut client = match Client::local(socket, timeout) {
+        Ok(client) => client,
+        Err(error) => return (Err(error.into_status().message), None),
     };
-    let status = match client.query(QueryKind::Status, true, timeout) {
+    let status = |client: &mut Client| match client.query(QueryKind::Status, true, timeout) {
         Ok(Answer::Status(status)) => Some(*status),
         _ => None,
     };
+    let diagnosis = match client.call(Call::Diagnose, &(), timeout) {
+        Ok(Answer::Diagnosis(diagnosis)) => *diagnosis,
+        Ok(_) => return (Err("it answers something else than was asked: another version?".to_owned()), None),
+        Err(error) => {
+            let why = error.into_status().message;
+            return match status(&mut client) {
+                Some(status) if status.state == "locked" => (Err(LOCKED.to_owned()), None),
+                Some(status) if status.state == "joining" => {
+                    (Err(format!("{JOINING}: {}", status.warnings.join("; "))), None)
+                }
+                Some(status) if status.role == RaftState::Worker => (Err(why), Some(Box::new(status))),
+                _ => (Err(why), None),
+            };
+        }
+    };
+    let status = status(&mut client);
     let members = match client.query(QueryKind::Members, true, timeout) {
         Ok(Answer::Members(members)) => members,
         _ => Vec::new(),
     };
-    Ok(Box::new(Told { diagnosis, status, members }))
+    (Ok(Box::new(Told { diagnosis, status, members })), None)
 }
 
 fn look_at(path: &Path, running: bool) -> DirFacts {

@@ -31,6 +31,13 @@ pub trait Service: Send {
 
     /// Whether a stream holds on to something that costs memory until it has gone on.
     fn holds(&self, stream: &Self::Stream) -> bool;
+
+    /// Whether the leader's `Unavailable` is what any leader says for now, because something outside the group of managers
+    /// is waited for. It is passed back to the caller, who may have other things to do.
+    fn is_word_of_every_leader(&self, status: &Status) -> bool {
+        let _ = status;
+        false
+    }
 }
 
 /// What a service decided.

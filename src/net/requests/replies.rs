@@ -50,6 +50,7 @@ impl<S: Service> Requests<S> {
                 }
             }
             Reply::Refused(status) => match status.code {
+                Code::Unavailable if self.service.is_word_of_every_leader(&status) => self.refuse(key, status, effects),
                 // Nothing was done there.
                 Code::Unavailable => self.hold(now, key, again, effects),
                 Code::Unknown if route.repeatable && !status.hopeless => {

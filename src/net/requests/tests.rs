@@ -64,6 +64,10 @@ impl Service for Scripted {
         }
     }
 
+    fn is_word_of_every_leader(&self, status: &Status) -> bool {
+        status.message == "wait for people"
+    }
+
     fn holds(&self, (): &()) -> bool {
         self.holds
     }
@@ -279,6 +283,12 @@ fn a_definite_refusal_by_the_leader_is_passed_back() {
             .check(refused(1, code), &format!("refuse s1 {}", code.name()))
             .idle();
     }
+    // Whoever leads says the same: nobody is kept waiting here for what takes a person's time.
+    let waiting = Reply::Refused(Status::new(Code::Unavailable, "wait for people"));
+    Run::under(2)
+        .check(ask(1, Call::Write, "x"), "forward t1 to 2 Write 10000 ms")
+        .check(Event::Replied { token: 1, reply: waiting }, "refuse s1 Unavailable")
+        .idle();
 }
 
 #[test]

@@ -130,7 +130,10 @@ impl NodeHandler {
             let addr = self.hints.get(&member.node_id).unwrap_or(&member.addr);
             (member.node_id, addr.clone())
         };
-        out.commands.push(Command::Peers(peers.map(dial).collect()));
+        // Without any state there is nobody but those that were found elsewhere.
+        let found = self.hints.iter().filter(|(node, _)| self.peers.is_empty() && **node != own);
+        let found = found.map(|(node, addr)| (*node, addr.clone()));
+        out.commands.push(Command::Peers(peers.map(dial).chain(found).collect()));
     }
 
     /// Tells the swarm when this node listens elsewhere than the members' list says.

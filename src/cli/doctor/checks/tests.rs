@@ -128,7 +128,19 @@ fn sound() -> Facts {
         },
         process: Some(ProcessFacts { pid: 77, files: Some((40, 65536)) }),
         token: None,
+        worker: None,
     }
+}
+
+/// A worker with a manager; it was a manager once.
+fn worker() -> Facts {
+    let mut facts = sound();
+    let mut status = status_mut(&mut facts).clone();
+    (status.role, status.manager) = (RaftState::Worker, Some((NodeId(2), "10.0.0.2:4242".to_owned())));
+    (facts.manager, facts.worker) = (Err("this node is a worker".to_owned()), Some(Box::new(status)));
+    (facts.dir.node, facts.dir.has_log) = (Some(Ok("worker".to_owned())), false);
+    facts.dir.retired = Some("raft.removed-5".to_owned());
+    facts
 }
 
 /// What is wrong after `spoil`: the check, how bad, and parts of what it says and advises. Everything else stays as well
@@ -300,7 +312,10 @@ fn damage_is_told_from_what_passes() {
         facts.dir.damage = Some("wal-00000002 is damaged at byte 512: x".to_owned());
     };
     check(torn, "log", Damage, &["wal-00000002 is damaged at byte 512", "`skep wal inspect /d`"]);
-    check(|facts| facts.dir.retired = Some("raft.removed-5".to_owned()), "log", Fail, &["was removed"]);
+    let removed = |facts: &mut Facts| {
+        (facts.dir.retired, facts.dir.has_log) = (Some("raft.removed-5".to_owned()), false);
+    };
+    check(removed, "log", Fail, &["was removed"]);
     check(|facts| facts.dir.certificate = Some(Err("no".to_owned())), "certificate", Damage, &["node.crt"]);
 }
 
@@ -366,4 +381,27 @@ fn a_manager_that_has_not_joined_is_no_use_yet() {
         facts.dir.has_log = false;
     };
     check(joining, "state", Severity::Fail, &["has not joined its swarm yet"]);
+    let asks = |facts: &mut Facts| facts.manager = Err(format!("{JOINING}: asking h:1 for a certificate"));
+    check(asks, "daemon", Severity::Fail, &["has not joined its swarm yet: asking h:1", "`skep node approve NODE`"]);
+}
+
+#[test]
+fn a_worker_is_well_while_it_has_a_manager() {
+    let findings = examine(&worker());
+    assert!(findings.iter().all(|finding| finding.severity == Severity::Ok), "{findings:#?}");
+    let state = |facts: &Facts| examine(facts).into_iter().find(|finding| finding.check == "state").unwrap();
+    assert!(state(&worker()).text.contains("at 10.0.0.2:4242"));
+    let mut warned = worker();
+    warned.worker.as_mut().unwrap().warnings = vec!["the clock of the manager is 9 s ahead of this one".to_owned()];
+    assert_eq!(state(&warned).severity, Severity::Warn);
+    warned.worker.as_mut().unwrap().manager = None;
+    let alone = state(&warned);
+    assert!(
+        alone.severity == Severity::Fail && alone.text.contains("9 s ahead") && !alone.hint.is_empty(),
+        "{alone:?}"
+    );
+    // One that manages again has a log of its own beside the former one.
+    let mut again = sound();
+    again.dir.retired = Some("raft.removed-5".to_owned());
+    assert!(examine(&again).iter().all(|finding| finding.severity == Severity::Ok));
 }
