@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn nothing_that_is_sent_is_slept_through() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let (there, at_there) = bounded(1, metrics.queue("there"));
         let (back, at_back) = bounded(1, metrics.queue("back"));
         let echo = std::thread::spawn(move || {
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_receiver_hears_of_the_deadline_and_of_the_last_sender() {
-        let (sender, receiver) = bounded::<u8>(4, Metrics::new().queue("q"));
+        let (sender, receiver) = bounded::<u8>(4, Metrics::default().queue("q"));
         assert!(matches!(receiver.recv_until(monotonic() + Duration::from_millis(1)), Received::TimedOut));
         let other = sender.clone();
         drop(sender);
