@@ -64,7 +64,7 @@ fn describe(found: &Found, dir: &str) -> String {
     if found.uncommitted > 0 {
         text.push_str(&format!(
             "            {} of these entries were not known to be committed; they are kept, because they may have been \
-             acknowledged\n",
+             acknowledged,\n            and what they wrote gets new versions\n",
             found.uncommitted
         ));
     }

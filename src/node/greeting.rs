@@ -296,7 +296,7 @@ mod tests {
 
     /// What a manager of the history 2, the second one, says to a peer, and what that means to the peer.
     fn check(hello: &Hello, said: &str, meaning: Option<Stopped>) {
-        let state = State::bootstrap(Lineage(1), HERE, "a:1").begin_anew(Lineage(2), HERE, "a:1", Term(1));
+        let state = State::bootstrap(Lineage(1), HERE, "a:1").begin_anew(Lineage(2), HERE, "a:1", Term(1), Revision(0));
         match Greetings::default().judge(&caller(), hello, &state, Lineage(2)) {
             Verdict::Refused(status) => {
                 assert!(status.message.ends_with(said) && !said.is_empty(), "{status}");
@@ -332,7 +332,7 @@ mod tests {
             assert!(state.apply_member_change(&change));
             state
         };
-        let state = before.begin_anew(Lineage(2), HERE, "a:1", Term(1));
+        let state = before.begin_anew(Lineage(2), HERE, "a:1", Term(1), Revision(0));
         let say = |hello: &Hello| match Greetings::default().judge(&caller(), hello, &state, Lineage(2)) {
             Verdict::Refused(status) => Greetings::meaning(&status),
             _ => None,

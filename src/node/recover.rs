@@ -39,6 +39,7 @@ pub struct Recovery {
     keys: Keys,
     state: State,
     voted: crate::types::Term,
+    known: Revision,
     found: Found,
 }
 
@@ -112,7 +113,7 @@ impl Recovery {
         let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), keys.store.keyring(), &options)
             .map_err(|error| mendable(start::log_error(&dir, &error)))?;
         let snapshots = Snapshots { disk, dir: dir.raft(), keys: keys.store.keyring(), lineage };
-        let state =
+        let (state, known) =
             rebuild::read_all(&reader, &recovered, &snapshots).map_err(|error| start::recover_error(&dir, &error))?;
         let certificate = *keys.identity.identity();
         if state.cluster().is_none() {
@@ -134,7 +135,7 @@ impl Recovery {
             objects: objects(&state),
             addr: own.map(|member| member.addr.clone()).unwrap_or_default(),
         };
-        Ok(Self { dir, file, keys, state, voted: recovered.hard_state.term, found })
+        Ok(Self { dir, file, keys, state, voted: recovered.hard_state.term, known, found })
     }
 
     /// What the directory holds.
@@ -158,13 +159,13 @@ impl Recovery {
             let hint = "nothing was lost: make room or mend the disk, and give the same command again";
             StartError::new(StartFailure::Internal, &what, why, hint)
         };
-        let Self { dir, file, keys, state, voted, found } = self;
+        let Self { dir, file, keys, state, voted, known, found } = self;
         let mut entropy = OsEntropy;
         let node =
             renew(&dir, &keys, &state, &mut entropy).map_err(|error| StartError { what: what.clone(), ..error })?;
         let (lineage, now_ms) = (Lineage(entropy.next_u128()), wall_ms());
         let addr = advertise.unwrap_or(found.addr);
-        let heir = Heir { node_id: found.node_id, addr: addr.clone(), node, voted };
+        let heir = Heir { node_id: found.node_id, addr: addr.clone(), node, voted, known };
         let (state, raft_id) = rebuild::succeed(state, lineage, heir, now_ms, &mut entropy);
         let revision = state.revision();
         let segment_bytes = start::segment_bytes(file.profile);
@@ -364,8 +365,8 @@ mod tests {
     #[test]
     fn a_recovery_that_was_decided_and_interrupted_is_finished_by_the_next_start() {
         let dir = stopped();
-        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path(), None).unwrap();
-        let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term };
+        let Recovery { dir: opened, file, keys, state, known, found, .. } = Recovery::open(dir.path(), None).unwrap();
+        let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term, known };
         let (state, raft_id) = rebuild::succeed(state, Lineage(2), heir, 9, &mut OsEntropy);
         let next = opened.path().join(NEXT_LOG);
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);

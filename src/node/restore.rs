@@ -96,7 +96,9 @@ pub fn restore(path: &Path, state: State, name: Option<String>, addr: &str) -> R
     let keys = dir.create_keys(KeyFile::new(identity.key().clone(), DataKey::generate(&mut entropy)))?;
     dir.write_certificate(&identity, &root_pem)?;
     let lineage = Lineage(entropy.next_u128());
-    let heir = Heir { node_id, addr: addr.to_owned(), node: Some(node), voted: Term(0) };
+    // A backup is of applied entries, and those are committed.
+    let known = state.revision();
+    let heir = Heir { node_id, addr: addr.to_owned(), node: Some(node), voted: Term(0), known };
     let (state, raft_id) = rebuild::succeed(state, lineage, heir, wall_ms(), &mut entropy);
     let revision = state.revision();
     let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
