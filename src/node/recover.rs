@@ -89,6 +89,10 @@ impl Recovery {
     /// Locks the directory, finishes a recovery that was interrupted after it had been decided, and reads everything.
     /// `unlock` opens a key file that is locked. Whether the certificate is in force does not matter.
     pub fn open(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
+        Self::open_on(Arc::new(RealDisk), path, unlock)
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
         let what = || format!("cannot recover {}", path.display());
         let nothing =
             |why: &str| StartError::refused(what(), why, "name the data directory of a manager with --data-dir");
@@ -96,7 +100,7 @@ impl Recovery {
         if !path.is_dir() {
             return Err(nothing("there is no such directory"));
         }
-        let dir = DataDir::open(path)?;
+        let dir = DataDir::open_on(disk.clone(), path)?;
         let Some(file) = dir.read()? else { return Err(nothing("no manager has kept anything there")) };
         if file.phase != Phase::Member {
             let hint = match file.phase {
@@ -108,7 +112,6 @@ impl Recovery {
         let attempted = |error| StartError { what: what(), ..error };
         let keys = start::member_keys(&dir, &file, unlock).map_err(attempted)?;
         let lineage = start::lineage(&dir, &file).map_err(attempted)?;
-        let disk = Arc::new(RealDisk);
         let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
         let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), keys.store.keyring(), &options)
             .map_err(|error| mendable(start::log_error(&dir, &error)))?;
@@ -150,10 +153,11 @@ impl Recovery {
 
     /// Makes the new swarm. `advertise` is where its manager listens from now on; without it, where it did before.
     pub fn carry_out(self, advertise: Option<String>) -> Result<Recovered, StartError> {
-        self.carry_out_on(Arc::new(RealDisk), advertise)
+        let segment_bytes = start::segment_bytes(self.file.profile);
+        self.carry_out_with(segment_bytes, advertise)
     }
 
-    fn carry_out_on(self, disk: Arc<dyn Disk>, advertise: Option<String>) -> Result<Recovered, StartError> {
+    fn carry_out_with(self, segment_bytes: u64, advertise: Option<String>) -> Result<Recovered, StartError> {
         let what = format!("cannot recover {}", self.dir.path().display());
         let failed = |why: &dyn std::fmt::Display| {
             let hint = "nothing was lost: make room or mend the disk, and give the same command again";
@@ -168,7 +172,7 @@ impl Recovery {
         let heir = Heir { node_id: found.node_id, addr: addr.clone(), node, voted, known };
         let (state, raft_id) = rebuild::succeed(state, lineage, heir, now_ms, &mut entropy);
         let revision = state.revision();
-        let segment_bytes = start::segment_bytes(file.profile);
+        let disk = dir.disk();
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
         let next = dir.path().join(NEXT_LOG);
         let give_up = |why: &dyn std::fmt::Display| {
@@ -273,6 +277,7 @@ mod tests {
     use crate::types::log::Command;
     use crate::types::object;
     use crate::types::{Change, ChangeId, ObjectId, Operation};
+    use crate::wal::tests::faults::{FAULTS, FaultyDisk};
     use crate::wal::{HardState, Persist, Wal};
 
     /// The directory of a manager that has stopped.
@@ -380,6 +385,70 @@ mod tests {
         assert_eq!(node.raft_id(), raft_id);
         assert!(dir.path().join("raft.before-recover-x").is_dir() && !next.exists());
         node.stop(Duration::from_secs(5));
+    }
+
+    /// All files of a directory and of those in it.
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().flatten() {
+            let (path, name) = (entry.path(), to.join(entry.file_name()));
+            if path.is_dir() {
+                copy(&path, &name);
+            } else if entry.file_name() != "LOCK" {
+                std::fs::copy(&path, &name).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn whichever_call_of_a_recovery_fails_the_old_swarm_or_the_new_one_is_there_whole() {
+        const SEGMENT_BYTES: u64 = 64 << 10;
+        // What a manager with a small log leaves, with a certificate that is over.
+        let first = stopped();
+        Recovery::open(first.path(), None).unwrap().carry_out_with(SEGMENT_BYTES, None).unwrap();
+        expire(first.path(), None);
+        std::fs::remove_dir_all(
+            std::fs::read_dir(first.path())
+                .unwrap()
+                .flatten()
+                .map(|entry| entry.path())
+                .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("raft.before-recover"))
+                .unwrap(),
+        )
+        .unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let recover = |disk: Arc<dyn Disk>, path: &Path| {
+            Recovery::open_on(disk, path, None).and_then(|found| found.carry_out_with(SEGMENT_BYTES, None))
+        };
+        let whole = FaultyDisk::new(RealDisk, None);
+        copy(first.path(), &root.path().join("whole"));
+        recover(Arc::new(whole.clone()), &root.path().join("whole")).unwrap();
+        let before = Recovery::open(first.path(), None).unwrap().found().clone();
+        let calls = whole.calls();
+        assert!(calls > 60, "{calls}");
+        let mut seen = [0, 0];
+        for at in 1..=calls {
+            for fault in FAULTS {
+                let (what, path) = (format!("call {at} with {fault:?}"), root.path().join("faulty"));
+                copy(first.path(), &path);
+                let result = recover(Arc::new(FaultyDisk::new(RealDisk, Some((at, fault)))), &path);
+                if let Err(error) = &result {
+                    assert!(!error.hint.is_empty(), "{what}: {error:?}");
+                }
+                let found = Recovery::open(&path, None).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                let is_new = found.found().lineage != before.lineage;
+                assert!(result.is_err() || is_new, "{what}");
+                assert_eq!(found.found().objects, before.objects, "{what}");
+                seen[usize::from(is_new)] += 1;
+                if !is_new {
+                    // Nothing was changed that keeps it from being recovered.
+                    assert_eq!(found.found(), &before, "{what}");
+                    found.carry_out_with(SEGMENT_BYTES, None).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                }
+                std::fs::remove_dir_all(&path).unwrap();
+            }
+        }
+        assert!(seen[0] > 100 && seen[1] > 10, "{seen:?}");
     }
 
     #[test]
