@@ -21,6 +21,9 @@ use crate::wal::{self, LogReader, Options, Recovered, Wal, WalError};
 
 /// The state that all of a log leads to, also what lies behind the last entry known to be committed, and the revision up
 /// to which it is known.
+///
+/// A log that was cut off at damage may end before a snapshot that is whole, and so may one that has fetched a snapshot and
+/// not recorded it: that snapshot's state is taken then, all of which is committed.
 pub fn read_all(
     reader: &LogReader,
     recovered: &Recovered,
@@ -31,7 +34,13 @@ pub fn read_all(
     if !planted(Fault::RecoveredToCommit) {
         recover::replay(&mut applier, reader, applied.next(), recovered.last.index)?;
     }
-    Ok((applier.store().snapshot(), known))
+    let state = applier.store().snapshot();
+    let beyond = wal::list_snapshots(snapshots.disk.as_ref(), &snapshots.dir)?;
+    let mut beyond = beyond.into_iter().rev().take_while(|index| *index > recovered.last.index);
+    match beyond.find_map(|index| snapshots.load(index).ok()) {
+        Some(state) => Ok((state.clone(), state.revision())),
+        None => Ok((state, known)),
+    }
 }
 
 /// The manager that goes on alone.

@@ -130,7 +130,7 @@ impl Recovery {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
             lineage,
-            last: recovered.last,
+            last: recovered.last.max(state.applied()),
             uncommitted: recovered.last.index.0.saturating_sub(recovered.hard_state.commit.max(first(&recovered)).0),
             unfinished: recovered.cut.is_some(),
             revision: state.revision(),
@@ -463,6 +463,26 @@ mod tests {
         Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
         let node = Manager::start(Config::local(dir.path())).unwrap();
         node.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_snapshot_that_a_cut_log_no_longer_leads_to_is_recovered_from() {
+        let dir = stopped();
+        Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
+        let before = Recovery::open(dir.path(), None).unwrap().found().clone();
+        // Its first batch says which snapshot the log begins with.
+        let segment = dir.path().join("raft/wal-00000001");
+        let mut bytes = std::fs::read(&segment).unwrap();
+        bytes[600] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        assert_eq!(Recovery::open(dir.path(), None).unwrap_err().failure, StartFailure::Damaged);
+        crate::node::repair::Repair::plan(dir.path(), None).unwrap().unwrap().carry_out().unwrap();
+        let recovery = Recovery::open(dir.path(), None).unwrap();
+        let found = recovery.found();
+        assert_eq!((found.last, found.revision), (before.last, before.revision));
+        assert_eq!(found.objects, before.objects);
+        recovery.carry_out(None).unwrap();
+        Manager::start(Config::local(dir.path())).unwrap().stop(Duration::from_secs(5));
     }
 
     /// Puts a certificate that is over in the place of a manager's.
