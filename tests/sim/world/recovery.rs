@@ -44,7 +44,7 @@ impl World {
         let node = self.nodes.get_mut(&heir).expect("the node exists");
         (node.stalled, node.sync_us) = (false, (100, 1000));
         node.disk.limit(None);
-        let (state, known, _) = everything(node, &self.layout, node.lineage);
+        let (state, ..) = everything(node, &self.layout, node.lineage);
         if state.members().is_empty() {
             self.start(heir);
             return false;
@@ -62,7 +62,7 @@ impl World {
             }
         }
         self.note(|_| format!("node {} begins a new history", heir.0));
-        let state = self.rebuild(heir);
+        let (state, known) = self.rebuild(heir);
         self.succeed(heir, &state, Raise { after: known });
         self.start(heir);
         true
@@ -83,7 +83,7 @@ impl World {
     }
 
     /// What `skep recover` does, again until it is done: the power may go at any moment.
-    fn rebuild(&mut self, heir: NodeId) -> State {
+    fn rebuild(&mut self, heir: NodeId) -> (State, Revision) {
         let layout = self.layout;
         let node = self.nodes.get_mut(&heir).expect("the node exists");
         let entropy = &mut self.entropy;
@@ -97,7 +97,10 @@ impl World {
         let disk: Arc<dyn Disk> = Arc::new(node.disk.clone());
         let encoded = serde_json::to_vec_pretty(&before).expect("plain data");
         files::replace(disk.as_ref(), Path::new(NODE_FILE), &encoded).expect("nothing is wrong with the disk");
+        let mut known = Revision(0);
         for attempt in 1.. {
+            // A power cut may take back a commit index that was not synced.
+            known = everything(node, &layout, node.lineage).1;
             let dies = attempt < ATTEMPTS && entropy.below(2) == 0;
             if dies {
                 node.disk.begin_to_die(entropy.below(30));
@@ -120,7 +123,7 @@ impl World {
                 break;
             }
         }
-        everything(node, &layout, node.lineage).0
+        (everything(node, &layout, node.lineage).0, known)
     }
 
     /// The history that was checked so far is over, and the one that begins with `state` is checked from now on.
