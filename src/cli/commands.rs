@@ -371,7 +371,14 @@ fn managers_to_be(session: &mut Session) -> Option<usize> {
         return None;
     }
     let nodes = session.client.list(Kind::Node, &Filter::default(), false, session.timeout).ok()?;
-    Some(nodes.iter().filter(|node| objects::is_to_be_manager(node)).count())
+    let members = member_reports(session).ok()?;
+    // Those that a recovery left behind are managers by name only.
+    let counts = |node: &&Object| {
+        let is_lost =
+            matches!(node, Object::Node(node) if objects::phase(node, &members).starts_with("not in the group"));
+        objects::is_to_be_manager(node) && !is_lost
+    };
+    Some(nodes.iter().filter(counts).count())
 }
 
 /// Waits until a node is what was asked of it, or gone.

@@ -64,7 +64,7 @@ fn describe(found: &Found, dir: &str) -> String {
     if found.uncommitted > 0 {
         text.push_str(&format!(
             "            {} of these entries were not known to be committed; they are kept, because they may have been \
-             acknowledged\n",
+             acknowledged,\n            and what they wrote gets new versions\n",
             found.uncommitted
         ));
     }
@@ -101,17 +101,23 @@ fn warning(found: &Found, dir: &str) -> String {
 
 fn next(recovered: &Recovered, dir: &str, advertise: Option<&str>) -> String {
     let start = match advertise {
-        Some(addr) => format!("start this manager with `--advertise {}` (change the unit's options)", clean(addr)),
-        None => "start this manager with the command line it always had".to_owned(),
+        Some(addr) => format!(
+            "start this manager with the options it had, and `--advertise {}` (a service: in its unit): `skep run --data-dir \
+             {dir} --advertise {}`",
+            clean(addr),
+            clean(addr)
+        ),
+        None => format!("start this manager with the options it always had: `skep run --data-dir {dir}`"),
     };
     format!(
         "This manager is a swarm of its own now: lineage {}, revision {}.\n\
          The old log is kept in {}; remove it when all is well.\n\
          Next:\n\
-         1. {start} (`skep run --data-dir {dir}`)\n\
+         1. {start}\n\
          2. on each other machine, before its manager is started again: move its data directory away\n\
          3. there, join anew: `skep run --join {} --token-file FILE`, with the token that `skep token show --role manager` \
-         prints here; the tokens are the ones from before\n",
+         prints here; the tokens are the ones from before\n\
+         4. the managers that are gone stay in `skep node ls` as down: `skep node rm NODE` removes them\n",
         recovered.lineage,
         recovered.revision,
         recovered.aside.display(),

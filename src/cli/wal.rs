@@ -97,7 +97,10 @@ fn shown(plan: &Plan) -> String {
     if plan.cuts.is_empty() {
         text.push_str("  what is missing stays missing: the log goes on without it\n");
     }
-    text.push_str(&format!("  what stays: entries up to {}, snapshot {}", plan.last, plan.snapshot));
+    text.push_str(&match plan.last.0 {
+        0 => "  what stays: no entries; a snapshot that is whole is still good for `skep recover`".to_owned(),
+        last => format!("  what stays: entries up to {last}, snapshot {}", plan.snapshot),
+    });
     text
 }
 
@@ -204,7 +207,7 @@ fn line(found: &Found) -> String {
         }
         Found::End { offset, .. } => format!("  at {offset:>9}  end"),
         Found::Snapshot { file, meta, .. } => format!(
-            "{file}  index {}, term {}, {} bytes, {} voters, {} learners",
+            "{file}  index {}, term {}, {} bytes, voters {}, learners {}",
             meta.position.index,
             meta.position.term,
             meta.bytes,

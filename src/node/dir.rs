@@ -118,6 +118,9 @@ impl NodeFile {
 
 /// What stands in a new state directory besides ours without meaning that it is somebody else's.
 const HARMLESS: [&str; 4] = ["lost+found", "LOCK", "skep.sock", ".node.json.new"];
+/// After a file could not be read or written.
+const MEND: &str =
+    "look at the disk (`df`, `dmesg`) and at who may read and write there, and give the same command again";
 const OURS: [&str; 5] = [NODE_FILE, "peers.json", "managers.json", "pki", "raft"];
 /// What the log of a node that is no longer a member is called from then on.
 const RETIRED: &str = "raft.removed-";
@@ -126,6 +129,8 @@ const RETIRED: &str = "raft.removed-";
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
+    /// What is kept is written through it, so that a test can let any system call fail.
+    disk: Arc<dyn Disk>,
     /// Holds the lock.
     _lock: File,
 }
@@ -133,6 +138,11 @@ pub struct DataDir {
 impl DataDir {
     /// Opens the directory, making it if it is missing, and locks it.
     pub fn open(path: &Path) -> Result<Self, StartError> {
+        Self::open_on(Arc::new(RealDisk), path)
+    }
+
+    /// As [`Self::open`], on a disk that works on real paths.
+    pub fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, StartError> {
         let what = || format!("cannot use the data directory {}", path.display());
         let fail = |error: io::Error| match error.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
@@ -147,7 +157,7 @@ impl DataDir {
             ),
             _ => StartError::new(StartFailure::Internal, what(), error, "choose another directory with --data-dir"),
         };
-        RealDisk.create_dir(path).map_err(fail)?;
+        disk.create_dir(path).map_err(fail)?;
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -165,14 +175,14 @@ impl DataDir {
             }
             Err(error) => return Err(fail(error.into())),
         }
-        let dir = Self { path: path.to_owned(), _lock: lock };
+        let dir = Self { path: path.to_owned(), disk, _lock: lock };
         dir.refuse_foreign(&what())?;
         dir.finish_replacement()?;
         Ok(dir)
     }
 
     fn refuse_foreign(&self, what: &str) -> Result<(), StartError> {
-        let internal = |error: io::Error| StartError::new(StartFailure::Internal, what, error, "");
+        let internal = |error: io::Error| StartError::new(StartFailure::Internal, what, error, MEND);
         if self.path.join(NODE_FILE).exists() {
             return Ok(());
         }
@@ -197,9 +207,9 @@ impl DataDir {
     /// A crash within a recovery, after it was decided: does the rest.
     fn finish_replacement(&self) -> Result<(), StartError> {
         let Some(file) = self.read()? else { return Ok(()) };
-        let finished = super::rebuild::finish(&RealDisk, &self.path, &file).map_err(|error| {
+        let finished = super::rebuild::finish(self.disk.as_ref(), &self.path, &file).map_err(|error| {
             let what = format!("cannot finish the recovery of {}", self.path.display());
-            StartError::new(StartFailure::Internal, what, error, "")
+            StartError::new(StartFailure::Internal, what, error, MEND)
         })?;
         if finished.is_some() {
             log::warn!("a recovery of {} had been interrupted; it is finished now", self.path.display());
@@ -212,6 +222,11 @@ impl DataDir {
         &self.path
     }
 
+    /// What the directory lies on.
+    pub fn disk(&self) -> Arc<dyn Disk> {
+        self.disk.clone()
+    }
+
     /// Log and snapshots.
     pub fn raft(&self) -> PathBuf {
         self.path.join("raft")
@@ -221,10 +236,10 @@ impl DataDir {
     pub fn read(&self) -> Result<Option<NodeFile>, StartError> {
         let path = self.path.join(NODE_FILE);
         let what = || format!("cannot read {}", path.display());
-        let bytes = match files::read(&RealDisk, &path) {
+        let bytes = match files::read(self.disk.as_ref(), &path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StartError::new(StartFailure::Internal, what(), error, "")),
+            Err(error) => return Err(StartError::new(StartFailure::Internal, what(), error, MEND)),
         };
         let damaged = |why: String| {
             let hint = "put it back from a backup, or move the whole directory aside and join again";
@@ -255,9 +270,9 @@ impl DataDir {
     pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StartError> {
         let path = self.path.join(name);
         // A manager on a full disk must be able to start again, to make room.
-        let replace = || files::replace(&RealDisk, &path, bytes);
-        wal::with_reserve(&RealDisk, &self.raft(), replace).map_err(|error| {
-            StartError::new(StartFailure::Internal, format!("cannot write {}", path.display()), error, "")
+        let replace = || files::replace(self.disk.as_ref(), &path, bytes);
+        wal::with_reserve(self.disk.as_ref(), &self.raft(), replace).map_err(|error| {
+            StartError::new(StartFailure::Internal, format!("cannot write {}", path.display()), error, MEND)
         })
     }
 
@@ -267,7 +282,7 @@ impl DataDir {
             match std::fs::remove_dir_all(self.path.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     let what = format!("cannot remove {}/{name} of a start that did not finish", self.path.display());
-                    return Err(StartError::new(StartFailure::Internal, what, error, ""));
+                    return Err(StartError::new(StartFailure::Internal, what, error, MEND));
                 }
                 _ => {}
             }
@@ -277,9 +292,9 @@ impl DataDir {
 
     /// Writes a new key file.
     pub fn create_keys(&self, file: KeyFile) -> Result<KeyStore, StartError> {
-        KeyStore::create(Arc::new(RealDisk), &self.path, file).map_err(|error| {
+        KeyStore::create(self.disk.clone(), &self.path, file).map_err(|error| {
             let what = format!("cannot write {}", self.path.join(KEY_FILE).display());
-            StartError::new(StartFailure::Internal, what, error, "")
+            StartError::new(StartFailure::Internal, what, error, MEND)
         })
     }
 
@@ -290,7 +305,7 @@ impl DataDir {
 
     /// The key file that was read from here and holds this.
     pub fn keys(&self, file: KeyFile) -> KeyStore {
-        KeyStore::new(Arc::new(RealDisk), &self.path, file)
+        KeyStore::new(self.disk.clone(), &self.path, file)
     }
 
     /// Writes the node's chain and the swarm's root. Their key comes first: a chain without its key is of no use.
@@ -304,10 +319,10 @@ impl DataDir {
     pub fn renew_identity(&self, identity: &NodeIdentity, keys: &KeyStore) -> Result<(), StartError> {
         let pki = self.path.join("pki");
         let what = || format!("cannot write {}", pki.join("node.crt").display());
-        let internal = |error: io::Error| StartError::new(StartFailure::Internal, what(), error, "");
+        let internal = |error: io::Error| StartError::new(StartFailure::Internal, what(), error, MEND);
         let write_key = || keys.replace_node_key(identity.key().clone());
-        let replace = || agent::files::replace(&RealDisk, &pki, identity.chain_pem(), write_key);
-        wal::with_reserve(&RealDisk, &self.raft(), replace).map_err(internal)
+        let replace = || agent::files::replace(self.disk.as_ref(), &pki, identity.chain_pem(), write_key);
+        wal::with_reserve(self.disk.as_ref(), &self.raft(), replace).map_err(internal)
     }
 
     /// Finishes or undoes a replacement of key and chain that a crash cut off. `unlock` opens a key file that is locked.
@@ -316,13 +331,13 @@ impl DataDir {
             let file = keys::open(&self.path, unlock).map_err(Unfinished::Key)?;
             Ok(file.is_some_and(|file| NodeIdentity::new(chain, file.node_key).is_ok()))
         };
-        match agent::files::recover(&RealDisk, &self.path.join("pki"), belongs) {
+        match agent::files::recover(self.disk.as_ref(), &self.path.join("pki"), belongs) {
             Ok(true) => log::info!("a new certificate was almost in place when the node ended: it is now"),
             Ok(false) => {}
             Err(Unfinished::Key(error)) => return Err(error),
             Err(Unfinished::Io(error)) => {
                 let what = format!("cannot look for a new certificate in {}", self.path.join("pki").display());
-                return Err(StartError::new(StartFailure::Internal, what, error, ""));
+                return Err(StartError::new(StartFailure::Internal, what, error, MEND));
             }
         }
         Ok(())
@@ -335,7 +350,7 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => {
                 let what = format!("cannot read {}", self.path.join(name).display());
-                Err(StartError::new(StartFailure::Internal, what, error, ""))
+                Err(StartError::new(StartFailure::Internal, what, error, MEND))
             }
         }
     }
@@ -347,7 +362,7 @@ impl DataDir {
         let before = self.all_retired();
         let aside = self.path.join(format!("{RETIRED}{now_ms}"));
         std::fs::rename(self.raft(), &aside)?;
-        RealDisk.sync_dir(&self.path)?;
+        self.disk.sync_dir(&self.path)?;
         for old in before.map(|name| self.path.join(name)).filter(|old| *old != aside) {
             if let Err(error) = std::fs::remove_dir_all(&old) {
                 log::warn!("{} cannot be removed: {error}", old.display());

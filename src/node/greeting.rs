@@ -3,7 +3,8 @@
 //! A member that comes back with less log than it had acknowledged, or a second process from a copied directory, would
 //! vote away what the others rely on. What can be noticed is: a boot counter that went back, the same boot with another
 //! nonce, and a log that ends before a floor that a mark in the log recorded. What cannot: a directory rolled back by less
-//! than the marks know while every other manager was down as well.
+//! than the marks know while every other manager was down as well, or one that was started so often before it met anybody
+//! that it counts more starts again than its peers have seen.
 //!
 //! A recovery or a restore begins a new history, and no member of another one may take part. Which of two is the later one
 //! their revisions tell. A member of the former one that has no majority any more stops when it learns of the later one; a
@@ -296,7 +297,7 @@ mod tests {
 
     /// What a manager of the history 2, the second one, says to a peer, and what that means to the peer.
     fn check(hello: &Hello, said: &str, meaning: Option<Stopped>) {
-        let state = State::bootstrap(Lineage(1), HERE, "a:1").begin_anew(Lineage(2), HERE, "a:1", Term(1));
+        let state = State::bootstrap(Lineage(1), HERE, "a:1").begin_anew(Lineage(2), HERE, "a:1", Term(1), Revision(0));
         match Greetings::default().judge(&caller(), hello, &state, Lineage(2)) {
             Verdict::Refused(status) => {
                 assert!(status.message.ends_with(said) && !said.is_empty(), "{status}");
@@ -332,7 +333,7 @@ mod tests {
             assert!(state.apply_member_change(&change));
             state
         };
-        let state = before.begin_anew(Lineage(2), HERE, "a:1", Term(1));
+        let state = before.begin_anew(Lineage(2), HERE, "a:1", Term(1), Revision(0));
         let say = |hello: &Hello| match Greetings::default().judge(&caller(), hello, &state, Lineage(2)) {
             Verdict::Refused(status) => Greetings::meaning(&status),
             _ => None,

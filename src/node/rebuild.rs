@@ -8,24 +8,39 @@ use std::sync::Arc;
 
 use super::dir::{self, NodeFile};
 use crate::pki::Keyring;
-use crate::raft::recover::{self, RecoverError, Snapshots};
+use crate::raft::recover::{self, RecoverError, Recovery, Snapshots};
 use crate::store::State;
 use crate::sys::entropy::Entropy;
 use crate::sys::faults::{Fault, planted};
 use crate::sys::files::{self, Disk};
 use crate::types::object::{Node, NodeState};
 use crate::types::{
-    Change, ChangeId, Kind, Lineage, Member, NodeId, Object, Operation, Outcome, RaftId, Term, Timestamp,
+    Change, ChangeId, Kind, Lineage, Member, NodeId, Object, Operation, Outcome, RaftId, Revision, Term, Timestamp,
 };
 use crate::wal::{self, LogReader, Options, Recovered, Wal, WalError};
 
-/// The state that all of a log leads to, also what lies behind the last entry known to be committed.
-pub fn read_all(reader: &LogReader, recovered: &Recovered, snapshots: &Snapshots) -> Result<State, RecoverError> {
-    let mut all = recovered.clone();
+/// The state that all of a log leads to, also what lies behind the last entry known to be committed, and the revision up
+/// to which it is known.
+///
+/// A log that was cut off at damage may end before a snapshot that is whole, and so may one that has fetched a snapshot and
+/// not recorded it: that snapshot's state is taken then, all of which is committed.
+pub fn read_all(
+    reader: &LogReader,
+    recovered: &Recovered,
+    snapshots: &Snapshots,
+) -> Result<(State, Revision), RecoverError> {
+    let Recovery { mut applier, applied, .. } = recover::recover(reader, recovered, snapshots, 0)?;
+    let known = applier.store().view(State::revision);
     if !planted(Fault::RecoveredToCommit) {
-        all.hard_state.commit = recovered.last.index;
+        recover::replay(&mut applier, reader, applied.next(), recovered.last.index)?;
     }
-    Ok(recover::recover(reader, &all, snapshots, 0)?.applier.store().snapshot())
+    let state = applier.store().snapshot();
+    let beyond = wal::list_snapshots(snapshots.disk.as_ref(), &snapshots.dir)?;
+    let mut beyond = beyond.into_iter().rev().take_while(|index| *index > recovered.last.index);
+    match beyond.find_map(|index| snapshots.load(index).ok()) {
+        Some(state) => Ok((state.clone(), state.revision())),
+        None => Ok((state, known)),
+    }
 }
 
 /// The manager that goes on alone.
@@ -39,14 +54,16 @@ pub struct Heir {
     pub node: Option<Node>,
     /// The newest term that it may have voted in.
     pub voted: Term,
+    /// The newest revision that it knows to be committed.
+    pub known: Revision,
 }
 
 /// The first state of the history `lineage`: all of `state`, the heir as the only member, and the former members' nodes
 /// marked as down, which is what they are to the new swarm. Also the heir's place in it.
 pub fn succeed(state: State, lineage: Lineage, heir: Heir, now_ms: u64, entropy: &mut dyn Entropy) -> (State, RaftId) {
-    let Heir { node_id, addr, node: heir_node, voted } = heir;
+    let Heir { node_id, addr, node: heir_node, voted, known } = heir;
     let dropped: Vec<Member> = state.members().values().filter(|member| member.node_id != node_id).cloned().collect();
-    let mut state = state.begin_anew(lineage, node_id, addr.as_str(), voted);
+    let mut state = state.begin_anew(lineage, node_id, addr.as_str(), voted, known);
     let raft_id = state.member_of(node_id).expect("it is the only member").raft_id;
     let mut operations = Vec::new();
     if let Some(mut node) = stored(&state, node_id) {
@@ -242,7 +259,7 @@ mod tests {
     use crate::sys::entropy::SeededEntropy;
     use crate::sys::files::{File, RealDisk};
     use crate::types::object::{Config, Profile};
-    use crate::types::{Index, MemberChange, ObjectId, Position, Revision, Role};
+    use crate::types::{Index, MemberChange, ObjectId, Position, Role};
     use crate::wal;
 
     const SEGMENT_BYTES: u64 = 64 << 10;
@@ -281,7 +298,7 @@ mod tests {
     }
 
     fn heir() -> Heir {
-        Heir { node_id: HERE, addr: "c:1".to_owned(), node: None, voted: Term(4) }
+        Heir { node_id: HERE, addr: "c:1".to_owned(), node: None, voted: Term(4), known: Revision(1) }
     }
 
     fn file(lineage: u128, raft_id: u64) -> NodeFile {
@@ -346,7 +363,7 @@ mod tests {
     fn an_heir_that_had_no_node_gets_one() {
         let newcomer = NodeId(99);
         let node = Some(Node::new(newcomer, Role::Manager));
-        let heir = Heir { node_id: newcomer, addr: "c:1".to_owned(), node, voted: Term(0) };
+        let heir = Heir { node_id: newcomer, addr: "c:1".to_owned(), node, voted: Term(0), known: Revision(1) };
         let (state, _) = succeed(state(), Lineage(2), heir, 9, random().as_mut());
         assert!(stored(&state, newcomer).is_some() && state.is_removed_raft_id(RaftId(1)));
         assert_eq!(stored(&state, HERE).unwrap().status.state, NodeState::Down);

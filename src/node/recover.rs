@@ -39,6 +39,7 @@ pub struct Recovery {
     keys: Keys,
     state: State,
     voted: crate::types::Term,
+    known: Revision,
     found: Found,
 }
 
@@ -88,6 +89,10 @@ impl Recovery {
     /// Locks the directory, finishes a recovery that was interrupted after it had been decided, and reads everything.
     /// `unlock` opens a key file that is locked. Whether the certificate is in force does not matter.
     pub fn open(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
+        Self::open_on(Arc::new(RealDisk), path, unlock)
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
         let what = || format!("cannot recover {}", path.display());
         let nothing =
             |why: &str| StartError::refused(what(), why, "name the data directory of a manager with --data-dir");
@@ -95,7 +100,7 @@ impl Recovery {
         if !path.is_dir() {
             return Err(nothing("there is no such directory"));
         }
-        let dir = DataDir::open(path)?;
+        let dir = DataDir::open_on(disk.clone(), path)?;
         let Some(file) = dir.read()? else { return Err(nothing("no manager has kept anything there")) };
         if file.phase != Phase::Member {
             let hint = match file.phase {
@@ -107,12 +112,11 @@ impl Recovery {
         let attempted = |error| StartError { what: what(), ..error };
         let keys = start::member_keys(&dir, &file, unlock).map_err(attempted)?;
         let lineage = start::lineage(&dir, &file).map_err(attempted)?;
-        let disk = Arc::new(RealDisk);
         let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
         let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), keys.store.keyring(), &options)
             .map_err(|error| mendable(start::log_error(&dir, &error)))?;
         let snapshots = Snapshots { disk, dir: dir.raft(), keys: keys.store.keyring(), lineage };
-        let state =
+        let (state, known) =
             rebuild::read_all(&reader, &recovered, &snapshots).map_err(|error| start::recover_error(&dir, &error))?;
         let certificate = *keys.identity.identity();
         if state.cluster().is_none() {
@@ -126,7 +130,7 @@ impl Recovery {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
             lineage,
-            last: recovered.last,
+            last: recovered.last.max(state.applied()),
             uncommitted: recovered.last.index.0.saturating_sub(recovered.hard_state.commit.max(first(&recovered)).0),
             unfinished: recovered.cut.is_some(),
             revision: state.revision(),
@@ -134,7 +138,7 @@ impl Recovery {
             objects: objects(&state),
             addr: own.map(|member| member.addr.clone()).unwrap_or_default(),
         };
-        Ok(Self { dir, file, keys, state, voted: recovered.hard_state.term, found })
+        Ok(Self { dir, file, keys, state, voted: recovered.hard_state.term, known, found })
     }
 
     /// What the directory holds.
@@ -149,25 +153,26 @@ impl Recovery {
 
     /// Makes the new swarm. `advertise` is where its manager listens from now on; without it, where it did before.
     pub fn carry_out(self, advertise: Option<String>) -> Result<Recovered, StartError> {
-        self.carry_out_on(Arc::new(RealDisk), advertise)
+        let segment_bytes = start::segment_bytes(self.file.profile);
+        self.carry_out_with(segment_bytes, advertise)
     }
 
-    fn carry_out_on(self, disk: Arc<dyn Disk>, advertise: Option<String>) -> Result<Recovered, StartError> {
+    fn carry_out_with(self, segment_bytes: u64, advertise: Option<String>) -> Result<Recovered, StartError> {
         let what = format!("cannot recover {}", self.dir.path().display());
         let failed = |why: &dyn std::fmt::Display| {
             let hint = "nothing was lost: make room or mend the disk, and give the same command again";
             StartError::new(StartFailure::Internal, &what, why, hint)
         };
-        let Self { dir, file, keys, state, voted, found } = self;
+        let Self { dir, file, keys, state, voted, known, found } = self;
         let mut entropy = OsEntropy;
         let node =
             renew(&dir, &keys, &state, &mut entropy).map_err(|error| StartError { what: what.clone(), ..error })?;
         let (lineage, now_ms) = (Lineage(entropy.next_u128()), wall_ms());
         let addr = advertise.unwrap_or(found.addr);
-        let heir = Heir { node_id: found.node_id, addr: addr.clone(), node, voted };
+        let heir = Heir { node_id: found.node_id, addr: addr.clone(), node, voted, known };
         let (state, raft_id) = rebuild::succeed(state, lineage, heir, now_ms, &mut entropy);
         let revision = state.revision();
-        let segment_bytes = start::segment_bytes(file.profile);
+        let disk = dir.disk();
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
         let next = dir.path().join(NEXT_LOG);
         let give_up = |why: &dyn std::fmt::Display| {
@@ -272,6 +277,7 @@ mod tests {
     use crate::types::log::Command;
     use crate::types::object;
     use crate::types::{Change, ChangeId, ObjectId, Operation};
+    use crate::wal::tests::faults::{FAULTS, FaultyDisk};
     use crate::wal::{HardState, Persist, Wal};
 
     /// The directory of a manager that has stopped.
@@ -364,8 +370,8 @@ mod tests {
     #[test]
     fn a_recovery_that_was_decided_and_interrupted_is_finished_by_the_next_start() {
         let dir = stopped();
-        let Recovery { dir: opened, file, keys, state, found, .. } = Recovery::open(dir.path(), None).unwrap();
-        let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term };
+        let Recovery { dir: opened, file, keys, state, known, found, .. } = Recovery::open(dir.path(), None).unwrap();
+        let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term, known };
         let (state, raft_id) = rebuild::succeed(state, Lineage(2), heir, 9, &mut OsEntropy);
         let next = opened.path().join(NEXT_LOG);
         let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
@@ -381,6 +387,70 @@ mod tests {
         node.stop(Duration::from_secs(5));
     }
 
+    /// All files of a directory and of those in it.
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().flatten() {
+            let (path, name) = (entry.path(), to.join(entry.file_name()));
+            if path.is_dir() {
+                copy(&path, &name);
+            } else if entry.file_name() != "LOCK" {
+                std::fs::copy(&path, &name).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn whichever_call_of_a_recovery_fails_the_old_swarm_or_the_new_one_is_there_whole() {
+        const SEGMENT_BYTES: u64 = 64 << 10;
+        // What a manager with a small log leaves, with a certificate that is over.
+        let first = stopped();
+        Recovery::open(first.path(), None).unwrap().carry_out_with(SEGMENT_BYTES, None).unwrap();
+        expire(first.path(), None);
+        std::fs::remove_dir_all(
+            std::fs::read_dir(first.path())
+                .unwrap()
+                .flatten()
+                .map(|entry| entry.path())
+                .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("raft.before-recover"))
+                .unwrap(),
+        )
+        .unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let recover = |disk: Arc<dyn Disk>, path: &Path| {
+            Recovery::open_on(disk, path, None).and_then(|found| found.carry_out_with(SEGMENT_BYTES, None))
+        };
+        let whole = FaultyDisk::new(RealDisk, None);
+        copy(first.path(), &root.path().join("whole"));
+        recover(Arc::new(whole.clone()), &root.path().join("whole")).unwrap();
+        let before = Recovery::open(first.path(), None).unwrap().found().clone();
+        let calls = whole.calls();
+        assert!(calls > 60, "{calls}");
+        let mut seen = [0, 0];
+        for at in 1..=calls {
+            for fault in FAULTS {
+                let (what, path) = (format!("call {at} with {fault:?}"), root.path().join("faulty"));
+                copy(first.path(), &path);
+                let result = recover(Arc::new(FaultyDisk::new(RealDisk, Some((at, fault)))), &path);
+                if let Err(error) = &result {
+                    assert!(!error.hint.is_empty(), "{what}: {error:?}");
+                }
+                let found = Recovery::open(&path, None).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                let is_new = found.found().lineage != before.lineage;
+                assert!(result.is_err() || is_new, "{what}");
+                assert_eq!(found.found().objects, before.objects, "{what}");
+                seen[usize::from(is_new)] += 1;
+                if !is_new {
+                    // Nothing was changed that keeps it from being recovered.
+                    assert_eq!(found.found(), &before, "{what}");
+                    found.carry_out_with(SEGMENT_BYTES, None).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                }
+                std::fs::remove_dir_all(&path).unwrap();
+            }
+        }
+        assert!(seen[0] > 100 && seen[1] > 10, "{seen:?}");
+    }
+
     #[test]
     fn a_repaired_log_is_good_enough_for_a_swarm_of_its_own_and_for_nothing_else() {
         let dir = stopped();
@@ -393,6 +463,26 @@ mod tests {
         Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
         let node = Manager::start(Config::local(dir.path())).unwrap();
         node.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_snapshot_that_a_cut_log_no_longer_leads_to_is_recovered_from() {
+        let dir = stopped();
+        Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
+        let before = Recovery::open(dir.path(), None).unwrap().found().clone();
+        // Its first batch says which snapshot the log begins with.
+        let segment = dir.path().join("raft/wal-00000001");
+        let mut bytes = std::fs::read(&segment).unwrap();
+        bytes[600] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        assert_eq!(Recovery::open(dir.path(), None).unwrap_err().failure, StartFailure::Damaged);
+        crate::node::repair::Repair::plan(dir.path(), None).unwrap().unwrap().carry_out().unwrap();
+        let recovery = Recovery::open(dir.path(), None).unwrap();
+        let found = recovery.found();
+        assert_eq!((found.last, found.revision), (before.last, before.revision));
+        assert_eq!(found.objects, before.objects);
+        recovery.carry_out(None).unwrap();
+        Manager::start(Config::local(dir.path())).unwrap().stop(Duration::from_secs(5));
     }
 
     /// Puts a certificate that is over in the place of a manager's.

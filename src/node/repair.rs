@@ -67,7 +67,11 @@ impl Repair {
     /// Marks the directory and cuts.
     pub fn carry_out(mut self) -> Result<(), StartError> {
         let Plan { file, offset, last, .. } = &self.plan;
-        self.file.repaired = Some(format!("{file} was damaged at byte {offset}; entries up to {last} are left"));
+        let left = match last.0 {
+            0 => "no entries are left".to_owned(),
+            last => format!("entries up to {last} are left"),
+        };
+        self.file.repaired = Some(format!("{file} was damaged at byte {offset}; {left}"));
         self.dir.write(&self.file)?;
         repair::carry_out(&RealDisk, &self.dir.raft(), &self.keys, self.options, &self.plan)
             .map_err(|error| log_error(&self.dir, &error))

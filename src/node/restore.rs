@@ -18,9 +18,9 @@ use crate::pki::KeyFile;
 use crate::pki::seal::DataKey;
 use crate::store::State;
 use crate::sys::entropy::{Entropy, OsEntropy};
-use crate::sys::files::RealDisk;
+use crate::sys::files::{Disk, RealDisk};
 use crate::sys::time::wall_ms;
-use crate::types::object::NodeState;
+use crate::types::object::{NodeState, Profile};
 use crate::types::{ClusterId, Lineage, NodeId, RaftId, Revision, Status, Term};
 
 /// The new swarm.
@@ -70,22 +70,37 @@ fn taken(path: &Path, why: &str) -> StartError {
 
 /// Makes the swarm. `name` is the new manager's name, the machine's if there is none.
 pub fn restore(path: &Path, state: State, name: Option<String>, addr: &str) -> Result<Restored, StartError> {
+    restore_on(Arc::new(RealDisk), path, state, name, addr, start::segment_bytes)
+}
+
+fn restore_on(
+    disk: Arc<dyn Disk>,
+    path: &Path,
+    state: State,
+    name: Option<String>,
+    addr: &str,
+    segment_bytes: impl FnOnce(Profile) -> u64,
+) -> Result<Restored, StartError> {
     check(path, &state)?;
     let internal = |why: &dyn std::fmt::Display| {
         let hint = "make room or mend the disk, and give the same command again";
         StartError::new(StartFailure::Internal, what(path), why, hint)
     };
-    let dir = DataDir::open(path)?;
-    match dir.read()?.map(|file| file.phase) {
+    let unwritten = |error: StartError| match error.failure {
+        StartFailure::Internal => internal(&format_args!("{}: {}", error.what, error.why)),
+        _ => error,
+    };
+    let dir = DataDir::open_on(disk.clone(), path)?;
+    match dir.read().map_err(unwritten)?.map(|file| file.phase) {
         None => {}
-        Some(Phase::Restoring) => dir.wipe_unfinished()?,
+        Some(Phase::Restoring) => dir.wipe_unfinished().map_err(unwritten)?,
         Some(_) => return Err(taken(path, "it holds a manager already")),
     }
     let cluster = state.cluster().ok_or_else(|| internal(&"the backup holds no swarm"))?;
     let (cluster_id, profile) = (cluster.id, cluster.spec.raft.profile);
     let root_pem = cluster.root_ca.certificate.clone();
     let mut file = NodeFile::new(Phase::Restoring, profile);
-    dir.write(&file)?;
+    dir.write(&file).map_err(unwritten)?;
 
     let mut entropy = OsEntropy;
     let (mut node, identity) = newcomer(path, &state, name)?;
@@ -93,22 +108,34 @@ pub fn restore(path: &Path, state: State, name: Option<String>, addr: &str) -> R
     node.status.state = NodeState::Ready;
     addr.clone_into(&mut node.status.addr);
     // In the clear: the manager locks itself when it runs, and then there is somebody to ask for the unlock key.
-    let keys = dir.create_keys(KeyFile::new(identity.key().clone(), DataKey::generate(&mut entropy)))?;
-    dir.write_certificate(&identity, &root_pem)?;
+    let keys =
+        dir.create_keys(KeyFile::new(identity.key().clone(), DataKey::generate(&mut entropy))).map_err(unwritten)?;
+    dir.write_certificate(&identity, &root_pem).map_err(unwritten)?;
     let lineage = Lineage(entropy.next_u128());
-    let heir = Heir { node_id, addr: addr.to_owned(), node: Some(node), voted: Term(0) };
+    // A backup is of applied entries, and those are committed.
+    let known = state.revision();
+    let heir = Heir { node_id, addr: addr.to_owned(), node: Some(node), voted: Term(0), known };
     let (state, raft_id) = rebuild::succeed(state, lineage, heir, wall_ms(), &mut entropy);
     let revision = state.revision();
     let random: &dyn Fn() -> Box<dyn Entropy> = &|| Box::new(OsEntropy);
-    let bytes = start::segment_bytes(profile);
-    rebuild::write_log(Arc::new(RealDisk), &dir.raft(), &keys.keyring(), state, bytes, random)
+    rebuild::write_log(disk, &dir.raft(), &keys.keyring(), state, segment_bytes(profile), random)
         .map_err(|error| internal(&error))?;
     file.phase = Phase::Member;
     file.node_id = Some(node_id);
     file.cluster_id = Some(cluster_id);
     file.raft_id = Some(raft_id);
     file.parent_lineage = file.lineage.replace(lineage);
-    dir.write(&file)?;
+    if let Err(error) = dir.write(&file) {
+        // It may be there though it could not be made durable, and then this is a manager.
+        let decided = dir.read().is_ok_and(|found| found.is_some_and(|found| found.phase == Phase::Member));
+        if !decided {
+            return Err(unwritten(error));
+        }
+        let why = format!("its last write may not last: {}", error.why);
+        let hint = "mend the disk and start it with `skep run`; if that says that a restore was not finished, give the \
+                    same command again";
+        return Err(StartError::new(StartFailure::Internal, what(path), why, hint));
+    }
     Ok(Restored { node_id, raft_id, cluster_id, lineage, revision, addr: addr.to_owned() })
 }
 
@@ -134,7 +161,8 @@ fn newcomer(
 mod tests {
     use super::*;
     use crate::node::{Config, Node};
-    use crate::types::object::Profile;
+    use crate::types::Kind;
+    use crate::wal::tests::faults::{FAULTS, FaultyDisk};
 
     /// The state of a swarm with a root that can sign.
     fn state() -> State {
@@ -172,6 +200,51 @@ mod tests {
         // Now it is one, and is not written over.
         let error = restore(&path, state, None, "a:1").unwrap_err();
         assert!(error.failure == StartFailure::Refused && error.why.contains("not empty"), "{error:?}");
+    }
+
+    /// Nothing in this test needs more.
+    const SEGMENT_BYTES: u64 = 64 << 10;
+
+    fn small(disk: impl Disk + 'static, path: &Path, state: State) -> Result<Restored, StartError> {
+        restore_on(Arc::new(disk), path, state, None, "a:1", |_| SEGMENT_BYTES)
+    }
+
+    #[test]
+    fn whichever_call_of_a_restore_fails_it_is_done_or_can_be_given_again() {
+        let state = state();
+        let root = tempfile::tempdir().unwrap();
+        let whole = FaultyDisk::new(RealDisk, None);
+        small(whole.clone(), &root.path().join("whole"), state.clone()).unwrap();
+        let calls = whole.calls();
+        assert!(calls > 40, "{calls}");
+        let (mut again, mut done) = (0, 0);
+        for at in 1..=calls {
+            for fault in FAULTS {
+                let (what, path) = (format!("call {at} with {fault:?}"), root.path().join("faulty"));
+                let result = small(FaultyDisk::new(RealDisk, Some((at, fault))), &path, state.clone());
+                // Whatever the command said, this is what the directory says, and what a start goes by.
+                if dir::phase(&path) == Some(Phase::Member) {
+                    done += 1;
+                } else {
+                    let error = result.as_ref().unwrap_err();
+                    assert!(error.hint.contains("again") || error.hint.contains("--data-dir"), "{what}: {error:?}");
+                    small(RealDisk, &path, state.clone()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                    again += 1;
+                }
+                let recovery = crate::node::recover::Recovery::open(&path, None)
+                    .unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                assert_eq!(recovery.found().objects, objects(&state), "{what}");
+                drop(recovery);
+                std::fs::remove_dir_all(&path).unwrap();
+            }
+        }
+        assert!(again > 100 && done > 0, "{again} {done}");
+    }
+
+    /// How many objects there are once the swarm has begun anew: one node more.
+    fn objects(state: &State) -> Vec<(Kind, u64)> {
+        let count = |kind| state.count(kind) as u64 + u64::from(kind == Kind::Node);
+        Kind::ALL.into_iter().map(|kind| (kind, count(kind))).filter(|(_, count)| *count > 0).collect()
     }
 
     #[test]

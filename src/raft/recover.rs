@@ -170,12 +170,8 @@ pub fn recover(
     let mut applied = recovered.hard_state.commit.max(state.applied().index);
     let mut next = state.applied().index.next();
     let mut applier = Applier::new(Arc::new(Store::new(state, ring_bytes)));
-    while next <= applied {
-        for entry in reader.read(next, applied.next(), REPLAY_BYTES)? {
-            applier.apply(&entry)?;
-            next = Index(entry.index).next();
-        }
-    }
+    replay(&mut applier, reader, next, applied)?;
+    next = next.max(applied.next());
     if planted(Fault::AppliedTwice) && applied > mark.position.index {
         (applied, next) = (Index(applied.0 - 1), applied);
     }
@@ -192,6 +188,17 @@ pub fn recover(
     let configuration = applier.store().view(State::configuration);
     let log = LogView::new(base, runs(recovered), recovered.last, tail, mark, &configuration, stored);
     Ok(Recovery { applier, applied, log, hard_state, log_bytes: recovered.bytes_since_snapshot })
+}
+
+/// Applies the entries of the log from `next` to `last`.
+pub fn replay(applier: &mut Applier, reader: &LogReader, mut next: Index, last: Index) -> Result<(), RecoverError> {
+    while next <= last {
+        for entry in reader.read(next, last.next(), REPLAY_BYTES)? {
+            applier.apply(&entry)?;
+            next = Index(entry.index).next();
+        }
+    }
+    Ok(())
 }
 
 /// The first position of every term after the log's base. The log's own list leaves out a first run in the base's term.

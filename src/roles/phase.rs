@@ -1,6 +1,6 @@
 //! Where a node stands on its way from one role to another, in words.
 
-use crate::types::object::{MembershipState, Node};
+use crate::types::object::{MembershipState, Node, NodeState};
 use crate::types::{MemberRole, Role};
 
 /// What the change of a node's role waits for, such as `promoting: catching up`; empty when it is what it should be.
@@ -16,6 +16,10 @@ pub fn phase(node: &Node, member: Option<(MemberRole, bool)>) -> &'static str {
         (_, Role::Manager, Role::Manager, Some((MemberRole::Learner, _))) => "promoting: catching up",
         (_, Role::Manager, Role::Manager, None) if node.certificate.role == Role::Worker => {
             "promoting: waiting for its certificate"
+        }
+        // A recovery or a restore began without it.
+        (_, Role::Manager, Role::Manager, None) if node.status.state == NodeState::Down => {
+            "not in the group: it was lost, or has to join anew"
         }
         (_, Role::Manager, Role::Manager, None) => "promoting: waiting for it to join the group",
         (_, Role::Worker, _, Some((_, true))) => "demoting: handing leadership over",

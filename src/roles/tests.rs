@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::State;
-use crate::types::object::IssuanceState;
+use crate::types::object::{IssuanceState, NodeState};
 use crate::types::{Code, Lineage, MemberChange, Outcome, RaftId, Refusal, Revision, Standing, Status};
 
 const HERE: NodeId = NodeId(1);
@@ -152,6 +152,9 @@ fn a_promoted_worker_is_a_manager_at_once_and_waits_for_its_certificate() {
     assert_eq!(swarm.phase(11), "promoting: waiting for its certificate");
     swarm.ask(11, |node| node.certificate.role = Role::Manager);
     assert_eq!(swarm.phase(11), "promoting: waiting for it to join the group");
+    swarm.ask(11, |node| node.status.state = NodeState::Down);
+    assert_eq!(swarm.phase(11), "not in the group: it was lost, or has to join anew");
+    swarm.ask(11, |node| node.status.state = NodeState::Ready);
     let (raft_id, node_id, addr) = (RaftId(2), NodeId(11), "w:1".to_owned());
     assert!(swarm.state.apply_member_change(&MemberChange::AddLearner { raft_id, node_id, addr }));
     assert_eq!(swarm.phase(11), "promoting: catching up");

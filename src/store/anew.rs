@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::ring::{Limits, Ring};
-use super::state::State;
+use super::state::{State, Stored};
 use crate::sys::faults::{Fault, planted};
-use crate::types::{Lineage, NodeId, Position, Revision, Term};
+use crate::types::{Kind, Lineage, NodeId, Object, Position, Revision, Term};
 
 /// How far a new history raises the revision. No history makes as many changes, so that a revision tells by its upper half
-/// which of two histories is the later one, and no version or watch position of the former one is ever met again.
+/// which of two histories is the later one, and no revision of the former one is given away again.
 pub const ERA: u64 = 1 << 32;
 
 impl State {
@@ -19,12 +19,26 @@ impl State {
     /// under an id that means nothing any more. `voted` is the newest term in which the member may have voted; the new
     /// history begins in a later one, with one entry that stands for everything before.
     ///
+    /// `known` is the newest revision known to be committed. What was written after it is kept, and belongs to the new
+    /// history: the members that are lost may have given those revisions to other changes, so that a version which they
+    /// told somebody must not name what this state holds. Its versions and outcomes are raised as the revision is.
+    ///
     /// A watch ring that a store builds on it is empty, and begins at a revision that no watcher has seen.
     #[must_use]
-    pub fn begin_anew(self, lineage: Lineage, node_id: NodeId, addr: impl Into<String>, voted: Term) -> Self {
+    pub fn begin_anew(
+        mut self,
+        lineage: Lineage,
+        node_id: NodeId,
+        addr: impl Into<String>,
+        voted: Term,
+        known: Revision,
+    ) -> Self {
         let Position { term, index } = self.applied;
         let lineage = if planted(Fault::LineageKept) { self.lineage } else { lineage };
         let era = if planted(Fault::RevisionNotRaised) { 0 } else { ERA };
+        if !planted(Fault::TailNotRaised) {
+            self.raise_after(known, era);
+        }
         let ring = if planted(Fault::RecoveryForgetsChanges) { Ring::new(Limits::PRODUCT) } else { self.ring };
         Self {
             lineage,
@@ -35,6 +49,27 @@ impl State {
             ..self
         }
     }
+
+    /// Moves every version and outcome after `known` up by `era`.
+    fn raise_after(&mut self, known: Revision, era: u64) {
+        if self.revision <= known {
+            return;
+        }
+        let raised = |revision: Revision| if revision > known { Revision(revision.0 + era) } else { revision };
+        for kind in Kind::ALL {
+            let later: Vec<Object> = self
+                .iter(kind)
+                .filter(|stored| stored.object.meta().version > known)
+                .map(|stored| stored.object.clone())
+                .collect();
+            for mut object in later {
+                let meta = object.meta_mut();
+                meta.version = raised(meta.version);
+                self.replace(kind, object.id(), Some(Arc::new(Stored::new(object))));
+            }
+        }
+        self.ring = self.ring.renumbered(raised);
+    }
 }
 
 #[cfg(test)]
@@ -44,7 +79,7 @@ mod tests {
     use crate::store::{Store, WatchError};
     use crate::types::object::Config;
     use crate::types::{
-        Change, ChangeId, Index, Kind, MemberChange, MemberRole, ObjectId, Operation, Outcome, RaftId, Timestamp,
+        Change, ChangeId, Index, MemberChange, MemberRole, ObjectId, Operation, Outcome, RaftId, Refusal, Timestamp,
     };
 
     fn create(id: u128, after: u64) -> Change {
@@ -72,7 +107,7 @@ mod tests {
     #[test]
     fn a_new_history_has_the_objects_one_member_and_no_id_or_revision_of_the_former_one() {
         let before = before();
-        let state = before.clone().begin_anew(Lineage(2), NodeId(12), "b:9", Term(6));
+        let state = before.clone().begin_anew(Lineage(2), NodeId(12), "b:9", Term(6), Revision(1));
         assert_eq!(state.applied(), Position { term: Term(7), index: Index(5) });
         assert_eq!((state.lineage(), state.revision()), (Lineage(2), Revision(ERA + 1)));
         let members: Vec<_> = state.members().values().cloned().collect();
@@ -95,21 +130,64 @@ mod tests {
 
     #[test]
     fn a_term_that_the_log_reached_is_not_used_again_though_no_vote_was_given_in_it() {
-        let state = before().begin_anew(Lineage(2), NodeId(12), "b:9", Term(0));
+        let state = before().begin_anew(Lineage(2), NodeId(12), "b:9", Term(0), Revision(1));
         assert_eq!(state.applied().term, Term(3));
     }
 
     #[test]
     fn a_change_that_was_answered_before_is_not_carried_out_again_and_new_ones_are() {
-        let mut state = before().begin_anew(Lineage(2), NodeId(12), "b:9", Term(6));
+        let mut state = before().begin_anew(Lineage(2), NodeId(12), "b:9", Term(6), Revision(1));
         assert_eq!(state.apply_change(create(7, 0), Term(7)).0, Outcome::Committed(Revision(1)));
         // Made after a revision that only the lost members had: it cannot have been carried out here.
         assert_eq!(state.apply_change(create(8, 5), Term(7)).0, Outcome::Committed(Revision(ERA + 2)));
     }
 
     #[test]
+    fn what_is_not_known_to_be_committed_is_kept_under_revisions_that_nobody_was_told() {
+        let mut before = before();
+        let create = |state: &mut State, id| state.apply_change(create(id, 1), Term(2)).0;
+        assert_eq!(create(&mut before, 8), Outcome::Committed(Revision(2)));
+        assert_eq!(create(&mut before, 9), Outcome::Committed(Revision(3)));
+        // Judged by a version that is raised: written first and updated in the same tail.
+        let mut config = Config { id: ObjectId(8), ..Config::default() };
+        config.spec.annotations.name = "changed".to_owned();
+        config.meta.version = Revision(2);
+        let update = |id, operation| Change {
+            id: ChangeId(id),
+            after: Revision(3),
+            time: Timestamp(6),
+            term: None,
+            operations: vec![operation],
+        };
+        let changed = before.apply_change(update(20, Operation::Update(config.clone().into())), Term(2)).0;
+        assert_eq!(changed, Outcome::Committed(Revision(4)));
+        let refused = before.apply_change(update(21, Operation::Update(config.into())), Term(2)).0;
+        let late = |found| {
+            Outcome::Refused(Refusal::OutOfSequence {
+                kind: Kind::Config,
+                id: ObjectId(8),
+                found: Some(Revision(found)),
+            })
+        };
+        assert_eq!(refused, late(4));
+        let state = before.begin_anew(Lineage(2), NodeId(12), "b:9", Term(6), Revision(2));
+        let version = |id| state.get(Kind::Config, ObjectId(id)).unwrap().object.meta().version;
+        assert_eq!([7, 8, 9].map(version), [1, ERA + 4, ERA + 3].map(Revision));
+        let remembered = [7, 8, 9, 20, 21].map(|id| state.remembered(ChangeId(id)).unwrap());
+        let committed = [1, 2, ERA + 3, ERA + 4].map(|revision| Outcome::Committed(Revision(revision)));
+        assert_eq!(remembered[..4], committed);
+        assert_eq!(remembered[4], late(ERA + 4));
+        assert_eq!((state.revision(), state.hash()), (Revision(ERA + 4), state.recompute_hash()));
+        // And a snapshot of it is read back as it is.
+        let chunks = crate::store::SnapshotEncoder::new(state.clone()).map(Result::unwrap);
+        let mut decoder = crate::store::SnapshotDecoder::new();
+        chunks.for_each(|chunk| decoder.push(&chunk).unwrap());
+        assert_eq!(decoder.finish().unwrap().hash(), state.hash());
+    }
+
+    #[test]
     fn a_watcher_of_the_former_history_is_told_so() {
-        let state = before().begin_anew(Lineage(2), NodeId(12), "b:9", Term(6));
+        let state = before().begin_anew(Lineage(2), NodeId(12), "b:9", Term(6), Revision(1));
         let store = Store::new(state, 1 << 20);
         assert_eq!(store.watch_from(Lineage(1), Revision(1)).unwrap_err(), WatchError::OtherLineage);
         let oldest = Revision(ERA + 1);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{Summed, checksum128, envelope};
 use crate::sys::faults::{Fault, planted};
 use crate::types::limits::{MAX_REMEMBERED_BYTES, MAX_REMEMBERED_CHANGES};
-use crate::types::{ChangeId, Outcome, Revision};
+use crate::types::{ChangeId, Outcome, Refusal, Revision};
 
 /// Remembered changes, oldest first. A clone shares everything until one side writes.
 #[derive(Clone)]
@@ -113,6 +113,30 @@ impl Ring {
         while self.order.len() as u64 > most || self.bytes > self.limits.bytes {
             self.pop();
         }
+    }
+
+    /// The same records and horizons, in the same order, under other revisions. `renumber` keeps revisions in order.
+    pub fn renumbered(&self, renumber: impl Fn(Revision) -> Revision) -> Self {
+        let of_horizon = |at: Option<Revision>| at.map(&renumber);
+        let Horizons { newest, before } = self.horizons;
+        let horizons = Horizons { newest: of_horizon(newest), before: of_horizon(before) };
+        let mut ring = Self::resume(self.limits, self.forgotten, horizons);
+        for record in self.iter() {
+            let at = match record.outcome {
+                // Judged against the revision before its own, whatever that is called.
+                Outcome::Committed(revision) => Revision(renumber(revision).0 - (revision.0 - record.at.0)),
+                _ => renumber(record.at),
+            };
+            let outcome = match record.outcome {
+                Outcome::Committed(revision) => Outcome::Committed(renumber(revision)),
+                Outcome::Refused(Refusal::OutOfSequence { kind, id, found }) => {
+                    Outcome::Refused(Refusal::OutOfSequence { kind, id, found: found.map(&renumber) })
+                }
+                other => other,
+            };
+            ring.push(&Record { id: record.id, at, outcome });
+        }
+        ring
     }
 
     fn pop(&mut self) {

@@ -109,6 +109,8 @@ faults! {
     LineageKept,
     /// A recovery counts revisions on where the survivor's end.
     RevisionNotRaised,
+    /// What a recovery takes without knowing it to be committed keeps the revisions that it was given.
+    TailNotRaised,
     /// A recovery leaves out what the survivor holds and does not know to be committed.
     RecoveredToCommit,
     /// A recovery forgets which changes were made.

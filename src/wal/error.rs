@@ -93,7 +93,10 @@ impl WalError {
             Self::Newer { .. } => "start the version of skep that wrote it, or a newer one",
             Self::WrongKey { .. } => "put back the key file that belongs to this data directory",
             Self::ForeignLineage { .. } => "this file comes from another swarm or from before a restore: move it aside",
-            Self::Io { .. } | Self::EntryTooLarge { .. } | Self::Failed => "",
+            Self::Io { .. } => {
+                "look at the disk (`df`, `dmesg`) and at who may read and write there, and give the same command again"
+            }
+            Self::EntryTooLarge { .. } | Self::Failed => "",
         }
     }
 

@@ -10,10 +10,7 @@ use serde_json::Value;
 use skep::types::api::Write;
 use skep::types::{Kind, Object};
 
-use super::swarm::{Ended, Manager, Swarm, binary, eventually, skep, skep_with_input};
-
-/// How far a restore raises the revision.
-const ERA: u64 = 1 << 32;
+use super::swarm::{ERA, Ended, Manager, Swarm, binary, eventually, skep, skep_with_input, untouched};
 
 fn fill(manager: &Manager) {
     manager.create_config("motd", b"be kind");
@@ -322,5 +319,5 @@ fn a_restore_and_a_recovery_that_are_killed_anywhere_can_be_given_again() {
     });
     swarm.managers[0].start();
     swarm.votes(0);
-    assert_eq!(without_nodes(swarm.managers[0].everything()), kept);
+    assert_eq!(untouched(swarm.managers[0].everything()), untouched(kept));
 }

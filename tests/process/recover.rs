@@ -3,12 +3,8 @@
 use std::path::Path;
 
 use serde_json::Value;
-use skep::types::{Kind, Object};
 
-use super::swarm::{Ended, Manager, Swarm, eventually, skep, skep_with_input};
-
-/// How far a recovery raises the revision.
-const ERA: u64 = 1 << 32;
+use super::swarm::{ERA, Ended, Manager, Swarm, eventually, skep, skep_with_input, untouched};
 
 fn recover(dir: &Path, input: &[u8], arguments: &[&str]) -> Ended {
     skep_with_input(input, |command| {
@@ -26,11 +22,6 @@ fn fill(manager: &Manager) {
     for number in 0..20 {
         manager.create_config(&format!("c{number}"), format!("data {number}").as_bytes());
     }
-}
-
-/// Without nodes, of which a recovery marks those that are gone.
-fn without_nodes(objects: Vec<Object>) -> Vec<Object> {
-    objects.into_iter().filter(|object| object.kind() != Kind::Node).collect()
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -98,7 +89,7 @@ fn two_of_three_managers_are_destroyed_and_the_third_goes_on_with_everything() {
     let status = third.status().unwrap();
     assert_eq!((status["voters"].clone(), status["cluster_id"].clone()), (1.into(), cluster));
     assert!(status["revision"].as_u64().unwrap() > revision + ERA, "{status}");
-    assert_eq!(without_nodes(third.everything()), without_nodes(before.clone()), "ids, versions and contents");
+    assert_eq!(untouched(third.everything()), untouched(before.clone()), "ids, names and contents");
     let rows = third.json(&["node", "ls"]);
     let down: Vec<&str> = rows
         .as_array()
@@ -135,8 +126,8 @@ fn two_of_three_managers_are_destroyed_and_the_third_goes_on_with_everything() {
     raft_ids.sort_unstable();
     assert_eq!(raft_ids, [4, 5, 6], "no raft id is used twice");
     swarm.managers[3].create_config("three-again", b"x");
-    let after = swarm.converge();
-    for object in without_nodes(before) {
+    let after = untouched(swarm.converge());
+    for object in untouched(before) {
         assert!(after.contains(&object), "{object:?}");
     }
     // Any two of them go on without the third.
@@ -190,7 +181,7 @@ fn a_directory_that_holds_no_manager_is_refused_and_not_made() {
 fn a_recovery_can_be_repeated_and_a_damaged_log_is_not_recovered() {
     let mut swarm = Swarm::of(1);
     fill(&swarm.managers[0]);
-    let before = without_nodes(swarm.managers[0].everything());
+    let before = untouched(swarm.managers[0].everything());
     swarm.managers[0].kill();
     let dir = swarm.managers[0].dir.clone();
     let mut lineages = vec![node_json(&dir)["lineage"].clone()];
@@ -205,7 +196,7 @@ fn a_recovery_can_be_repeated_and_a_damaged_log_is_not_recovered() {
     assert_eq!(names(&dir).iter().filter(|name| name.starts_with("raft.before-recover-")).count(), 2);
     swarm.managers[0].start();
     swarm.votes(0);
-    assert_eq!(without_nodes(swarm.managers[0].everything()), before);
+    assert_eq!(untouched(swarm.managers[0].everything()), before);
     let addr = swarm.managers[0].addr.clone();
     eventually("it says where it listens now", || {
         (swarm.managers[0].json(&["members"])[0]["addr"] == addr.as_str()).then_some(())
@@ -239,6 +230,6 @@ fn a_recovery_can_be_repeated_and_a_damaged_log_is_not_recovered() {
     recover(&dir, b"", &["--yes"]).ok();
     swarm.managers[0].start();
     swarm.votes(0);
-    let after = swarm.managers[0].everything();
+    let after = untouched(swarm.managers[0].everything());
     assert!(before.iter().all(|object| after.contains(object)));
 }

@@ -23,6 +23,19 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// How far a recovery and a restore raise the revision.
+pub const ERA: u64 = 1 << 32;
+
+/// What a recovery leaves as it is: everything but the nodes, of which it marks those that are gone, and but for the era of
+/// versions, which it raises where they were not known to be committed.
+pub fn untouched(objects: Vec<Object>) -> Vec<Object> {
+    let mut objects: Vec<Object> = objects.into_iter().filter(|object| object.kind() != Kind::Node).collect();
+    for object in &mut objects {
+        object.meta_mut().version.0 %= ERA;
+    }
+    objects
+}
+
 /// Polls until `look` finds something.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -67,7 +67,8 @@
 //! `control`, the real file system and its mmap, memory that rots apart from the scenarios that say so, and time that code
 //! takes. What a former history does after a recovery, if its majority comes back, is not looked at. `peers.json` and the
 //! boot counter count as durable at once. At most one member loses its data before it is replaced, because nothing can survive the loss of what a majority holds; an old copy of a directory is put back only
-//! when every other manager has met a later start of its member, because that is what the guard can know.
+//! when every other manager has met a later start of its member, and not started a second time before it met one, because
+//! that is what the guard can know.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod disk;

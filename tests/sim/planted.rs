@@ -52,6 +52,7 @@
 //! | `WorkerWhileMember` | who counts as a worker votes, and may be the leader | roles | story | 5 |
 //! | `LineageKept` | former managers that come back are taken for removed ones, and give up what they have | history | story | 3 |
 //! | `RevisionNotRaised` | revisions that were told to somebody are given away again | history | story | 1 |
+//! | `TailNotRaised` | a version that the lost managers told somebody names something else | history | story | 3 |
 //! | `RecoveredToCommit` | a recovery leaves out what its manager had acknowledged | lost write | story | 10 |
 //! | `RecoveryForgetsChanges` | a retry makes a change a second time in the swarm that was recovered | lost write | story | 1 |
 //! | `ClockInApply` | replicas differ | serial order, state hash | explored | 10 |
@@ -163,6 +164,7 @@ const ROWS: &[Row] = &[
     row(Fault::WorkerWhileMember, "who counts as a worker votes, and may be the leader", &["roles"], Story(roles::asked_for_in_trouble), 5),
     row(Fault::LineageKept, "former managers that come back are taken for removed ones, and give up what they have", &["history"], Story(recovered), 3),
     row(Fault::RevisionNotRaised, "revisions that were told to somebody are given away again", &["history"], Story(recovered), 1),
+    row(Fault::TailNotRaised, "a version that the lost managers told somebody names something else", &["history"], Story(recovered_with_a_tail), 3),
     row(Fault::RecoveredToCommit, "a recovery leaves out what its manager had acknowledged", &["lost write"], Story(recovered), 10),
     row(Fault::RecoveryForgetsChanges, "a retry makes a change a second time in the swarm that was recovered", &["lost write"], Story(recovered), 1),
     row(Fault::ClockInApply, "replicas differ", &["serial order", "state hash"], Explored, 10),
@@ -286,6 +288,23 @@ fn recovered(seed: u64) {
     for former in world.left_behind() {
         world.start(former);
     }
+    world.run_for(ms(2000));
+    world.recover_and_check();
+}
+
+/// A leader that was cut off goes on alone with changes that nobody else ever had, after the others went on without it.
+fn recovered_with_a_tail(seed: u64) {
+    let mut world = World::cluster(seed, 3);
+    world.load(6);
+    world.run_for(ms(700));
+    let heir = world.wait_for_leader(ms(1000));
+    world.isolate(&[heir]);
+    world.propose_at(heir);
+    world.run_until("another leads", ms(5000), |world| world.leader().is_some_and(|other| other != heir));
+    world.run_for(ms(1500));
+    assert!(world.recover_one(heir), "it was a member");
+    world.heal();
+    world.wait_for_leader(ms(5000));
     world.run_for(ms(2000));
     world.recover_and_check();
 }

@@ -146,6 +146,17 @@ fn a_join_under_an_address_that_another_member_has_is_refused() {
 }
 
 #[test]
+fn a_manager_that_has_nothing_yet_says_so_when_a_snapshot_is_ordered() {
+    check(2, |seed| {
+        let mut world = World::cluster(seed, 1);
+        let joined = world.join();
+        let ordered = world.order_at(joined, Order::Snapshot).expect("an answer");
+        assert_eq!(refusal(ordered), Code::FailedPrecondition);
+        world.recover_and_check();
+    });
+}
+
+#[test]
 fn a_joiner_that_nobody_can_reach_stays_a_learner_and_stops_nothing() {
     check(2, |seed| {
         let mut world = World::cluster(seed, 2);

@@ -50,6 +50,31 @@ pub struct Serial {
     happened: History,
 }
 
+/// What a recovery does to the revisions that its manager did not know to be committed: they are raised by an era, because
+/// the managers that are lost may have given them to other changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Raise {
+    /// The newest revision that stays.
+    pub after: Revision,
+}
+
+impl Raise {
+    pub fn revision(self, revision: Revision) -> Revision {
+        if revision > self.after { Revision(revision.0 + ERA) } else { revision }
+    }
+
+    pub fn outcome(self, outcome: &Outcome) -> Outcome {
+        match outcome.clone() {
+            Outcome::Committed(revision) => Outcome::Committed(self.revision(revision)),
+            Outcome::Refused(Refusal::OutOfSequence { kind, id, found }) => {
+                let found = found.map(|revision| self.revision(revision));
+                Outcome::Refused(Refusal::OutOfSequence { kind, id, found })
+            }
+            other => other,
+        }
+    }
+}
+
 impl Serial {
     /// Before the first change.
     pub fn new() -> Self {
@@ -73,8 +98,9 @@ impl Serial {
     /// What goes on after a recovery from `state`, which manager `heir` had all that is committed up to `held` for, and
     /// perhaps more: the log of a manager may hold what nobody knows to be committed.
     ///
-    /// Nothing that was said of what the heir held may have changed. All else is what the state says.
-    pub fn succeed(&self, heir: NodeId, state: &State, held: Index, issued: &BTreeSet<ChangeId>) -> Self {
+    /// Nothing that was said of what the heir held may have changed, but for the revisions that `raise` moves. All else is
+    /// what the state says.
+    pub fn succeed(&self, heir: NodeId, state: &State, held: Index, raise: Raise, issued: &BTreeSet<ChangeId>) -> Self {
         let node = heir.0;
         let era = self.revision.0 / ERA;
         let revision = state.revision();
@@ -84,6 +110,18 @@ impl Serial {
             "the history of node {node} begins at {revision}, and the one before came to {}",
             self.revision
         );
+        let begun: Vec<&Object> =
+            Kind::ALL.into_iter().flat_map(|kind| state.iter(kind)).map(|stored| &stored.object).collect();
+        for object in &begun {
+            let version = object.meta().version;
+            ensure!(
+                "history",
+                version <= raise.after || version.0 / ERA == era + 1,
+                "{} {} of node {node} has version {version}, which the lost managers may have given to something else",
+                object.kind(),
+                object.id()
+            );
+        }
         let mut known = self.begins;
         for (index, outcome) in self.judged.range(..=held.0) {
             if let Outcome::Committed(revision) = outcome {
@@ -92,17 +130,17 @@ impl Serial {
             let change = self.changes[index];
             let found = state.remembered(change);
             // Where a change was repeated the first answer stands.
-            let first = self.answers.get(&change);
-            ensure!("lost write", found.as_ref() == first, "node {node} held change {change} at {index}: {found:?}");
+            let first = self.answers.get(&change).map(|outcome| raise.outcome(outcome));
+            ensure!("lost write", found == first, "node {node} held change {change} at {index}: {found:?}");
         }
         // What the state says of objects that nothing behind `held` can have touched.
         let (all_known, before) = (revision.0 - ERA == known.0, Revision(revision.0 - ERA));
         ensure!("lost write", before >= known, "node {node} held {known}, and its history goes on after {before}");
         for ((kind, id), past) in &self.past {
             let expected = past.iter().rev().find(|(revision, _)| *revision <= known);
-            let expected = expected.and_then(|(revision, value)| value.map(|value| (value, *revision)));
+            let expected = expected.and_then(|(revision, value)| value.map(|value| (value, raise.revision(*revision))));
             let found = state.get(*kind, *id).map(|stored| (value_of(&stored.object), stored.object.meta().version));
-            let later = !all_known && found.is_none_or(|(_, version)| version > known);
+            let later = !all_known && found.is_none_or(|(_, version)| version > raise.revision(known));
             ensure!(
                 "lost write",
                 found == expected || later,
@@ -110,8 +148,8 @@ impl Serial {
             );
         }
         ensure!("state hash", state.hash() == state.recompute_hash(), "the history of node {node} has a wrong sum");
-        let objects = Kind::ALL.into_iter().flat_map(|kind| state.iter(kind)).map(|stored| stored.object.clone());
-        let objects: BTreeMap<Place, Object> = objects.map(|object| ((object.kind(), object.id()), object)).collect();
+        let objects: BTreeMap<Place, Object> =
+            begun.into_iter().map(|object| ((object.kind(), object.id()), object.clone())).collect();
         let past =
             objects.iter().map(|(place, object)| (*place, vec![(object.meta().version, Some(value_of(object)))]));
         let position = state.applied();

@@ -270,7 +270,7 @@ fn quorum(facts: &Facts) -> Vec<Found> {
             "start {gone} again, each on its own machine: `systemctl start skep`, or `skep run --data-dir DIR` with its \
              own DIR; look at the network between them; only if {} of them are gone for good: stop this manager and make \
              a swarm of it alone with `skep recover --data-dir {}`",
-            majority - reachable,
+            voters - majority + 1,
             facts.dir.path.display()
         );
         return fail(format!("{said}: without {gone} nothing can be written"), hint);
@@ -286,8 +286,11 @@ fn members(facts: &Facts) -> Vec<Found> {
     let mut found = Vec::new();
     for member in told.members.iter().filter(|member| !member.reachable) {
         let kind = if member.role == MemberRole::Voter { "voter" } else { "learner" };
-        let hint =
-            "start it, or look at the network; one that is gone for good leaves with `skep leave` on its machine";
+        let hint = format!(
+            "start it, or look at the network; one that is gone for good is taken out with `skep node rm --force {}` while \
+             a majority is left",
+            member.name
+        );
         found.extend(warn(format!("no connection with {kind} {} at {}", member.name, member.addr), hint));
     }
     for member in told.members.iter().filter(|member| member.reachable && member.role == MemberRole::Learner) {

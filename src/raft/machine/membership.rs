@@ -5,6 +5,12 @@ use super::*;
 impl Machine {
     pub(super) fn on_order(&mut self, token: Token, order: Order) {
         if let Order::Snapshot = order {
+            if self.applied.0 == 0 {
+                let why = "this manager has none of the swarm's data yet: give the order again when it has joined";
+                let status = Status::new(Code::FailedPrecondition, why);
+                self.effects.replies.push(Reply::Order(token, OrderResult::Refused(status)));
+                return;
+            }
             let mark = self.node.store().snapshot_mark();
             if mark.position.index == self.applied && mark.position.index.0 > 1 {
                 let answer = Answer::SnapshotWritten { position: mark.position, bytes: mark.bytes };

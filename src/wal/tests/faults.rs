@@ -9,7 +9,7 @@ use crate::sys::files::{self, Disk, File};
 
 /// How a call fails.
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+pub(crate) enum Fault {
     /// Nothing happens, and the error is this one.
     Refused(io::ErrorKind),
     /// The first half of a write is there, of anything else nothing.
@@ -18,13 +18,13 @@ enum Fault {
     Done,
 }
 
-const FAULTS: [Fault; 4] =
+pub(crate) const FAULTS: [Fault; 4] =
     [Fault::Refused(io::ErrorKind::StorageFull), Fault::Refused(io::ErrorKind::Other), Fault::Half, Fault::Done];
 
 /// A disk of which one call fails. Clones are the same disk.
 #[derive(Clone, Debug)]
-struct FaultyDisk {
-    disk: TestDisk,
+pub(crate) struct FaultyDisk<D = TestDisk> {
+    disk: D,
     plan: Arc<Mutex<Plan>>,
 }
 
@@ -34,8 +34,8 @@ struct Plan {
     fault: Option<(u64, Fault)>,
 }
 
-impl FaultyDisk {
-    fn new(disk: TestDisk, fault: Option<(u64, Fault)>) -> Self {
+impl<D: Disk + Clone + 'static> FaultyDisk<D> {
+    pub(crate) fn new(disk: D, fault: Option<(u64, Fault)>) -> Self {
         Self { disk, plan: Arc::new(Mutex::new(Plan { calls: 0, fault })) }
     }
 
@@ -43,7 +43,8 @@ impl FaultyDisk {
         Arc::new(self.clone())
     }
 
-    fn calls(&self) -> u64 {
+    /// So many calls there were.
+    pub(crate) fn calls(&self) -> u64 {
         self.plan.lock().unwrap().calls
     }
 
@@ -67,7 +68,7 @@ impl FaultyDisk {
     }
 }
 
-impl Disk for FaultyDisk {
+impl<D: Disk + Clone + 'static> Disk for FaultyDisk<D> {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.call(|| {}, || self.disk.create(path)).map(|file| self.file(file))
     }
@@ -98,12 +99,12 @@ impl Disk for FaultyDisk {
 }
 
 #[derive(Debug)]
-struct FaultyFile {
-    disk: FaultyDisk,
+struct FaultyFile<D> {
+    disk: FaultyDisk<D>,
     file: Arc<dyn File>,
 }
 
-impl File for FaultyFile {
+impl<D: Disk + Clone + 'static> File for FaultyFile<D> {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // Whole sectors of a log write: what a disk does in one piece is one piece here too.
         let half = bytes.len() / 2 / 512 * 512;

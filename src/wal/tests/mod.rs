@@ -4,7 +4,7 @@ mod crash;
 mod damage;
 pub(crate) mod disk;
 mod every_byte;
-mod faults;
+pub(crate) mod faults;
 mod golden;
 mod inspect;
 mod keys;

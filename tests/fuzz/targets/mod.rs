@@ -69,13 +69,6 @@ pub fn all() -> Vec<Target> {
     .collect()
 }
 
-/// Runs a target by its name.
-#[allow(dead_code, reason = "for cargo-fuzz, which builds one program for each target")]
-pub fn run(name: &str, input: &[u8]) {
-    let target = all().into_iter().find(|target| target.name == name).expect("the name is a target's");
-    (target.run)(input);
-}
-
 /// Names for seeds that have none of their own.
 fn numbered(inputs: impl IntoIterator<Item = Vec<u8>>) -> Vec<(String, Vec<u8>)> {
     (1..).zip(inputs).map(|(number, input)| (format!("{number:02}"), input)).collect()

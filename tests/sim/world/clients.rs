@@ -10,6 +10,7 @@ use skep::types::{Change, ChangeId, NodeId, ObjectId, Operation, Outcome, Refusa
 use super::{Happening, Target, World};
 use crate::failure::{ensure, fail};
 use crate::history::{Call, Op, Result};
+use crate::linear::Want;
 use crate::workload::{Known, NAMES, cell_id};
 use crate::{Duration, Instant, ms};
 
@@ -107,14 +108,15 @@ impl World {
         self.attempt(at);
     }
 
-    /// The leader most of the time, as a client that was told who leads asks.
+    /// The leader most of the time, as a client that was told who leads asks; one that is down when all are, and never a
+    /// manager of a former history.
     fn somebody(&mut self) -> NodeId {
-        let counts = |id: &NodeId| self.is_running(*id) && self.is_current(*id);
-        let running: Vec<NodeId> = self.ids().into_iter().filter(counts).collect();
+        let current: Vec<NodeId> = self.ids().into_iter().filter(|id| self.is_current(*id)).collect();
+        let running: Vec<NodeId> = current.iter().copied().filter(|id| self.is_running(*id)).collect();
         let to_leader = self.entropy.below(1000) < self.workload.to_leader;
         match self.leader().filter(|_| to_leader) {
             Some(leader) => leader,
-            None if running.is_empty() => *self.nodes.keys().next().expect("there is a node"),
+            None if running.is_empty() => *current.first().expect("a history has its heir"),
             None => running[self.entropy.below(running.len() as u64) as usize],
         }
     }
@@ -381,12 +383,20 @@ impl World {
             });
         }
         for at in 0..self.clients.len() {
-            self.clients[at].known.clear();
-            let Some(doing) = &mut self.clients[at].doing else { continue };
+            // What a client knows under a version that was raised is refused as if it were something else, which it is not.
+            let workload = &self.workload;
+            self.clients[at].known.retain(|(group, cell), knows| {
+                let Some((value, version)) = *knows else { return true };
+                let holds = (*group != NAMES).then(|| workload.read(*group, &[*cell], state)[0]).flatten();
+                holds.is_none_or(|(held, now)| held != value || now == version)
+            });
+            let Client { doing: Some(doing), known, .. } = &mut self.clients[at] else { continue };
             let op = self.history[doing.op].clone();
             let was_made = doing.change.as_ref().is_some_and(|change| state.remembered(change.id).is_some());
-            if matches!(op.call, Call::Write { .. }) && !was_made {
-                // It rests on versions that the former history may have given to something else.
+            let rests_on = |(cell, want): &(usize, Want)| {
+                matches!(want, Want::Value(_)) && !known.contains_key(&(op.group, *cell))
+            };
+            if !was_made && matches!(&op.call, Call::Write { wants, .. } if wants.iter().any(rests_on)) {
                 self.clients[at].doing = None;
                 self.think(at);
                 continue;

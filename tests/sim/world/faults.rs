@@ -65,6 +65,11 @@ impl World {
         self.may_fence.insert(id);
     }
 
+    /// The member with an old directory, until it is turned away.
+    pub fn rolled_back_and_unmet(&self) -> Option<NodeId> {
+        self.rolled_back.filter(|id| !self.is_gone(*id))
+    }
+
     /// Whether putting the copy back is something that the others can notice: each of them has met a later start.
     pub fn would_be_noticed(&self, id: NodeId) -> bool {
         let Some((_, boot)) = &self.nodes[&id].image else { return false };

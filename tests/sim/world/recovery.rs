@@ -2,7 +2,8 @@
 //!
 //! The former history ends where the recovery begins. Everything that was seen of it is judged then, what the heir held must
 //! be in what it begins, and from there on the checkers follow the new history alone. What only the others held is lost, and
-//! with it what a client was told of it: its changes may be made again. Clients read again before they rely on a version.
+//! with it what a client was told of it: its changes may be made again. Clients go on with the versions that they know: one
+//! that the former history told them is never that of something else.
 //!
 //! Former managers that come back go on among themselves, unobserved. No word of theirs reaches the new swarm, and they are
 //! told that they were outlived and nothing worse: what they hold may be all that is left of what was lost.
@@ -17,13 +18,14 @@ use skep::store::State;
 use skep::sys::entropy::{Entropy, SeededEntropy};
 use skep::sys::files::{self, Disk};
 use skep::types::object::Profile;
-use skep::types::{Lineage, NodeId, Term};
+use skep::types::{Lineage, NodeId, Revision, Term};
 use skep::wal;
 
 use super::World;
 use crate::failure::{ensure, fail};
 use crate::history;
 use crate::node::{Cause, DIR, Layout, Node, data_key};
+use crate::serial::Raise;
 
 const NODE_FILE: &str = "node.json";
 /// Attempts that the power may cut off, one after the other.
@@ -42,7 +44,7 @@ impl World {
         let node = self.nodes.get_mut(&heir).expect("the node exists");
         (node.stalled, node.sync_us) = (false, (100, 1000));
         node.disk.limit(None);
-        let (state, _) = everything(node, &self.layout, node.lineage);
+        let (state, ..) = everything(node, &self.layout, node.lineage);
         if state.members().is_empty() {
             self.start(heir);
             return false;
@@ -60,8 +62,8 @@ impl World {
             }
         }
         self.note(|_| format!("node {} begins a new history", heir.0));
-        let state = self.rebuild(heir);
-        self.succeed(heir, &state);
+        let (state, known) = self.rebuild(heir);
+        self.succeed(heir, &state, Raise { after: known });
         self.start(heir);
         true
     }
@@ -81,7 +83,7 @@ impl World {
     }
 
     /// What `skep recover` does, again until it is done: the power may go at any moment.
-    fn rebuild(&mut self, heir: NodeId) -> State {
+    fn rebuild(&mut self, heir: NodeId) -> (State, Revision) {
         let layout = self.layout;
         let node = self.nodes.get_mut(&heir).expect("the node exists");
         let entropy = &mut self.entropy;
@@ -95,7 +97,10 @@ impl World {
         let disk: Arc<dyn Disk> = Arc::new(node.disk.clone());
         let encoded = serde_json::to_vec_pretty(&before).expect("plain data");
         files::replace(disk.as_ref(), Path::new(NODE_FILE), &encoded).expect("nothing is wrong with the disk");
+        let mut known = Revision(0);
         for attempt in 1.. {
+            // A power cut may take back a commit index that was not synced.
+            known = everything(node, &layout, node.lineage).1;
             let dies = attempt < ATTEMPTS && entropy.below(2) == 0;
             if dies {
                 node.disk.begin_to_die(entropy.below(30));
@@ -118,11 +123,11 @@ impl World {
                 break;
             }
         }
-        everything(node, &layout, node.lineage).0
+        (everything(node, &layout, node.lineage).0, known)
     }
 
     /// The history that was checked so far is over, and the one that begins with `state` is checked from now on.
-    fn succeed(&mut self, heir: NodeId, state: &State) {
+    fn succeed(&mut self, heir: NodeId, state: &State, raise: Raise) {
         for (id, outcome) in &self.told {
             let found = self.serial.outcome_of(*id);
             ensure!("lost write", found == Some(outcome), "change {id} was answered {outcome:?} and is {found:?}");
@@ -131,10 +136,16 @@ impl World {
         self.searched.add(history::check(&self.workload.groups, &self.history));
         let (applied, term, acknowledged) = self.promises.held(heir);
         let held = applied.max(self.serial.committed_in(acknowledged, term));
-        let serial = self.serial.succeed(heir, state, held, &self.issued);
-        self.told.retain(|id, outcome| serial.outcome_of(*id) == Some(outcome));
+        let serial = self.serial.succeed(heir, state, held, raise, &self.issued);
+        self.told.retain(|id, outcome| {
+            *outcome = raise.outcome(outcome);
+            serial.outcome_of(*id) == Some(outcome)
+        });
         let acked = self.acked.len();
-        self.acked.retain(|id, revision| serial.outcome_of(*id) == Some(&skep::types::Outcome::Committed(*revision)));
+        self.acked.retain(|id, revision| {
+            *revision = raise.revision(*revision);
+            serial.outcome_of(*id) == Some(&skep::types::Outcome::Committed(*revision))
+        });
         let lost = acked - self.acked.len();
         self.note(|_| format!("node {} held everything up to {held}; {lost} acknowledged changes are lost", heir.0));
         self.acked_and_lost += lost;
@@ -153,14 +164,16 @@ impl World {
     }
 }
 
-/// The state that all of a manager's log leads to, and the newest term that it may have voted in.
-fn everything(node: &Node, layout: &Layout, lineage: Lineage) -> (State, Term) {
+/// The state that all of a manager's log leads to, the newest revision that is known to be committed, and the newest term
+/// that it may have voted in.
+fn everything(node: &Node, layout: &Layout, lineage: Lineage) -> (State, Revision, Term) {
     let key = skep::pki::Keyring::from(data_key());
     let options = wal::Options { segment_bytes: layout.segment_bytes, lineage };
     let read = || -> Result<_, skep::raft::recover::RecoverError> {
         let (reader, recovered) = wal::look(&node.disk, Path::new(DIR), &key, &options)?;
         let snapshots = Snapshots { disk: Arc::new(node.disk.clone()), dir: DIR.into(), keys: key.clone(), lineage };
-        Ok((rebuild::read_all(&reader, &recovered, &snapshots)?, recovered.hard_state.term))
+        let (state, known) = rebuild::read_all(&reader, &recovered, &snapshots)?;
+        Ok((state, known, recovered.hard_state.term))
     };
     read().unwrap_or_else(|error| fail("history", format!("the log of node {} cannot be read: {error}", node.id.0)))
 }
@@ -173,9 +186,9 @@ fn recover(
     before: &NodeFile,
     entropy: &mut SeededEntropy,
 ) -> Result<(), String> {
-    let (state, voted) = everything(node, layout, node.lineage);
+    let (state, known, voted) = everything(node, layout, node.lineage);
     let lineage = Lineage(entropy.next_u128());
-    let heir = Heir { node_id: node.id, addr: node.addr.clone(), node: None, voted };
+    let heir = Heir { node_id: node.id, addr: node.addr.clone(), node: None, voted, known };
     let (state, raft_id) = rebuild::succeed(state, lineage, heir, 1, entropy);
     let seed = std::sync::atomic::AtomicU64::new(entropy.next_u64());
     let random = || -> Box<dyn Entropy> {
