@@ -108,6 +108,8 @@ fn three_managers_lock_change_their_key_and_open_again() {
     swarm.managers[1].create_config("after", b"x");
 
     // A new unlock key. The one before opens nothing that was sealed since.
+    let data_keys = |file: &KeyFile| file.data_keys.iter().map(|key| key.expose().to_vec()).collect::<Vec<_>>();
+    let former = data_keys(&keys_of(&swarm.managers[0], &key).unwrap());
     let ended = swarm.managers[0].skep(&["unlock-key", "rotate", "--json"]);
     let rotated: Value = serde_json::from_str(&ended.stdout).unwrap();
     let new = rotated["unlock_key"].as_str().unwrap().to_owned();
@@ -126,9 +128,9 @@ fn three_managers_lock_change_their_key_and_open_again() {
     swarm.votes(2);
 
     // Off: in the clear again, with the same data keys, and nobody waits for anything.
-    let data_keys = |file: &KeyFile| file.data_keys.iter().map(|key| key.expose().to_vec()).collect::<Vec<_>>();
-    let before = eventually("the first manager has one data key, sealed under the new key", || {
-        keys_of(&swarm.managers[0], &new).map(|file| data_keys(&file)).filter(|keys| keys.len() == 1)
+    let before = eventually("the first manager has one data key, made under the new key", || {
+        let keys = data_keys(&keys_of(&swarm.managers[0], &new)?);
+        (keys.len() == 1 && !former.contains(&keys[0])).then_some(keys)
     });
     swarm.managers[0].skep(&["cluster", "update", "--autolock=false"]).ok();
     for place in 0..3 {
