@@ -87,25 +87,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What a [`checksum128`] is of, so that equal bytes of two kinds do not have equal sums.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Summed {
-    /// An object.
-    Object = 1,
-    /// A remembered change.
-    Change = 2,
-    /// Members and counters.
-    Counters = 3,
-}
-
-/// XXH3-128: what the state hash sums up. It tells replicas that differ by a fault from ones that do not; replicas apply
-/// the same entries, so that nobody who may write gains by steering it. It costs a tenth of what SHA-256 does, which was a
-/// tenth of applying a change.
-pub fn checksum128(of: Summed, bytes: &[u8]) -> u128 {
-    xxhash_rust::xxh3::xxh3_128_with_seed(bytes, of as u64)
-}
-
-/// The first 128 bits of SHA-256: ids that nobody can steer.
+/// The first 128 bits of SHA-256: what the state hash sums up. Not a secret, but nobody can steer it either.
 pub fn digest128(parts: &[&[u8]]) -> u128 {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     for part in parts {

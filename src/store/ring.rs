@@ -8,7 +8,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Summed, checksum128, envelope};
+use crate::codec::{digest128, envelope};
 use crate::sys::faults::{Fault, planted};
 use crate::types::limits::{MAX_REMEMBERED_BYTES, MAX_REMEMBERED_CHANGES};
 use crate::types::{ChangeId, Outcome, Refusal, Revision};
@@ -199,18 +199,7 @@ impl Ring {
 
 /// The digest of one record; its number makes the order part of the sum.
 pub(super) fn digest(number: u64, record: &Record) -> u128 {
-    if let Remembered::Committed(revision) = Remembered::new(record) {
-        // All that such a record is made of, without the detour over its encoding.
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&number.to_le_bytes());
-        bytes[8..16].copy_from_slice(&revision.0.to_le_bytes());
-        bytes[16..].copy_from_slice(&record.id.0.to_le_bytes());
-        return checksum128(Summed::Change, &bytes);
-    }
-    // Longer than the form above: an outcome of another kind follows.
-    let mut bytes = number.to_le_bytes().to_vec();
-    envelope::encode_into(record, &mut bytes);
-    checksum128(Summed::Change, &bytes)
+    digest128(&[b"change", &number.to_le_bytes(), &envelope::encode(record)])
 }
 
 impl Remembered {

@@ -27,7 +27,7 @@ pub use run::{Pace, Pass, Scrub, spawn};
 
 use super::State;
 use super::ring::Ring;
-use crate::codec::{Summed, checksum128, envelope};
+use crate::codec::{digest128, envelope};
 use crate::types::{Kind, ObjectId};
 
 /// Memory that does not hold what was written to it.
@@ -147,7 +147,7 @@ impl Scrubber {
             }
             encoded.clear();
             envelope::encode_into(&stored.object, &mut encoded);
-            if checksum128(Summed::Object, &encoded) != stored.hash {
+            if digest128(&[b"object", &encoded]) != stored.hash {
                 return Err(Rot::Object { kind, id: key });
             }
             if stored.object.id() != key {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::membership::Membership;
 use super::ring::{self, Horizons, Limits, Record, Ring};
 use super::state::{State, Stored};
-use crate::codec::{DecodeError, Summed, checksum128, envelope};
+use crate::codec::{DecodeError, digest128, envelope};
 use crate::sys::faults::{Fault, planted};
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{Kind, Lineage, Object, ObjectId, Position, Revision};
@@ -172,7 +172,7 @@ impl SnapshotEncoder {
                 return Ok(Next::Objects(kind, id));
             }
             let body = self.record(OBJECT, |body| envelope::encode_into(&stored.object, body));
-            let hash = checksum128(Summed::Object, &self.buffer[body..]);
+            let hash = digest128(&[b"object", &self.buffer[body..]]);
             if hash != stored.hash {
                 return Err(SnapshotError::ObjectChanged { kind, id });
             }

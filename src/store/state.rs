@@ -7,7 +7,7 @@ use super::membership::Membership;
 use super::ring::{Limits, Record, Ring};
 use super::table::Table;
 use super::watch::EventBatch;
-use crate::codec::{Summed, checksum128, digest128, envelope};
+use crate::codec::{digest128, envelope};
 use crate::sys::faults::{Fault, planted};
 use crate::types::log::{Configuration, StateHash};
 use crate::types::object::{Cluster, MembershipState};
@@ -36,7 +36,7 @@ impl Stored {
 
     pub(super) fn of_encoding(object: Object, encoded: &[u8]) -> Self {
         let bytes = u32::try_from(encoded.len()).expect("an object comes in a change, which is at most 1.5 MiB");
-        Self { object, hash: checksum128(Summed::Object, encoded), bytes }
+        Self { object, hash: digest128(&[b"object", encoded]), bytes }
     }
 }
 
@@ -251,16 +251,17 @@ impl State {
 
     /// The state hash from what is stored: differs from [`Self::hash`] when memory changed behind the store's back.
     pub fn recompute_hash(&self) -> u128 {
-        let objects = Kind::ALL.into_iter().flat_map(|kind| self.iter(kind)).fold(0, |sum: u128, stored| {
-            sum.wrapping_add(checksum128(Summed::Object, &envelope::encode(&stored.object)))
-        });
+        let objects = Kind::ALL
+            .into_iter()
+            .flat_map(|kind| self.iter(kind))
+            .fold(0, |sum: u128, stored| sum.wrapping_add(digest128(&[b"object", &envelope::encode(&stored.object)])));
         self.total(objects, self.ring.recompute_hash())
     }
 
     pub(super) fn total(&self, objects: u128, ring: u128) -> u128 {
         let counters =
             (self.lineage, self.applied, self.revision, &*self.membership, self.ring.forgotten(), self.ring.horizons());
-        let rest = checksum128(Summed::Counters, &envelope::encode(&counters));
+        let rest = digest128(&[b"counters", &envelope::encode(&counters)]);
         rest.wrapping_add(objects).wrapping_add(ring)
     }
 
