@@ -15,6 +15,22 @@
 //!   was written by a newer version, or by a fault.
 //! - A reader never waits for a batch: the store is locked per entry.
 //!
+//! # What it costs
+//!
+//! At 128 clients that each create a resource of 256 bytes, on two cores, a change costs some 6.5 µs of this thread on every
+//! manager, of 50 to 60 µs in all on three: the largest single part. By a profile: looking an id up that is not there yet 1.3
+//! (cache misses; the insert that follows finds the path warm), SHA-256 of the object and of the records that come and go 0.9,
+//! fresh memory from the kernel 1.7, the four persistent maps 1.5, decoding 0.5. What was tried:
+//!
+//! | what | what it gave |
+//! |---|---|
+//! | one descent instead of a range of the name index | about 0.2 µs; kept |
+//! | XXH3 instead of SHA-256 | about 0.7 µs a manager; waits for the next feature level, as replicas compare the sum |
+//! | mimalloc | 3 % of all processor time and 9 % of memory: not worth a C allocator yet |
+//! | jemalloc | the same, and needs make |
+//! | one malloc arena, larger steps of growth | nothing |
+//! | ids in time order, so that new objects are neighbours | nothing, and ids that all begin alike |
+//!
 //! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same
 //! entries to the same [`Applier`] without a thread.
 
