@@ -29,6 +29,7 @@ const SEEDS_KEPT: &[(u64, &str)] = &[
         103_056,
         "an old directory that was started twice before anybody met it, which the guard cannot know and is not asked to",
     ),
+    (302_800, "a node that heard of a connection's end after the next one's beginning, which no network thread does"),
 ];
 
 /// How far a run goes. Whatever is `None` is drawn from the seed.

@@ -153,6 +153,8 @@ pub struct World {
     /// When a link's far end was first silent.
     silent: BTreeMap<(NodeId, NodeId), Instant>,
     last_delivery: BTreeMap<(NodeId, NodeId), Instant>,
+    /// When the first of the pair hears, or heard, the last news of its link.
+    last_link: BTreeMap<(NodeId, NodeId), Instant>,
     orders: BTreeMap<Token, Option<OrderResult>>,
     /// Nodes' roles, and who sees to them.
     pub court: Court,
@@ -205,6 +207,7 @@ impl World {
             links: BTreeMap::new(),
             silent: BTreeMap::new(),
             last_delivery: BTreeMap::new(),
+            last_link: BTreeMap::new(),
             orders: BTreeMap::new(),
             court: Court::default(),
             next_token: 1,

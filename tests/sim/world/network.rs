@@ -8,6 +8,7 @@ use skep::codec::raft_message;
 use skep::node::Stopped;
 use skep::node::greeting::{Greetings, Verdict};
 use skep::raft::{Event, FetchSnapshot, Outgoing, Stop};
+use skep::sys::time::Instant;
 use skep::types::api::{FEATURE_LEVEL, Hello, PROTOCOL};
 use skep::types::{Caller, ClusterId, Index, NodeId, Role};
 
@@ -171,8 +172,8 @@ impl World {
             self.links.remove(&pair);
             for (one, other, life) in [(a, b, then.0), (b, a, then.1)] {
                 if self.nodes[&one].life == life {
-                    let after = self.between((200, 2000));
-                    self.at_node(one, after, Happening::Link { peer: other, up: false, refused: false });
+                    let at = self.now + self.between((200, 2000));
+                    self.tell_link(one, other, at, false, false);
                 }
             }
             return self.look_at_links_in(ms(3));
@@ -196,8 +197,8 @@ impl World {
                 let lives = self.lives(a, b);
                 self.links.insert(pair, lives);
                 for (one, other) in [(a, b), (b, a)] {
-                    let after = self.between((200, 3000));
-                    self.at_node(one, after, Happening::Link { peer: other, up: true, refused: false });
+                    let at = self.now + self.between((200, 3000));
+                    self.tell_link(one, other, at, true, false);
                 }
             }
             return;
@@ -212,9 +213,7 @@ impl World {
                 // A connection is read to its end before it counts as closed.
                 let read = self.last_delivery.get(&(other, one)).copied().unwrap_or_default();
                 let at = (self.now + self.between((200, 2000))).max(read + Duration::from_micros(1));
-                let life = self.nodes[&one].life;
-                let lost = Happening::Link { peer: other, up: false, refused: true };
-                return self.schedule_at(at, Target::Node(one, life, lost));
+                return self.tell_link(one, other, at, false, true);
             }
         }
         // Pings go unanswered.
@@ -224,9 +223,19 @@ impl World {
             self.links.remove(&pair);
             self.silent.remove(&pair);
             for (one, other) in [(a, b), (b, a)] {
-                self.at_node(one, ms(1), Happening::Link { peer: other, up: false, refused: false });
+                self.tell_link(one, other, self.now + ms(1), false, false);
             }
         }
+    }
+
+    /// Tells `one` what became of its link to `other`. One thread of it sees that in order: the end of a connection is never
+    /// heard after the beginning of the next (seed 302800).
+    fn tell_link(&mut self, one: NodeId, other: NodeId, at: Instant, up: bool, refused: bool) {
+        let last = self.last_link.entry((one, other)).or_default();
+        let at = at.max(*last + Duration::from_micros(1));
+        *last = at;
+        let life = self.nodes[&one].life;
+        self.schedule_at(at, Target::Node(one, life, Happening::Link { peer: other, up, refused }));
     }
 
     /// Each shows the other its hello, and either may turn the other away.
