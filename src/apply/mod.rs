@@ -17,18 +17,17 @@
 //!
 //! # What it costs
 //!
-//! At 128 clients that each create a resource of 256 bytes, on two cores, a change costs some 6.5 µs of this thread on every
-//! manager, of 50 to 60 µs in all on three: the largest single part. By a profile: looking an id up that is not there yet 1.3
-//! (cache misses; the insert that follows finds the path warm), SHA-256 of the object and of the records that come and go 0.9,
-//! fresh memory from the kernel 1.7, the four persistent maps 1.5, decoding 0.5. What was tried:
+//! At 128 clients that each create a resource of 256 bytes, on two cores, this thread takes 5 to 7 µs of processor for a
+//! change on every manager, of 50 to 70 µs in all on three (per-thread times, at 25,000 changes a second). Shares of one
+//! profile, so good to a quarter: looking an id up that is not there yet 1.7 µs (cache misses; the insert that follows finds
+//! the path warm), fresh memory from the kernel 1.7, the persistent maps 1.1, SHA-256 1.0, decoding 0.4. What was tried:
 //!
 //! | what | what it gave |
 //! |---|---|
-//! | one descent instead of a range of the name index | about 0.2 µs; kept |
-//! | XXH3 instead of SHA-256 | about 0.7 µs a manager; waits for the next feature level, as replicas compare the sum |
-//! | mimalloc | 3 % of all processor time and 9 % of memory: not worth a C allocator yet |
-//! | jemalloc | the same, and needs make |
-//! | one malloc arena, larger steps of growth | nothing |
+//! | one descent instead of a range of the name index | kept; not measured by itself |
+//! | XXH3 instead of SHA-256 | not measured by itself; at most the 1.0 above. Waits for a feature level: replicas compare the sum |
+//! | mimalloc, two interleaved pairs | 57 and 52 µs where 55 and 58 stood, so nothing sure; 9 % less memory |
+//! | one malloc arena, larger steps of growth | nothing beyond noise |
 //! | ids in time order, so that new objects are neighbours | nothing, and ids that all begin alike |
 //!
 //! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same

@@ -1,8 +1,8 @@
 //! Bounded queues that never block their sender, each with a depth gauge.
 //!
 //! The channel's own blocking receive first spins and yields, which on a small machine takes the processor from whoever is
-//! to send: at 128 clients on two cores it made two system calls a write. A receiver here sleeps at once, and a sender
-//! wakes it only if it sleeps.
+//! to send: at 128 clients on two cores `sched_yield` in the raft threads alone took 1.9 % of all samples. A receiver here
+//! sleeps at once, and a sender wakes it only if it sleeps.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex};
