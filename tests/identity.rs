@@ -754,7 +754,7 @@ fn managers_that_all_outlived_their_certificates_go_on_from_one_of_them() {
     }
     drop((first, second));
 
-    let recovery = skep::node::recover::Recovery::open(&directory, None).unwrap();
+    let recovery = skep::node::recover::Recovery::open(&directory, skep::node::recover::Basis::Log, None).unwrap();
     recovery.carry_out(None).unwrap();
     let first = Node::start(Config { listen, ..Config::local(&directory) }).unwrap();
     assert_eq!(first.node_id(), id);

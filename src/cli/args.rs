@@ -330,6 +330,9 @@ pub struct RecoverArgs {
     /// Where others reach this manager from now on [default: where they did]
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<String>,
+    /// Begin from the newest whole snapshot and leave out the log, when `skep wal repair` cannot mend that
+    #[arg(long)]
+    pub from_snapshot: bool,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,

@@ -10,7 +10,7 @@ use super::output::{Output, clean};
 use super::question;
 use super::session::data_dir;
 use super::unlock;
-use crate::node::recover::{Found, Recovered, Recovery};
+use crate::node::recover::{Basis, Found, Recovered, Recovery};
 use crate::types::MemberRole;
 
 /// `skep recover`.
@@ -21,7 +21,8 @@ pub fn run(common: &Common, args: &RecoverArgs, out: &mut Output) -> Ended {
     let dir = data_dir(common)?;
     let shown = dir.display().to_string();
     let unlock = unlock::given_or_asked(&args.unlock, &dir)?;
-    let recovery = Recovery::open(&dir, unlock.as_ref())?;
+    let basis = if args.from_snapshot { Basis::Snapshot } else { Basis::Log };
+    let recovery = Recovery::open(&dir, basis, unlock.as_ref())?;
     let found = recovery.found().clone();
     if !out.json {
         out.text(&describe(&found, &shown))?;
@@ -57,10 +58,14 @@ fn others(found: &Found) -> Vec<String> {
 
 fn describe(found: &Found, dir: &str) -> String {
     let mut text = format!("{dir} holds manager {} of swarm {}\n", found.node_id, found.cluster_id);
-    text.push_str(&format!(
-        "  log       up to index {}, term {}; revision {}\n",
-        found.last.index, found.last.term, found.revision
-    ));
+    let taken = if found.from_snapshot { "snapshot  of index" } else { "log       up to index" };
+    text.push_str(&format!("  {taken} {}, term {}; revision {}\n", found.last.index, found.last.term, found.revision));
+    if let Some(end) = found.left_out {
+        text.push_str(&format!(
+            "            the log goes on to index {end} at least; what it holds after the snapshot, which may have been \
+             acknowledged,\n            is left out\n"
+        ));
+    }
     if found.uncommitted > 0 {
         text.push_str(&format!(
             "            {} of these entries were not known to be committed; they are kept, because they may have been \
@@ -96,6 +101,11 @@ fn warning(found: &Found, dir: &str) -> String {
     let learner = own.is_some_and(|(member, _)| member.role == MemberRole::Learner);
     let rest =
         if learner { format!("This manager is a learner: it may lack acknowledged changes. {rest}") } else { rest };
+    let rest = if found.from_snapshot {
+        format!("Changes that are in its log only are lost for ever; `skep wal repair` may save more of them. {rest}")
+    } else {
+        rest
+    };
     format!("This makes the manager in {dir} a swarm of its own, with a new history. {rest}")
 }
 
@@ -158,6 +168,8 @@ fn report(found: &Found, recovered: Option<&Recovered>) -> Value {
         "last_term": found.last.term,
         "uncommitted": found.uncommitted,
         "unfinished_write": found.unfinished,
+        "from_snapshot": found.from_snapshot,
+        "left_out": found.left_out,
         "revision": found.revision,
         "members": members,
         "objects": objects,

@@ -72,7 +72,7 @@ fn common_flags_stand_after_any_command() {
         "backup save - --passphrase-fd 3",
         "backup inspect f --json",
         "backup restore f --data-dir /d --advertise h:1 --name n --dry-run --yes --passphrase-file p",
-        "recover --data-dir /d --advertise h:1 --yes --dry-run --json",
+        "recover --data-dir /d --advertise h:1 --from-snapshot --yes --dry-run --json",
         "watch --from 7 --kind config --kind secret",
         "bench write --clients 4 --total 10 --size 1KiB --socket /a --socket /b",
         "run --data-dir /d --token-file - --log debug",

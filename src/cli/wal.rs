@@ -65,21 +65,27 @@ fn mend(out: &mut Output, dir: &Path, yes: bool, dry_run: bool, args: &UnlockArg
         report(out, plan_row(&plan, false), &format!("{shown}\nnothing was changed"))?;
         return Ok(Exit::Damaged);
     }
-    let question = format!(
-        "{shown}\n\
-         What is cut off may have been acknowledged to clients: those changes are lost for ever.\n\
-         If a majority of the other managers is alive, do not do this: move the data directory aside and join anew with \
-         `skep run --join` and another address or port in --listen and --advertise, and nothing is lost.\n\
-         After it this manager never takes part in its swarm again; its data is good for a swarm of its own."
-    );
+    let question = if plan.covered {
+        format!("{shown}\nNothing is lost by it, and this manager goes on as the member it is.")
+    } else {
+        format!(
+            "{shown}\n\
+             What is cut off may have been acknowledged to clients: those changes are lost for ever.\n\
+             If a majority of the other managers is alive, do not do this: move the data directory aside and join anew \
+             with `skep run --join` and another address or port in --listen and --advertise, and nothing is lost.\n\
+             After it this manager never takes part in its swarm again; its data is good for a swarm of its own."
+        )
+    };
     question::ask(&question, yes, std::io::stdin().lock())
         .map_err(|failure| failure.while_attempting(|| format!("cannot repair the log in {}", dir.display())))?;
     repair.carry_out()?;
-    let said = format!(
-        "the log in {dir} was cut off; what was cut is in raft/lost+found\n\
-         Next: make it a swarm of its own with `skep recover --data-dir {dir}`",
-        dir = dir.display()
-    );
+    let dir = dir.display();
+    let next = if plan.covered {
+        format!("start the manager with `skep run --data-dir {dir}`")
+    } else {
+        format!("make it a swarm of its own with `skep recover --data-dir {dir}`")
+    };
+    let said = format!("the log in {dir} was cut off; what was cut is in raft/lost+found\nNext: {next}");
     report(out, plan_row(&plan, true), &said)?;
     Ok(Exit::Done)
 }
@@ -98,6 +104,12 @@ fn shown(plan: &Plan) -> String {
         text.push_str("  what is missing stays missing: the log goes on without it\n");
     }
     text.push_str(&match plan.last.0 {
+        last if plan.covered => {
+            format!(
+                "  what stays: snapshot {}, which holds all that is cut off, and entries up to {last}",
+                plan.snapshot
+            )
+        }
         0 => "  what stays: no entries; a snapshot that is whole is still good for `skep recover`".to_owned(),
         last => format!("  what stays: entries up to {last}, snapshot {}", plan.snapshot),
     });
@@ -113,6 +125,7 @@ fn plan_row(plan: &Plan, repaired: bool) -> Value {
         "offset": plan.offset,
         "what": plan.what,
         "cuts": plan.cuts.iter().map(cut).collect::<Vec<_>>(),
+        "covered": plan.covered,
         "last": plan.last,
         "snapshot": plan.snapshot,
     })

@@ -4,6 +4,9 @@
 //! entry known to be committed, because the members that are gone may have acknowledged it: an entry too many is one that
 //! a caller was not told of, an entry too few is one that a caller relied on.
 //!
+//! When the log is damaged so that no part of it stands by itself, the newest snapshot that is whole may still be
+//! ([`Basis::Snapshot`]). That leaves out what the log has after it, and so is done only on request.
+//!
 //! The old log is read without changing it and stays beside the new one. Until `rebuild::replace_log` has decided, the
 //! directory is what it was.
 //!
@@ -27,9 +30,18 @@ use crate::sys::files::{Disk, RealDisk};
 use crate::sys::time::wall_ms;
 use crate::types::object::Node;
 use crate::types::{
-    ClusterId, Index, Kind, Lineage, Member, NodeId, Object, Position, RaftId, Revision, Status, Timestamp,
+    ClusterId, Index, Kind, Lineage, Member, NodeId, Object, Position, RaftId, Revision, Status, Term, Timestamp,
 };
-use crate::wal;
+use crate::wal::{self, WalError};
+
+/// What a recovery begins from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// Snapshot and log, all of it.
+    Log,
+    /// The newest snapshot that is whole, and nothing of the log.
+    Snapshot,
+}
 
 /// A directory that can be recovered, locked and read. Nothing of it has been changed.
 #[derive(Debug)]
@@ -38,7 +50,7 @@ pub struct Recovery {
     file: NodeFile,
     keys: Keys,
     state: State,
-    voted: crate::types::Term,
+    voted: Term,
     known: Revision,
     found: Found,
 }
@@ -58,6 +70,10 @@ pub struct Found {
     pub uncommitted: u64,
     /// An unfinished last write, of which nothing was acknowledged, is left out.
     pub unfinished: bool,
+    /// Only a snapshot is taken, and `last` is the entry that it was made at.
+    pub from_snapshot: bool,
+    /// The log has entries up to this one, or more, which are left out.
+    pub left_out: Option<Index>,
     /// The revision of the state with all of the log applied.
     pub revision: Revision,
     /// The members, with their names; this one among them, if it was one.
@@ -88,11 +104,11 @@ pub struct Recovered {
 impl Recovery {
     /// Locks the directory, finishes a recovery that was interrupted after it had been decided, and reads everything.
     /// `unlock` opens a key file that is locked. Whether the certificate is in force does not matter.
-    pub fn open(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
-        Self::open_on(Arc::new(RealDisk), path, unlock)
+    pub fn open(path: &Path, basis: Basis, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
+        Self::open_on(Arc::new(RealDisk), path, basis, unlock)
     }
 
-    fn open_on(disk: Arc<dyn Disk>, path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
+    fn open_on(disk: Arc<dyn Disk>, path: &Path, basis: Basis, unlock: Option<&UnlockKey>) -> Result<Self, StartError> {
         let what = || format!("cannot recover {}", path.display());
         let nothing =
             |why: &str| StartError::refused(what(), why, "name the data directory of a manager with --data-dir");
@@ -112,12 +128,12 @@ impl Recovery {
         let attempted = |error| StartError { what: what(), ..error };
         let keys = start::member_keys(&dir, &file, unlock).map_err(attempted)?;
         let lineage = start::lineage(&dir, &file).map_err(attempted)?;
-        let options = wal::Options { segment_bytes: start::segment_bytes(file.profile), lineage };
-        let (reader, recovered) = wal::look(disk.as_ref(), &dir.raft(), keys.store.keyring(), &options)
-            .map_err(|error| mendable(start::log_error(&dir, &error)))?;
         let snapshots = Snapshots { disk, dir: dir.raft(), keys: keys.store.keyring(), lineage };
-        let (state, known) =
-            rebuild::read_all(&reader, &recovered, &snapshots).map_err(|error| start::recover_error(&dir, &error))?;
+        let read = match basis {
+            Basis::Log => read_log(&dir, &snapshots, start::segment_bytes(file.profile))?,
+            Basis::Snapshot => read_snapshot(&dir, &snapshots)?,
+        };
+        let Read { state, known, voted, last, uncommitted, unfinished, left_out } = read;
         let certificate = *keys.identity.identity();
         if state.cluster().is_none() {
             let hint = "move the whole directory aside and join again with --join and a token";
@@ -130,15 +146,17 @@ impl Recovery {
             node_id: certificate.node_id,
             cluster_id: certificate.cluster_id,
             lineage,
-            last: recovered.last.max(state.applied()),
-            uncommitted: recovered.last.index.0.saturating_sub(recovered.hard_state.commit.max(first(&recovered)).0),
-            unfinished: recovered.cut.is_some(),
+            last,
+            uncommitted,
+            unfinished,
+            from_snapshot: basis == Basis::Snapshot,
+            left_out,
             revision: state.revision(),
             members: state.members().values().map(named).collect(),
             objects: objects(&state),
             addr: own.map(|member| member.addr.clone()).unwrap_or_default(),
         };
-        Ok(Self { dir, file, keys, state, voted: recovered.hard_state.term, known, found })
+        Ok(Self { dir, file, keys, state, voted, known, found })
     }
 
     /// What the directory holds.
@@ -204,6 +222,79 @@ impl Recovery {
         })?;
         Ok(Recovered { lineage, parent: found.lineage, raft_id, addr, revision, aside: dir.path().join(aside) })
     }
+}
+
+/// What there is to go on from.
+struct Read {
+    state: State,
+    /// The newest revision known to be committed.
+    known: Revision,
+    /// The newest term that this manager may have voted in.
+    voted: Term,
+    last: Position,
+    uncommitted: u64,
+    unfinished: bool,
+    left_out: Option<Index>,
+}
+
+/// All of the log.
+fn read_log(dir: &DataDir, snapshots: &Snapshots, segment_bytes: u64) -> Result<Read, StartError> {
+    let options = wal::Options { segment_bytes, lineage: snapshots.lineage };
+    let (reader, recovered) = wal::look(snapshots.disk.as_ref(), &dir.raft(), snapshots.keys.clone(), &options)
+        .map_err(|error| mendable(start::log_error(dir, &error)))?;
+    let (state, known) =
+        rebuild::read_all(&reader, &recovered, snapshots).map_err(|error| start::recover_error(dir, &error))?;
+    Ok(Read {
+        known,
+        voted: recovered.hard_state.term,
+        last: recovered.last.max(state.applied()),
+        uncommitted: recovered.last.index.0.saturating_sub(recovered.hard_state.commit.max(first(&recovered)).0),
+        unfinished: recovered.cut.is_some(),
+        left_out: None,
+        state,
+    })
+}
+
+/// The newest snapshot that is whole. Of the log only what can still be read of its end and its terms.
+fn read_snapshot(dir: &DataDir, snapshots: &Snapshots) -> Result<Read, StartError> {
+    let error = |error: &WalError| start::log_error(dir, error);
+    let disk = snapshots.disk.as_ref();
+    let mut indexes = wal::list_snapshots(disk, &dir.raft()).map_err(|found| error(&found))?.into_iter().rev();
+    let Some(state) = indexes.find_map(|index| snapshots.load(index).ok()) else {
+        let what = format!("cannot recover {}", dir.path().display());
+        let hint = "look at each with `skep snapshot inspect FILE`, and at the other managers with `skep recover \
+                    --dry-run`; or begin from a backup with `skep backup restore FILE`";
+        return Err(StartError::new(StartFailure::Damaged, what, "it holds no snapshot that is whole", hint));
+    };
+    let (mut voted, mut end) = (Term(0), Index(0));
+    for found in wal::inspect(disk, &dir.raft(), Some(&snapshots.keys)).map_err(|found| error(&found))? {
+        match found {
+            wal::Found::Segment { header, .. } => {
+                voted = voted.max(header.hard_state.term);
+                end = end.max(header.last.index);
+            }
+            wal::Found::Batch { header, records, .. } => {
+                if header.entries > 0 {
+                    end = end.max(Index(header.first.saturating_add(u64::from(header.entries)).saturating_sub(1)));
+                }
+                let terms = records.iter().flatten().filter_map(|record| match record {
+                    wal::Record::HardState(hard_state) => Some(hard_state.term),
+                    _ => None,
+                });
+                voted = terms.fold(voted, Term::max);
+            }
+            _ => {}
+        }
+    }
+    Ok(Read {
+        known: state.revision(),
+        voted,
+        last: state.applied(),
+        uncommitted: 0,
+        unfinished: false,
+        left_out: Some(end).filter(|end| *end > state.applied().index),
+        state,
+    })
 }
 
 /// A certificate in the place of one that is not in force: nobody else is left to ask. Signed for the key that there is, so
@@ -327,9 +418,9 @@ mod tests {
     #[test]
     fn entries_that_were_not_known_to_be_committed_are_kept_and_counted() {
         let dir = stopped();
-        let known = Recovery::open(dir.path(), None).unwrap().found().uncommitted;
+        let known = Recovery::open(dir.path(), Basis::Log, None).unwrap().found().uncommitted;
         append_uncommitted(dir.path(), 3);
-        let recovery = Recovery::open(dir.path(), None).unwrap();
+        let recovery = Recovery::open(dir.path(), Basis::Log, None).unwrap();
         let found = recovery.found().clone();
         assert_eq!(found.uncommitted, known + 3);
         let configs = found.objects.iter().find(|(kind, _)| *kind == Kind::Config).unwrap().1;
@@ -363,14 +454,15 @@ mod tests {
             files
         };
         let before = read();
-        Recovery::open(dir.path(), None).unwrap();
+        Recovery::open(dir.path(), Basis::Log, None).unwrap();
         assert!(before == read());
     }
 
     #[test]
     fn a_recovery_that_was_decided_and_interrupted_is_finished_by_the_next_start() {
         let dir = stopped();
-        let Recovery { dir: opened, file, keys, state, known, found, .. } = Recovery::open(dir.path(), None).unwrap();
+        let Recovery { dir: opened, file, keys, state, known, found, .. } =
+            Recovery::open(dir.path(), Basis::Log, None).unwrap();
         let heir = Heir { node_id: found.node_id, addr: found.addr, node: None, voted: found.last.term, known };
         let (state, raft_id) = rebuild::succeed(state, Lineage(2), heir, 9, &mut OsEntropy);
         let next = opened.path().join(NEXT_LOG);
@@ -405,7 +497,7 @@ mod tests {
         const SEGMENT_BYTES: u64 = 64 << 10;
         // What a manager with a small log leaves, with a certificate that is over.
         let first = stopped();
-        Recovery::open(first.path(), None).unwrap().carry_out_with(SEGMENT_BYTES, None).unwrap();
+        Recovery::open(first.path(), Basis::Log, None).unwrap().carry_out_with(SEGMENT_BYTES, None).unwrap();
         expire(first.path(), None);
         std::fs::remove_dir_all(
             std::fs::read_dir(first.path())
@@ -418,12 +510,12 @@ mod tests {
         .unwrap();
         let root = tempfile::tempdir().unwrap();
         let recover = |disk: Arc<dyn Disk>, path: &Path| {
-            Recovery::open_on(disk, path, None).and_then(|found| found.carry_out_with(SEGMENT_BYTES, None))
+            Recovery::open_on(disk, path, Basis::Log, None).and_then(|found| found.carry_out_with(SEGMENT_BYTES, None))
         };
         let whole = FaultyDisk::new(RealDisk, None);
         copy(first.path(), &root.path().join("whole"));
         recover(Arc::new(whole.clone()), &root.path().join("whole")).unwrap();
-        let before = Recovery::open(first.path(), None).unwrap().found().clone();
+        let before = Recovery::open(first.path(), Basis::Log, None).unwrap().found().clone();
         let calls = whole.calls();
         assert!(calls > 60, "{calls}");
         let mut seen = [0, 0];
@@ -435,7 +527,7 @@ mod tests {
                 if let Err(error) = &result {
                     assert!(!error.hint.is_empty(), "{what}: {error:?}");
                 }
-                let found = Recovery::open(&path, None).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                let found = Recovery::open(&path, Basis::Log, None).unwrap_or_else(|error| panic!("{what}: {error:?}"));
                 let is_new = found.found().lineage != before.lineage;
                 assert!(result.is_err() || is_new, "{what}");
                 assert_eq!(found.found().objects, before.objects, "{what}");
@@ -460,7 +552,7 @@ mod tests {
         drop(opened);
         let error = Manager::start(Config::local(dir.path())).unwrap_err();
         assert!(error.failure == StartFailure::Refused && error.hint.contains("recover --data-dir "), "{error:?}");
-        Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
+        Recovery::open(dir.path(), Basis::Log, None).unwrap().carry_out(None).unwrap();
         let node = Manager::start(Config::local(dir.path())).unwrap();
         node.stop(Duration::from_secs(5));
     }
@@ -468,16 +560,16 @@ mod tests {
     #[test]
     fn a_snapshot_that_a_cut_log_no_longer_leads_to_is_recovered_from() {
         let dir = stopped();
-        Recovery::open(dir.path(), None).unwrap().carry_out(None).unwrap();
-        let before = Recovery::open(dir.path(), None).unwrap().found().clone();
+        Recovery::open(dir.path(), Basis::Log, None).unwrap().carry_out(None).unwrap();
+        let before = Recovery::open(dir.path(), Basis::Log, None).unwrap().found().clone();
         // Its first batch says which snapshot the log begins with.
         let segment = dir.path().join("raft/wal-00000001");
         let mut bytes = std::fs::read(&segment).unwrap();
         bytes[600] ^= 1;
         std::fs::write(&segment, bytes).unwrap();
-        assert_eq!(Recovery::open(dir.path(), None).unwrap_err().failure, StartFailure::Damaged);
+        assert_eq!(Recovery::open(dir.path(), Basis::Log, None).unwrap_err().failure, StartFailure::Damaged);
         crate::node::repair::Repair::plan(dir.path(), None).unwrap().unwrap().carry_out().unwrap();
-        let recovery = Recovery::open(dir.path(), None).unwrap();
+        let recovery = Recovery::open(dir.path(), Basis::Log, None).unwrap();
         let found = recovery.found();
         assert_eq!((found.last, found.revision), (before.last, before.revision));
         assert_eq!(found.objects, before.objects);
@@ -485,9 +577,46 @@ mod tests {
         Manager::start(Config::local(dir.path())).unwrap().stop(Duration::from_secs(5));
     }
 
+    #[test]
+    fn a_snapshot_alone_is_enough_when_nothing_of_the_log_stands() {
+        let dir = stopped();
+        Recovery::open(dir.path(), Basis::Log, None).unwrap().carry_out(None).unwrap();
+        append_uncommitted(dir.path(), 3);
+        let before = Recovery::open(dir.path(), Basis::Log, None).unwrap().found().clone();
+        let voted = Recovery::open(dir.path(), Basis::Log, None).unwrap().voted;
+        let whole = Recovery::open(dir.path(), Basis::Snapshot, None).unwrap();
+        assert_eq!((whole.found().left_out, whole.voted), (Some(before.last.index), voted));
+        drop(whole);
+        // Every segment by its header, so that no part of the log says what it is.
+        for segment in ["raft/wal-00000001", "raft/wal-00000002"] {
+            let mut bytes = std::fs::read(dir.path().join(segment)).unwrap();
+            bytes[3] ^= 1;
+            std::fs::write(dir.path().join(segment), bytes).unwrap();
+        }
+        let error = Recovery::open(dir.path(), Basis::Log, None).unwrap_err();
+        assert!(error.hint.contains("skep wal repair"), "{error:?}");
+        let error = crate::node::repair::Repair::plan(dir.path(), None).unwrap_err();
+        assert!(error.hint.contains("skep recover --from-snapshot"), "{error:?}");
+        let recovery = Recovery::open(dir.path(), Basis::Snapshot, None).unwrap();
+        let found = recovery.found();
+        assert!(found.last < before.last && found.members == before.members, "{found:?}");
+        let configs = found.objects.iter().find(|(kind, _)| *kind == Kind::Config).unwrap().1;
+        assert_eq!(configs, 1, "the three after the snapshot are left out");
+        recovery.carry_out(None).unwrap();
+        Manager::start(Config::local(dir.path())).unwrap().stop(Duration::from_secs(5));
+        // Without a whole snapshot there is nothing to begin from.
+        for entry in std::fs::read_dir(dir.path().join("raft")).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("snap-") {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        let error = Recovery::open(dir.path(), Basis::Snapshot, None).unwrap_err();
+        assert!(error.failure == StartFailure::Damaged && error.why.contains("no snapshot that is whole"), "{error:?}");
+    }
+
     /// Puts a certificate that is over in the place of a manager's.
     fn expire(dir: &Path, unlock: Option<&UnlockKey>) {
-        let recovery = Recovery::open(dir, unlock).unwrap();
+        let recovery = Recovery::open(dir, Basis::Log, unlock).unwrap();
         let cluster = recovery.state.cluster().unwrap();
         let (node_id, key) = (recovery.found.node_id, recovery.keys.store.file().node_key);
         let long_ago = wall_ms() - 200 * 86_400_000;
@@ -501,7 +630,7 @@ mod tests {
     fn a_manager_whose_certificate_is_over_recovers_and_gives_itself_another() {
         let dir = stopped();
         expire(dir.path(), None);
-        let recovery = Recovery::open(dir.path(), None).unwrap();
+        let recovery = Recovery::open(dir.path(), Basis::Log, None).unwrap();
         let node_id = recovery.found().node_id;
         recovery.carry_out(None).unwrap();
         let node = Manager::start(Config::local(dir.path())).unwrap();
@@ -526,11 +655,11 @@ mod tests {
         store.change(|file| file.follow(lock)).unwrap();
         drop(opened);
         expire(dir.path(), Some(&unlock));
-        let error = Recovery::open(dir.path(), None).unwrap_err();
+        let error = Recovery::open(dir.path(), Basis::Log, None).unwrap_err();
         assert!(error.failure == StartFailure::Refused && error.hint.contains("--unlock-key-file"), "{error:?}");
         let wrong = UnlockKey::generate(&mut crate::sys::entropy::SeededEntropy::new(2));
-        assert_eq!(Recovery::open(dir.path(), Some(&wrong)).unwrap_err().failure, StartFailure::Refused);
-        Recovery::open(dir.path(), Some(&unlock)).unwrap().carry_out(None).unwrap();
+        assert_eq!(Recovery::open(dir.path(), Basis::Log, Some(&wrong)).unwrap_err().failure, StartFailure::Refused);
+        Recovery::open(dir.path(), Basis::Log, Some(&unlock)).unwrap().carry_out(None).unwrap();
         assert!(crate::node::is_locked(dir.path()));
         let config = Config { unlock_key: Some(unlock), ..Config::local(dir.path()) };
         Manager::start(config).unwrap().stop(Duration::from_secs(5));
@@ -539,7 +668,7 @@ mod tests {
     #[test]
     fn what_is_no_member_is_not_recovered() {
         let refusal = |path: &Path| {
-            let error = Recovery::open(path, None).unwrap_err();
+            let error = Recovery::open(path, Basis::Log, None).unwrap_err();
             assert_eq!(error.failure, StartFailure::Refused);
             error.why
         };

@@ -1,7 +1,8 @@
 //! Repairing the log of a manager that does not run, as the last resort: see `wal::repair`.
 //!
 //! What is cut off may have been acknowledged, so the directory is marked before anything is cut: from then on it does
-//! not start as the member it was. Its data is still good for a swarm of its own.
+//! not start as the member it was. Its data is still good for a swarm of its own. Only when a snapshot covers all that is
+//! cut off does it go on as before.
 
 use std::path::Path;
 
@@ -51,8 +52,9 @@ impl Repair {
             RepairError::Wal(error) => log_error(&dir, &error),
             error @ RepairError::Hopeless { .. } => {
                 let hint = "with a majority of the other managers alive: move the directory aside and join anew with \
-                            `skep run --join`; without one: look at the others with `skep recover --dry-run`, or begin \
-                            from a backup with `skep backup restore FILE`";
+                            `skep run --join`; without one: look at the others with `skep recover --dry-run`, at what \
+                            this one's newest whole snapshot holds with `skep recover --from-snapshot --dry-run`, or \
+                            begin from a backup with `skep backup restore FILE`";
                 StartError::new(StartFailure::Damaged, what(), error, hint)
             }
         })?;
@@ -66,13 +68,15 @@ impl Repair {
 
     /// Marks the directory and cuts.
     pub fn carry_out(mut self) -> Result<(), StartError> {
-        let Plan { file, offset, last, .. } = &self.plan;
-        let left = match last.0 {
-            0 => "no entries are left".to_owned(),
-            last => format!("entries up to {last} are left"),
-        };
-        self.file.repaired = Some(format!("{file} was damaged at byte {offset}; {left}"));
-        self.dir.write(&self.file)?;
+        let Plan { file, offset, last, covered, .. } = &self.plan;
+        if !covered {
+            let left = match last.0 {
+                0 => "no entries are left".to_owned(),
+                last => format!("entries up to {last} are left"),
+            };
+            self.file.repaired = Some(format!("{file} was damaged at byte {offset}; {left}"));
+            self.dir.write(&self.file)?;
+        }
         repair::carry_out(&RealDisk, &self.dir.raft(), &self.keys, self.options, &self.plan)
             .map_err(|error| log_error(&self.dir, &error))
     }

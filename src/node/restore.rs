@@ -170,7 +170,8 @@ mod tests {
         let node = Node::start(Config::local(dir.path())).unwrap();
         node.stop(std::time::Duration::from_secs(5));
         drop(node);
-        let recovery = crate::node::recover::Recovery::open(dir.path(), None).unwrap();
+        let recovery =
+            crate::node::recover::Recovery::open(dir.path(), crate::node::recover::Basis::Log, None).unwrap();
         recovery.into_state()
     }
 
@@ -231,7 +232,7 @@ mod tests {
                     small(RealDisk, &path, state.clone()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
                     again += 1;
                 }
-                let recovery = crate::node::recover::Recovery::open(&path, None)
+                let recovery = crate::node::recover::Recovery::open(&path, crate::node::recover::Basis::Log, None)
                     .unwrap_or_else(|error| panic!("{what}: {error:?}"));
                 assert_eq!(recovery.found().objects, objects(&state), "{what}");
                 drop(recovery);

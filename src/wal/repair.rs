@@ -1,10 +1,14 @@
-//! Makes a damaged log one that opens, by cutting off everything from the first damage on.
+//! Makes a damaged log one that opens, by cutting off everything on one side of the damage.
 //!
-//! What is cut off may have been acknowledged. So this is for whoever has no other copy: a manager whose log was repaired
-//! must never vote in the group it was a member of, and seeing to that is the caller's part, before [`carry_out`].
+//! When a whole snapshot covers the damage and everything before it, that beginning goes, and nothing is lost: it was kept
+//! only so that others can catch up, and every segment repeats what was promised before it.
 //!
-//! What is cut off is kept in `lost+found/`. Only the end of a log can be cut: when what is left would not stand by
-//! itself, because the snapshot that it rests on is damaged or gone, there is nothing to repair.
+//! Otherwise everything from the first damage on goes, and that may have been acknowledged. So this is for whoever has no
+//! other copy: a manager whose log lost its end must never vote in the group it was a member of, and seeing to that is the
+//! caller's part, before [`carry_out`].
+//!
+//! What is cut off is kept in `lost+found/`. When neither side would stand by itself, because the snapshot that it rests
+//! on is damaged or gone, there is nothing to repair.
 //!
 //! Where to cut is what [`inspect`] says, which looks at the files one by one. Whether what is left opens is not concluded
 //! from that but tried: a plan has been opened, on a disk that shows the log as the cut would leave it.
@@ -18,7 +22,7 @@ use super::error::{Doing, WalError};
 use super::format::{Record, SECTOR};
 use super::inspect::{Found, inspect};
 use super::look::look;
-use super::newest::{NEWEST, Newest};
+use super::newest::{self, NEWEST, Newest};
 use super::recover::{self, LOST};
 use super::segment::{self, Segment};
 use super::snapshot::{self, SnapshotReader};
@@ -37,6 +41,8 @@ pub struct Plan {
     pub what: String,
     /// What goes to `lost+found/`, in order.
     pub cuts: Vec<CutOff>,
+    /// All that is cut off is in the snapshot too, and nothing is lost.
+    pub covered: bool,
     /// The last entry that stays.
     pub last: Index,
     /// The snapshot that what stays rests on; zero for none.
@@ -131,7 +137,16 @@ pub fn plan(
                 if offset < SECTOR && before.0 >= file {
                     (last, rests_on) = (before.1, before.2);
                 }
-                plan = Some(Plan { file, offset, what, cuts: Vec::new(), last, snapshot: rests_on, sequence: 0 });
+                plan = Some(Plan {
+                    file,
+                    offset,
+                    what,
+                    cuts: Vec::new(),
+                    covered: false,
+                    last,
+                    snapshot: rests_on,
+                    sequence: 0,
+                });
                 // That the last segment is missing, and damage to the file that says so, is told before anything else.
                 if sequence.is_some_and(|sequence| sequences.last().is_some_and(|newest| sequence <= *newest)) {
                     break;
@@ -141,6 +156,9 @@ pub fn plan(
         }
     }
     let Some(mut plan) = plan else { return check_snapshot(disk, dir, keys, options, rests_on, None).map(|()| None) };
+    if let Some(plan) = beginning(disk, dir, keys, options, &sequences, &plan)? {
+        return Ok(Some(plan));
+    }
     (plan.last, plan.snapshot) = (last, rests_on);
     cut_from(disk, dir, &sequences, &mut plan)?;
     check_snapshot(disk, dir, keys, options, rests_on, Some(&plan))?;
@@ -243,6 +261,38 @@ impl File for PlannedFile {
     fn set_len(&self, _: u64) -> io::Result<()> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
+}
+
+/// A plan that cuts off the damaged segment and those before it, if a whole snapshot covers them and the rest is whole.
+fn beginning(
+    disk: &dyn Disk,
+    dir: &Path,
+    keys: &Keyring,
+    options: Options,
+    sequences: &[u64],
+    damage: &Plan,
+) -> Result<Option<Plan>, RepairError> {
+    let Some(damaged) = segment::sequences(std::slice::from_ref(&damage.file)).pop() else { return Ok(None) };
+    let Some(newest) = sequences.last().copied().filter(|newest| *newest > damaged) else { return Ok(None) };
+    // With segments missing at the end too, what they held is in no snapshot.
+    if !newest::read(disk, dir).is_ok_and(|told| newest::missing(told, newest).is_none()) {
+        return Ok(None);
+    }
+    let mut plan = Plan { covered: true, sequence: newest, ..damage.clone() };
+    for sequence in sequences.iter().copied().filter(|sequence| *sequence <= damaged) {
+        let file = segment::name(sequence);
+        let path = dir.join(&file);
+        let bytes = disk.open(&path).and_then(|file| file.len()).doing("read the length of", &path)?;
+        plan.cuts.push(CutOff { file, from: 0, bytes });
+    }
+    let Ok((_, left)) = look(&Planned { disk, dir, plan: &plan }, dir, keys, &options) else { return Ok(None) };
+    let snapshot = left.snapshot.map_or(Index(0), |snapshot| snapshot.position.index);
+    // One that is not whole is told of by the plan that cuts off the end.
+    if snapshot == Index(0) || check_snapshot(disk, dir, keys, options, snapshot, None).is_err() {
+        return Ok(None);
+    }
+    (plan.last, plan.snapshot) = (left.last.index, snapshot);
+    Ok(Some(plan))
 }
 
 /// Lists what is to be cut off from the damage on.
