@@ -31,13 +31,13 @@
 //! | ids in time order, so that new objects are neighbours | nothing, and ids that all begin alike |
 //!
 //! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same
-//! entries to the same [`Applier`] without a thread.
+//! entries to the same [`Applier`] without this thread, but with one that reads them ahead ([`Prepared`]).
 
 mod machine;
 mod run;
 
-pub use machine::{Applier, ApplyError, Effect};
-pub use run::{Progress, Request, Work, spawn};
+pub use machine::{Applier, ApplyError, Effect, Prepared};
+pub use run::{Handle, Progress, Request, Work, spawn};
 
 use crate::codec::{DecodeError, envelope};
 use crate::types::limits::MAX_FRAME_BYTES;

@@ -1,13 +1,18 @@
-//! The apply thread.
+//! The apply thread, and the way to it.
+//!
+//! A request that is small and alone is carried out by whoever hands it in, if nobody else is at it
+//! ([`crate::sys::stage`]): for one small write the hop to this thread and back took longer than applying it.
 
 use std::io;
+use std::sync::Arc;
 
 use raft::eraftpb::Entry;
 
 use super::{Applier, ApplyError, Effect};
 use crate::store::State;
 use crate::sys::metrics::{Counter, Histogram, Metrics};
-use crate::sys::queue::Receiver;
+use crate::sys::queue::{self, Full, Receiver, Sender};
+use crate::sys::stage::Stage;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::monotonic;
 use crate::types::log::StateHash;
@@ -52,43 +57,94 @@ pub struct Progress {
     pub installed: bool,
 }
 
-/// Starts the apply thread. `on_applied` is called on it once per request, with the outcomes of the changes that had a
-/// token, and must not block. The thread ends when `inbox` closes.
+impl Request {
+    /// Whether it takes no longer than waking another thread.
+    fn is_small(&self) -> bool {
+        match self {
+            Self::Apply(work) => {
+                work.entries.len() <= SMALL_ENTRIES
+                    && work.entries.iter().map(|(entry, _)| entry.data.len()).sum::<usize>() <= SMALL_BYTES
+            }
+            Self::Install { .. } => false,
+        }
+    }
+}
+
+/// The most entries of a request that is carried out where it is handed in.
+const SMALL_ENTRIES: usize = 4;
+/// The most bytes of their payloads.
+const SMALL_BYTES: usize = 16 << 10;
+
+/// Where requests are handed in. Dropping the last clone is the order to stop.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: Sender<Request>,
+    stage: Arc<Stage<Apply>>,
+}
+
+impl Handle {
+    /// Has a request carried out after all earlier ones, by the apply thread or here and now; gives it back when too many
+    /// wait. Never waits.
+    pub fn give(&self, request: Request) -> Result<(), Full<Request>> {
+        let here = self.requests.is_empty() && request.is_small();
+        self.requests.put(request)?;
+        if !here || !self.stage.try_run(Apply::drain) {
+            self.requests.wake();
+        }
+        Ok(())
+    }
+}
+
+/// What is called once for each request with what it did, and with the outcomes of the changes that had a token.
+type OnApplied = Box<dyn FnMut(Progress, Vec<(u64, Outcome)>) + Send>;
+
+/// Starts the apply thread, for which at most `capacity` requests wait. `on_applied` is called once per request, with the
+/// outcomes of the changes that had a token, on whichever thread carried it out, and must not block. The thread ends when
+/// the handle is dropped.
 ///
 /// An entry that cannot be applied ends the process with code 5: this replica cannot follow the others any more, and
 /// whatever it would serve might be wrong.
 pub fn spawn(
     applier: Applier,
-    inbox: Receiver<Request>,
+    capacity: usize,
     metrics: &Metrics,
     on_applied: impl FnMut(Progress, Vec<(u64, Outcome)>) + Send + 'static,
-) -> io::Result<Thread> {
-    let mut apply = Apply {
+) -> io::Result<(Handle, Thread)> {
+    let (requests, inbox) = queue::bounded(capacity, metrics.queue("apply"));
+    let (inbox, stage) = (Arc::new(inbox), Arc::new(Stage::default()));
+    stage.begin(Apply {
         applier,
-        inbox,
+        inbox: inbox.clone(),
         entries: metrics.counter("skep_apply_entries_total"),
         batch_time: metrics.histogram("skep_apply_batch_seconds"),
-        on_applied,
-    };
-    thread::spawn("apply", move || apply.run())
+        on_applied: Box::new(on_applied),
+    });
+    let handle = Handle { requests, stage: stage.clone() };
+    let thread = thread::spawn("apply", move || {
+        while inbox.wait() {
+            stage.run(Apply::drain);
+        }
+        stage.end();
+    })?;
+    Ok((handle, thread))
 }
 
 /// Exit code for a node whose data is damaged or not understood.
 const EXIT_DAMAGED: i32 = 5;
 
-/// The apply thread: the one writer of the store.
-struct Apply<F> {
+/// The one writer of the store.
+struct Apply {
     applier: Applier,
-    /// From raft. Raft dropping its end is the order to stop.
-    inbox: Receiver<Request>,
+    /// From raft.
+    inbox: Arc<Receiver<Request>>,
     entries: Counter,
     batch_time: Histogram,
-    on_applied: F,
+    on_applied: OnApplied,
 }
 
-impl<F: FnMut(Progress, Vec<(u64, Outcome)>)> Apply<F> {
-    fn run(&mut self) {
-        while let Some(request) = self.inbox.recv() {
+impl Apply {
+    fn drain(&mut self) {
+        while let Some(request) = self.inbox.try_recv() {
             let begin = monotonic();
             match self.carry_out(request) {
                 Ok((progress, outcomes)) => {
@@ -156,7 +212,6 @@ mod tests {
 
     use super::super::machine::tests::{applier, create, entry, learner, member};
     use super::*;
-    use crate::sys::queue;
     use crate::types::log::Command;
     use crate::types::{Kind, Revision};
 
@@ -165,11 +220,10 @@ mod tests {
     #[test]
     fn a_request_is_answered_once_with_everything_it_did() {
         let metrics = Metrics::default();
-        let (inbox, requests) = queue::bounded(8, metrics.queue("apply"));
         let (sender, reports) = mpsc::channel();
         let applier = applier();
         let store = applier.store().clone();
-        let thread = spawn(applier, requests, &metrics, move |progress, outcomes| {
+        let (handle, thread) = spawn(applier, 8, &metrics, move |progress, outcomes| {
             sender.send((progress, outcomes)).unwrap();
         })
         .unwrap();
@@ -184,7 +238,7 @@ mod tests {
             (entry(8, super::super::encode(&Command::Mark { floors: Vec::new() })), None),
         ];
         let bytes = entries.iter().map(|(entry, _)| entry.data.len() as u64).sum();
-        inbox.try_send(Request::Apply(Work { entries })).unwrap();
+        handle.give(Request::Apply(Work { entries })).unwrap();
         let (progress, outcomes) = reports.recv_timeout(SOON).unwrap();
         let (applied, mark) = store.view(|state| (state.applied(), state.hash()));
         let expected = Progress {
@@ -199,34 +253,33 @@ mod tests {
         let committed = |revision| Outcome::Committed(Revision(revision));
         assert_eq!(outcomes, [(30, committed(1)), (70, committed(3))]);
 
-        inbox.try_send(Request::Apply(Work { entries: vec![(create(9, "four"), None)] })).unwrap();
+        handle.give(Request::Apply(Work { entries: vec![(create(9, "four"), None)] })).unwrap();
         let (progress, outcomes) = reports.recv_timeout(SOON).unwrap();
         assert_eq!((progress.applied.index, progress.configuration_changed, outcomes.len()), (Index(9), false, 0));
         assert_eq!(metrics.counter("skep_apply_entries_total").get(), 8);
 
-        drop(inbox);
+        drop(handle);
         assert!(thread.join(SOON));
     }
 
     #[test]
     fn entries_follow_an_installed_snapshot() {
         let metrics = Metrics::default();
-        let (inbox, requests) = queue::bounded(8, metrics.queue("apply"));
         let (sender, reports) = mpsc::channel();
         let (applier, mut other) = (applier(), super::super::machine::tests::applier());
         let store = applier.store().clone();
         for index in 2..10 {
             other.apply(&create(index, &format!("c{index}"))).unwrap();
         }
-        let thread = spawn(applier, requests, &metrics, move |progress, _| sender.send(progress).unwrap()).unwrap();
-        inbox.try_send(Request::Install { state: other.store().snapshot() }).unwrap();
-        inbox.try_send(Request::Apply(Work { entries: vec![(create(10, "c10"), None)] })).unwrap();
+        let (handle, thread) = spawn(applier, 8, &metrics, move |progress, _| sender.send(progress).unwrap()).unwrap();
+        handle.give(Request::Install { state: other.store().snapshot() }).unwrap();
+        handle.give(Request::Apply(Work { entries: vec![(create(10, "c10"), None)] })).unwrap();
         let installed = reports.recv_timeout(SOON).unwrap();
         assert_eq!((installed.applied.index, installed.configuration_changed), (Index(9), true));
         assert!(installed.installed);
         assert_eq!(reports.recv_timeout(SOON).unwrap().applied.index, Index(10));
         assert_eq!(store.view(|state| state.count(Kind::Config)), 9);
-        drop(inbox);
+        drop(handle);
         assert!(thread.join(SOON));
     }
 }

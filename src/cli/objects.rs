@@ -280,7 +280,7 @@ mod tests {
             data: Sensitive(b"hunter2".to_vec()),
             ..SecretSpec::default()
         };
-        let secret = Object::Secret(Secret { spec, ..Secret::default() });
+        let secret = Object::from(Secret { spec, ..Secret::default() });
         for shown in [document(&secret), document_for_people(&secret), row(&secret)] {
             let text = shown.to_string();
             assert!(!text.contains("hunter2") && !text.contains("104,117"), "{text}");

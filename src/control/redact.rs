@@ -12,7 +12,7 @@ use crate::types::object::{
 /// A copy of `object` without anything that must stay inside the managers.
 pub fn redact(object: &Object) -> Object {
     match object {
-        Object::Secret(secret) => Object::Secret(redact_secret(secret)),
+        Object::Secret(secret) => redact_secret(secret).into(),
         Object::Cluster(cluster) => Object::Cluster(Box::new(redact_cluster(cluster))),
         Object::Service(service) => {
             let mut service = service.clone();
@@ -39,7 +39,7 @@ pub fn redact(object: &Object) -> Object {
 
 /// Whether the swarm made the object for itself: such objects are in no list and no watch.
 pub fn is_internal(object: &Object) -> bool {
-    matches!(object, Object::Secret(Secret { internal: true, .. }))
+    matches!(object, Object::Secret(secret) if secret.internal)
 }
 
 /// Bytes of the stored encoding that [`redact`] leaves out, about.

@@ -106,7 +106,7 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
             let annotations = Annotations { name: name.clone(), labels: labels.clone(), ..Annotations::default() };
             let spec = SecretSpec { annotations, data: data.clone(), templating: None, driver: None };
             let secret = Secret { id: ObjectId(0), meta: Meta::default(), spec, internal: false };
-            create(state, request, Object::Secret(secret), None)
+            create(state, request, secret.into(), None)
         }
         Write::CreateExtension { name, description, labels } => {
             validate::free_name(Kind::Extension, name)?;

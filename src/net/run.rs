@@ -415,12 +415,23 @@ impl<H: Handler> Net<H> {
         self.settle();
         self.handler.turn_ended(self.now, &mut self.out);
         self.settle();
+        if self.has_inbox() {
+            // The other stages have answered at once, on this very thread perhaps.
+            self.take_inbox();
+            self.settle();
+        }
         // A write that fails closes a connection, and who hears of it may write elsewhere.
         for _ in 0..3 {
             self.flush();
             self.settle();
         }
         self.handler.turn_written();
+    }
+
+    /// Whether other threads have something for this one.
+    fn has_inbox(&self) -> bool {
+        let NetInbox { urgent, appends, completions, .. } = &self.inbox;
+        !(urgent.is_empty() && appends.is_empty() && completions.is_empty())
     }
 
     /// Reads what has arrived. Handshakes cost most and come from anybody: a few of them in a turn.
@@ -509,9 +520,7 @@ impl<H: Handler> Net<H> {
             || !self.deferred.is_empty()
             || self.listeners.has_pending()
             || self.resolver.has_results()
-            || !self.inbox.urgent.is_empty()
-            || !self.inbox.appends.is_empty()
-            || !self.inbox.completions.is_empty();
+            || self.has_inbox();
         if work {
             return Some(Duration::ZERO);
         }

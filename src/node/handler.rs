@@ -676,6 +676,7 @@ impl Handler for NodeHandler {
 
     fn turn_written(&mut self) {
         self.wake_raft();
+        self.raft.wake_log();
     }
 
     fn next_deadline(&self) -> Option<Instant> {

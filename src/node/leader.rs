@@ -383,7 +383,7 @@ impl Leader {
 
     fn request(&self, event: raft::Event) -> Result<(), Ended> {
         let queued = self.raft.request(event);
-        self.raft.ring();
+        self.raft.turn();
         if queued { Ok(()) } else { Err(overloaded()) }
     }
 }

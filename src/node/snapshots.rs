@@ -86,7 +86,7 @@ pub fn spawn_writer(
 ) -> io::Result<(Sender<Job>, Thread)> {
     let (sender, inbox) = bounded(4, metrics.queue("snapshot"));
     let seconds = metrics.histogram("skep_snapshot_seconds");
-    let thread = thread::spawn("snapshot", move || {
+    let thread = thread::spawn_background("snapshot", move || {
         while let Some(job) = inbox.recv() {
             if let Job::Remember(bytes) = job {
                 if let Err(error) = files::replace(&RealDisk, &peers_file, &bytes) {
@@ -167,7 +167,7 @@ pub fn spawn_transfer(
     let (sender, inbox) = bounded(4096, metrics.queue("transfer"));
     let mut mover =
         Mover { snapshots, recorded, raft, net, serving: BTreeMap::new(), served: None, pace, taking: None };
-    let thread = thread::spawn("transfer", move || mover.run(&inbox))?;
+    let thread = thread::spawn_background("transfer", move || mover.run(&inbox))?;
     Ok((sender, thread))
 }
 

@@ -526,11 +526,11 @@ impl<'a> Starter<'a> {
         };
         let (locksmith, locksmith_thread) = locksmith::spawn(surroundings, &self.metrics).map_err(internal)?;
         let (wal_queue, wal_inbox) = bounded(WORK_QUEUE, self.metrics.queue("wal"));
-        let (apply_queue, apply_inbox) = bounded(WORK_QUEUE, self.metrics.queue("apply"));
         let on_durable = raft_run::on_durable(self.raft.clone(), outlet.clone());
         let wal_thread = wal::run::spawn(wal, wal_inbox, &self.metrics, on_durable).map_err(internal)?;
         let on_applied = raft_run::on_applied(self.raft.clone(), outlet.clone(), store.clone());
-        let apply_thread = crate::apply::spawn(applier, apply_inbox, &self.metrics, on_applied).map_err(internal)?;
+        let (apply, apply_thread) =
+            crate::apply::spawn(applier, WORK_QUEUE, &self.metrics, on_applied).map_err(internal)?;
         let machine = RaftMachine::new(
             monotonic(),
             Options {
@@ -567,7 +567,7 @@ impl<'a> Starter<'a> {
         {
             return Err(internal("the net thread does not answer"));
         }
-        let workers = Workers { wal: wal_queue, apply: apply_queue, reader };
+        let workers = Workers { wal: wal_queue, apply, reader };
         let inbox = self.raft_inbox.take().ok_or_else(|| internal("the raft thread was started already"))?;
         let raft_thread =
             raft_run::spawn(machine, inbox, &self.raft, workers, outlet, &self.metrics).map_err(internal)?;

@@ -58,6 +58,8 @@ const DISK_STALL: Duration = Duration::from_secs(5);
 const HEALTHY_SYNC_US: u64 = 100_000;
 /// A low disk asks for a snapshot, so that old segments of the log can go, at most this often.
 const LOW_DISK_PAUSE: Duration = Duration::from_secs(30);
+/// A leader tells what is committed with its next entries, or after this without any.
+const COMMIT_PATIENCE: Duration = Duration::from_millis(2);
 /// A read round is begun again after this.
 const READ_RETRY: Duration = Duration::from_millis(300);
 /// A read round is given up after this.
@@ -170,6 +172,9 @@ pub struct Machine {
     durable: Durable,
     /// The commit index last handed to the log with a sync.
     commit_asked: Index,
+    /// As leader: the commit index that the others were told last, and when they are told of a later one.
+    commit_told: Index,
+    commit_due: Option<Instant>,
 
     committed: VecDeque<Entry>,
     committed_bytes: u64,
@@ -262,6 +267,8 @@ impl Machine {
                 ReadOnlyOption::Safe
             },
             batch_append: true,
+            // See `tell_commit`.
+            skip_bcast_commit: true,
             max_uncommitted_size: 64 << 20,
             max_committed_size_per_ready: 4 << 20,
             ..Config::default()
@@ -283,6 +290,8 @@ impl Machine {
             unsynced_bytes: 0,
             durable: Durable { hard_state: options.hard_state, last },
             commit_asked: options.hard_state.commit,
+            commit_told: Index(0),
+            commit_due: None,
             committed: VecDeque::new(),
             committed_bytes: 0,
             handed: VecDeque::new(),
@@ -415,6 +424,7 @@ impl Machine {
         self.propose_collected();
         self.propose_membership();
         self.begin_reads(now);
+        self.tell_commit(now);
         self.run_ready_loop(now);
         self.hand_to_apply(now);
         self.note_leadership(now);
@@ -437,7 +447,7 @@ impl Machine {
     pub fn deadline(&self) -> Option<Instant> {
         // A retry that is due and cannot be made must not keep the caller spinning.
         let retry = self.reads.next_retry(READ_RETRY).filter(|_| self.can_read());
-        [self.failover.deadline(), retry, self.fence_deadline()].into_iter().flatten().min()
+        [self.failover.deadline(), retry, self.fence_deadline(), self.commit_due].into_iter().flatten().min()
     }
 
     /// Time between ticks.

@@ -3,11 +3,18 @@
 //! Events wait in lanes that are looked at in a fixed order, each up to a cap per turn: what the node's own threads
 //! report, votes and heartbeats, a tick, appends, requests. One turn is one batch for the machine and one wakeup for
 //! everybody it concerns.
+//!
+//! A turn is not tied to the thread. Whoever has queued a little takes it here and now if nobody else is at it
+//! ([`Handle::turn`], [`crate::sys::stage`]): a lone write then crosses 6 threads on its way through leader and follower
+//! instead of 12. Much is left to the thread, so that a busy leader has two processors for sockets and for Raft.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use raft::eraftpb::{Message, MessageType};
@@ -19,7 +26,8 @@ use crate::apply;
 use crate::codec::raft_message;
 use crate::store::{State, Store};
 use crate::sys::metrics::{Counter, Gauge, Histogram, Metrics};
-use crate::sys::queue::{self, Bell, Receiver, Sender, Waiter};
+use crate::sys::queue::{self, Bell, Receiver, Sender, Waiter, Waker};
+use crate::sys::stage::Stage;
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{Instant, monotonic};
 use crate::types::api::RaftEvent;
@@ -71,6 +79,8 @@ pub enum Input {
 const TURN: usize = 1024;
 /// Appends per turn: each may be 256 KiB.
 const APPENDS_PER_TURN: usize = 64;
+/// The most events that a turn on a thread of another stage begins with.
+const FEW_EVENTS: usize = 8;
 /// A frame of messages is sent when it is this long.
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -89,6 +99,12 @@ pub struct Handle {
 /// What the raft thread publishes.
 #[derive(Debug)]
 struct Shared {
+    stage: Stage<Raft>,
+    /// When the thread wakes by itself, nanoseconds of [`Instant`]; written in the stage.
+    wakes_at: AtomicU64,
+    /// The log thread has not been woken for what a turn queued for it.
+    log_waits: AtomicBool,
+    log: OnceLock<Waker>,
     report: Mutex<Report>,
     durable: Mutex<Durable>,
     mark: Mutex<Option<StateHash>>,
@@ -101,8 +117,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no code panics while it holds this lock")
 }
 
+impl Shared {
+    fn wake_log(&self) {
+        if self.log_waits.load(SeqCst)
+            && self.log_waits.swap(false, SeqCst)
+            && let Some(log) = self.log.get()
+        {
+            log.wake();
+        }
+    }
+}
+
 impl Handle {
-    /// A message from a peer. A full lane drops it: Raft repeats itself. Wakes nobody: see [`Self::ring`].
+    /// A message from a peer. A full lane drops it: Raft repeats itself. Wakes nobody: see [`Self::turn`].
     pub fn peer(&self, from: NodeId, message: Message) -> bool {
         let bulky = matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgSnapshot)
             && !message.entries.is_empty();
@@ -111,24 +138,54 @@ impl Handle {
     }
 
     /// A proposal, a read or an order; false when the lane is full and nothing was queued. Wakes nobody: see
-    /// [`Self::ring`].
+    /// [`Self::turn`].
     pub fn request(&self, event: Event) -> bool {
         self.requests.try_send(Box::new(event)).is_ok()
     }
 
-    /// Wakes the raft thread, after [`Self::peer`] and [`Self::request`]: once for all that one turn of a caller's queued,
-    /// so that they become one batch.
-    pub fn ring(&self) {
-        self.bell.ring();
+    /// Has taken up what [`Self::peer`] and [`Self::request`] queued: once for all that one turn of a caller's queued, so
+    /// that they become one batch. A little is done before this returns, unless another thread is at it.
+    pub fn turn(&self) {
+        self.turn_before_log();
+        self.wake_log();
+    }
+
+    /// As [`Self::turn`], for somebody who has messages to send before the log thread takes the processor, and calls
+    /// [`Self::wake_log`] then.
+    pub fn turn_before_log(&self) {
+        if self.shared.stop.load(Relaxed) {
+            return;
+        }
+        let waiting = self.requests.len() + self.urgent.len() + self.appends.len() + self.internal.len();
+        if waiting > FEW_EVENTS {
+            self.bell.ring();
+            return;
+        }
+        // Another thread that is at it looks again before it leaves.
+        self.shared.stage.try_run(|raft| {
+            raft.turns();
+            if raft.deadline().as_nanos() < self.shared.wakes_at.load(Relaxed) {
+                self.bell.ring();
+            }
+        });
+    }
+
+    /// Wakes the log thread, if there is something for it.
+    pub fn wake_log(&self) {
+        self.shared.wake_log();
     }
 
     /// What the node's own threads report. These must not be lost: their number is bounded by what raft handed out.
     pub fn internal(&self, input: Input) {
+        self.queue_report(input);
+        self.bell.ring();
+    }
+
+    fn queue_report(&self, input: Input) {
         if self.internal.try_send(Box::new(input)).is_err() {
             log::error!("the raft thread does not take what the log and apply report: it is stuck");
             std::process::abort();
         }
-        self.bell.ring();
     }
 
     /// A link came up or went down, a ping returned.
@@ -204,6 +261,10 @@ pub fn queues(report: Report, metrics: &Metrics) -> (Handle, Inbox) {
         journal: Mutex::default(),
         turns: AtomicU64::new(0),
         stop: AtomicBool::new(false),
+        stage: Stage::default(),
+        wakes_at: AtomicU64::new(0),
+        log_waits: AtomicBool::new(false),
+        log: OnceLock::new(),
     });
     let handle = Handle { internal, urgent, appends, requests, bell, shared: shared.clone() };
     let inbox =
@@ -217,7 +278,7 @@ pub struct Workers {
     /// The log thread.
     pub wal: Sender<wal::run::Request<Vec<Outgoing>>>,
     /// The apply thread.
-    pub apply: Sender<apply::Request>,
+    pub apply: apply::Handle,
     /// The log's read side, for followers that lag.
     pub reader: LogReader,
 }
@@ -231,6 +292,8 @@ pub fn spawn(
     outlet: Arc<dyn Outlet>,
     metrics: &Metrics,
 ) -> io::Result<Thread> {
+    // This thread is the only one that starts it.
+    let _ = inbox.shared.log.set(workers.wal.waker());
     // Whoever greets peers once this returns knows where the log ends.
     *lock(&inbox.shared.durable) = machine.durable();
     *lock(&inbox.shared.report) = machine.report(monotonic());
@@ -247,6 +310,8 @@ pub fn spawn(
             back.internal(Input::Event(Event::Fetched { fetch, entries }));
         }
     })?;
+    let Inbox { internal, urgent, appends, requests, waiter, shared } = inbox;
+    let inbox = Lanes { internal, urgent, appends, requests, shared: shared.clone() };
     let mut raft = Raft {
         next_tick: monotonic() + machine.tick_interval(),
         machine,
@@ -263,13 +328,40 @@ pub fn spawn(
         elections: metrics.gauge("skep_raft_elections"),
         turn_events: metrics.counter("skep_raft_events_total"),
     };
-    thread::spawn("raft", move || raft.run())
+    thread::spawn("raft", move || {
+        raft.begin();
+        shared.wake_log();
+        shared.stage.begin(raft);
+        let turns = |raft: &mut Raft| {
+            while raft.turn() && !raft.inbox.shared.stop.load(Relaxed) {
+                raft.inbox.shared.wake_log();
+            }
+            raft.inbox.shared.wake_log();
+            let wakes_at = raft.deadline();
+            raft.inbox.shared.wakes_at.store(wakes_at.as_nanos(), Relaxed);
+            wakes_at
+        };
+        while let Some(wakes_at) = shared.stage.run(turns)
+            && !shared.stop.load(Relaxed)
+            && waiter.wait_until(wakes_at)
+        {}
+        shared.stage.end();
+    })
 }
 
-/// The raft thread.
+/// What is queued for Raft.
+struct Lanes {
+    internal: Receiver<Box<Input>>,
+    urgent: Receiver<Box<Event>>,
+    appends: Receiver<Box<Event>>,
+    requests: Receiver<Box<Event>>,
+    shared: Arc<Shared>,
+}
+
+/// The stage: everything that a turn needs.
 struct Raft {
     machine: Machine,
-    inbox: Inbox,
+    inbox: Lanes,
     workers: Workers,
     outlet: Arc<dyn Outlet>,
     fetches: Sender<super::Fetch>,
@@ -287,17 +379,20 @@ struct Raft {
 }
 
 impl Raft {
-    fn run(&mut self) {
+    fn begin(&mut self) {
         let effects = self.machine.finish(monotonic());
         self.carry_out(effects);
         self.publish(monotonic());
-        while !self.inbox.shared.stop.load(Relaxed) {
-            let deadline = self.machine.deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
-            if !self.inbox.waiter.wait_until(deadline) {
-                break;
-            }
-            while self.turn() && !self.inbox.shared.stop.load(Relaxed) {}
-        }
+    }
+
+    /// Turns until nothing is there.
+    fn turns(&mut self) {
+        while self.turn() && !self.inbox.shared.stop.load(Relaxed) {}
+    }
+
+    /// When a turn is due though nothing arrives.
+    fn deadline(&self) -> Instant {
+        self.machine.deadline().map_or(self.next_tick, |at| at.min(self.next_tick))
     }
 
     /// One batch; true when something was there, so that another look is due before waiting.
@@ -343,7 +438,7 @@ impl Raft {
         events > 0
     }
 
-    fn drain(&mut self, now: Instant, cap: usize, next: impl Fn(&Inbox) -> Option<Box<Event>>) -> usize {
+    fn drain(&mut self, now: Instant, cap: usize, next: impl Fn(&Lanes) -> Option<Box<Event>>) -> usize {
         let mut events = 0;
         while events < cap
             && let Some(event) = next(&self.inbox)
@@ -417,14 +512,17 @@ impl Raft {
     }
 
     fn flush_backlogs(&mut self) {
-        flush(&mut self.backlog, &self.workers.wal);
-        flush(&mut self.apply_backlog, &self.workers.apply);
+        if !self.backlog.is_empty() {
+            flush(&mut self.backlog, |request| self.workers.wal.put(request));
+            self.inbox.shared.log_waits.store(true, SeqCst);
+        }
+        flush(&mut self.apply_backlog, |request| self.workers.apply.give(request));
     }
 }
 
-fn flush<T>(backlog: &mut VecDeque<T>, queue: &Sender<T>) {
+fn flush<T>(backlog: &mut VecDeque<T>, mut send: impl FnMut(T) -> Result<(), queue::Full<T>>) {
     while let Some(item) = backlog.pop_front() {
-        if let Err(queue::Full(item)) = queue.try_send(item) {
+        if let Err(queue::Full(item)) = send(item) {
             backlog.push_front(item);
             break;
         }
@@ -470,10 +568,11 @@ pub fn on_durable(
 ) -> impl FnMut(wal::run::Durable, Vec<Vec<Outgoing>>) + Send + 'static {
     move |durable, releases| {
         let dropped = send_all(&*outlet, releases.into_iter().flatten().collect());
-        handle.internal(Input::Event(Event::Persisted { number: durable.number }));
+        handle.queue_report(Input::Event(Event::Persisted { number: durable.number }));
         for node in dropped {
-            handle.internal(Input::Event(Event::Unreachable { node }));
+            handle.queue_report(Input::Event(Event::Unreachable { node }));
         }
+        handle.turn();
     }
 }
 
@@ -501,7 +600,8 @@ pub fn on_applied(
         } else {
             outlet.outcomes(outcomes);
         }
-        handle.internal(Input::Event(Event::Applied(applied)));
+        handle.queue_report(Input::Event(Event::Applied(applied)));
+        handle.turn();
     }
 }
 

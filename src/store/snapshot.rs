@@ -233,7 +233,8 @@ pub struct SnapshotDecoder {
     pending: Vec<u8>,
     state: Option<State>,
     last: Option<(Kind, ObjectId)>,
-    objects: u64,
+    /// In order of kind and id. They are put into their tables all at once.
+    objects: Vec<Arc<Stored>>,
     end: Option<End>,
 }
 
@@ -269,9 +270,11 @@ impl SnapshotDecoder {
         if !self.pending.is_empty() {
             return Err(SnapshotError::Malformed("bytes follow its end"));
         }
-        if self.objects != end.objects {
-            return Err(SnapshotError::Count { expected: end.objects, found: self.objects });
+        let found = self.objects.len() as u64;
+        if found != end.objects {
+            return Err(SnapshotError::Count { expected: end.objects, found });
         }
+        state.load(self.objects);
         // Every share of it was computed from the decoded objects and records.
         let found = state.hash();
         if found != end.hash {
@@ -317,9 +320,7 @@ impl SnapshotDecoder {
             return Err(SnapshotError::Malformed("its objects are out of order"));
         }
         self.last = Some(place);
-        self.objects += 1;
-        let state = self.state.as_mut().ok_or(SnapshotError::Truncated)?;
-        state.replace(place.0, place.1, Some(Arc::new(Stored::new(object))));
+        self.objects.push(Arc::new(Stored::new(object)));
         Ok(())
     }
 }

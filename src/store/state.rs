@@ -316,6 +316,15 @@ impl State {
         old
     }
 
+    /// Fills the tables of a state that has no objects yet with these, which are in order of kind and id, each once.
+    pub(super) fn load(&mut self, objects: Vec<Arc<Stored>>) {
+        self.objects_hash = objects.iter().fold(self.objects_hash, |sum, stored| sum.wrapping_add(stored.hash));
+        for of_kind in objects.chunk_by(|one, other| one.object.kind() == other.object.kind()) {
+            let kind = of_kind.first().expect("a chunk is not empty").object.kind();
+            self.tables[kind as usize].load(of_kind);
+        }
+    }
+
     /// Changes an object in memory and neither its digest nor any index or sum, as a bit that flips does; false when there
     /// is none. For tests of what finds it: nothing in the product calls this.
     #[doc(hidden)]

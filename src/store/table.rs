@@ -1,5 +1,6 @@
 //! One table: objects by id, and the indexes that answer every selector without a scan.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -118,6 +119,43 @@ impl Table {
         self.bytes += stored.as_ref().map_or(0, |new| u64::from(new.bytes));
         self.reindex(id, old.as_deref(), stored.as_deref());
         old
+    }
+
+    /// Fills an empty table with objects in order of id, each once. Every index is filled in its own order, so that each
+    /// insertion finds its neighbours in the processor's cache: a million objects take a second instead of ten.
+    pub fn load(&mut self, objects: &[Arc<Stored>]) {
+        debug_assert!(self.objects.is_empty() && objects.is_sorted_by_key(|stored| stored.object.id()));
+        self.bytes = objects.iter().map(|stored| u64::from(stored.bytes)).sum();
+        for stored in twice(objects) {
+            self.objects.insert(stored.object.id(), stored.clone());
+        }
+        let mut names: Vec<NameKey> =
+            objects.iter().filter_map(|stored| Some(NameKey::new(stored.object.name()?, stored.object.id()))).collect();
+        names.sort_unstable();
+        for name in twice(&names) {
+            self.names.insert(*name);
+        }
+        let mut kinds: BTreeMap<Arc<str>, Vec<(Timestamp, ObjectId)>> = BTreeMap::new();
+        for (kind, object) in objects.iter().filter_map(|stored| resource_kind(&stored.object)) {
+            match kinds.get_mut(kind) {
+                Some(members) => members.push(place(object)),
+                None => kinds.entry(lower(kind)).or_default().push(place(object)),
+            }
+        }
+        for (kind, mut members) in kinds {
+            members.sort_unstable();
+            let set = self.kinds.entry(kind).or_default();
+            for member in twice(&members) {
+                set.insert(*member);
+            }
+        }
+        for stored in objects {
+            let (id, object) = (stored.object.id(), Some(&stored.object));
+            self.swap_custom(id, None, object);
+            for relation in relations(object) {
+                self.relations.insert((relation, id));
+            }
+        }
     }
 
     /// The objects with this name, ignoring case, in order of id.
@@ -255,7 +293,6 @@ impl Table {
     }
 
     fn swap_kind(&mut self, old: Option<&Object>, new: Option<&Object>) {
-        let place = |object: &Object| (object.meta().created_at, object.id());
         let (old, new) = (old.and_then(resource_kind), new.and_then(resource_kind));
         if old.map(|(kind, object)| (kind, place(object))) == new.map(|(kind, object)| (kind, place(object))) {
             return;
@@ -289,6 +326,17 @@ fn lower(text: &str) -> Arc<str> {
     } else {
         Arc::from(text)
     }
+}
+
+/// A resource's place among those of its kind.
+fn place(object: &Object) -> (Timestamp, ObjectId) {
+    (object.meta().created_at, object.id())
+}
+
+/// Every second element, and then the others. A tree that is filled in order splits each leaf that is full and never comes
+/// back to its first half; the second round fills those.
+fn twice<T>(sorted: &[T]) -> impl Iterator<Item = &T> {
+    sorted.iter().step_by(2).chain(sorted.iter().skip(1).step_by(2))
 }
 
 fn resource_kind(object: &Object) -> Option<(&str, &Object)> {

@@ -15,5 +15,6 @@ pub mod faults;
 pub mod files;
 pub mod metrics;
 pub mod queue;
+pub mod stage;
 pub mod thread;
 pub mod time;

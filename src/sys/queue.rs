@@ -28,6 +28,7 @@ pub struct Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
+        self.bed.visitors.fetch_add(1, Ordering::SeqCst);
         Self { channel: self.channel.clone(), depth: self.depth.clone(), bed: self.bed.clone() }
     }
 }
@@ -36,6 +37,7 @@ impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         // The last one gone is something to wake up for.
         self.channel = None;
+        self.bed.visitors.fetch_sub(1, Ordering::SeqCst);
         self.bed.wake();
     }
 }
@@ -44,12 +46,16 @@ impl<T> Sender<T> {
     /// Queues `item`, or gives it back when the queue is full. An item sent after the receiver has gone is dropped:
     /// its thread has stopped, and so does the sender's soon.
     pub fn try_send(&self, item: T) -> Result<(), Full<T>> {
+        self.put(item)?;
+        self.bed.wake();
+        Ok(())
+    }
+
+    /// As [`Self::try_send`], and wakes nobody.
+    pub fn put(&self, item: T) -> Result<(), Full<T>> {
         self.depth.add(1);
         match self.channel().try_send(item) {
-            Ok(()) => {
-                self.bed.wake();
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(TrySendError::Full(item)) => {
                 self.depth.sub(1);
                 Err(Full(item))
@@ -59,6 +65,16 @@ impl<T> Sender<T> {
                 Ok(())
             }
         }
+    }
+
+    /// Wakes the receiver, if it sleeps, after [`Self::put`].
+    pub fn wake(&self) {
+        self.bed.wake();
+    }
+
+    /// Does the same for somebody who sends nothing.
+    pub fn waker(&self) -> Waker {
+        Waker(self.bed.clone())
     }
 
     /// Items queued now.
@@ -78,6 +94,17 @@ impl<T> Sender<T> {
 
     fn channel(&self) -> &crossbeam_channel::Sender<T> {
         self.channel.as_ref().expect("only drop takes it")
+    }
+}
+
+/// Wakes the receiver of a queue, and does not keep the queue open.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<Bed>);
+
+impl Waker {
+    /// Wakes it, if it sleeps.
+    pub fn wake(&self) {
+        self.0.wake();
     }
 }
 
@@ -118,6 +145,17 @@ impl<T> Receiver<T> {
         self.channel.is_empty()
     }
 
+    /// Waits until there is an item, and leaves it; false once there is none and all senders are gone.
+    pub fn wait(&self) -> bool {
+        let look = || match self.channel.is_empty() {
+            false => Some(true),
+            // What the last one sent before it went is seen by now.
+            true if self.bed.visitors.load(Ordering::SeqCst) == 0 => Some(!self.channel.is_empty()),
+            true => None,
+        };
+        self.bed.sleep_until(None, look).unwrap_or(false)
+    }
+
     /// Waits for an item; `None` once all senders are gone.
     pub fn recv(&self) -> Option<T> {
         match self.receive(None) {
@@ -149,7 +187,7 @@ impl<T> Receiver<T> {
 pub fn bounded<T>(capacity: usize, depth: Gauge) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = crossbeam_channel::bounded(capacity);
     depth.set_limit(capacity as u64);
-    let bed = Arc::new(Bed::default());
+    let bed = Arc::new(Bed { visitors: AtomicUsize::new(1), ..Bed::default() });
     (
         Sender { channel: Some(sender), depth: depth.clone(), bed: bed.clone() },
         Receiver { channel: receiver, depth, bed },
@@ -159,6 +197,8 @@ pub fn bounded<T>(capacity: usize, depth: Gauge) -> (Sender<T>, Receiver<T>) {
 /// Where the one thread that takes from a queue, or listens to a bell, sleeps while there is nothing.
 #[derive(Debug, Default)]
 struct Bed {
+    /// Senders of the queue that are left.
+    visitors: AtomicUsize,
     asleep: AtomicBool,
     sleeper: Mutex<Option<Thread>>,
 }

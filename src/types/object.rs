@@ -195,8 +195,8 @@ pub struct ConfigSpec {
     /// The data; at most [`super::limits::MAX_CONFIG_BYTES`].
     #[serde(with = "readable")]
     pub data: Vec<u8>,
-    /// Template engine applied when a task reads it.
-    pub templating: Option<Driver>,
+    /// Template engine applied when a task reads it. Boxed: nearly all have none, and pay for it nevertheless.
+    pub templating: Option<Box<Driver>>,
 }
 
 /// A kind of resource that a user registered.
@@ -252,7 +252,7 @@ pub enum Object {
     /// The swarm's settings.
     Cluster(Box<Cluster>),
     /// Sensitive data.
-    Secret(Secret),
+    Secret(Box<Secret>),
     /// Plain data.
     Config(Config),
     /// A registered kind.
@@ -275,8 +275,8 @@ macro_rules! from {
     };
 }
 
-from!(Node in Box, Service in Box, Task in Box, Network in Box, Cluster in Box, Volume in Box, Token in Box);
-from!(Secret, Config, Extension, Resource);
+from!(Node in Box, Service in Box, Task in Box, Network in Box, Cluster in Box, Secret in Box, Volume in Box, Token in Box);
+from!(Config, Extension, Resource);
 
 macro_rules! each {
     ($object:expr, $inner:ident => $value:expr) => {

@@ -222,7 +222,7 @@ impl Workload {
             }
             Style::Bank => {
                 let spec = SecretSpec { annotations, data: Sensitive(data), ..SecretSpec::default() };
-                Object::Secret(Secret { id, meta, spec, internal: false })
+                Secret { id, meta, spec, internal: false }.into()
             }
         }
     }

@@ -64,7 +64,7 @@ fn a_page_counts_objects_too_and_hidden_data_does_not_fill_it() {
             let mut secret = object::Secret { id: ObjectId(number), ..Default::default() };
             secret.spec.annotations.name = format!("s{number}");
             secret.spec.data = Sensitive(vec![7; 5000]);
-            Operation::Create(Object::Secret(secret))
+            Operation::Create(secret.into())
         })
         .collect();
     swarm.apply(operations);
@@ -81,7 +81,7 @@ fn what_the_swarm_keeps_for_itself_is_in_no_list() {
     let mut swarm = Swarm::new();
     let mut secret = object::Secret { id: ObjectId(1), internal: true, ..Default::default() };
     secret.spec.annotations.name = "internal".to_owned();
-    swarm.apply(vec![Operation::Create(Object::Secret(secret))]);
+    swarm.apply(vec![Operation::Create(secret.into())]);
     let answer = swarm.ask(QueryKind::List(Kind::Secret, Filter::default(), None)).unwrap();
     assert_eq!(names(&answer), (Vec::new(), false));
 }

@@ -56,7 +56,7 @@ fn sensitive_objects() -> Vec<Object> {
     };
     vec![
         Object::Token(Box::new(token)),
-        Object::Secret(secret),
+        secret.into(),
         Object::Cluster(Box::new(cluster)),
         Object::Service(Box::new(service)),
         Object::Task(Box::new(task)),

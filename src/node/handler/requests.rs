@@ -71,7 +71,7 @@ impl NodeHandler {
 
     pub(super) fn wake_raft(&mut self) {
         if std::mem::take(&mut self.raft_waits) {
-            self.raft.ring();
+            self.raft.turn_before_log();
         }
     }
 

@@ -55,8 +55,26 @@ impl Machine {
             })
             .collect();
         message.entries = entries.into();
+        let committed = Index(self.node.raft.raft_log.committed);
         self.node.step(message).ok()?;
+        // What leaves with the entries says so.
+        self.commit_told = committed;
         Some((first, Term(self.node.raft.term)))
+    }
+
+    /// Lets the followers know what is committed. raft-rs would send each a message of its own for that at every commit,
+    /// and get an answer: for a lone write as many messages again as it takes itself. The next entries carry it just as
+    /// well, and heartbeats and rounds of reads do too.
+    pub(super) fn tell_commit(&mut self, now: Instant) {
+        let committed = Index(self.node.raft.raft_log.committed);
+        if !self.is_leader() {
+            (self.commit_told, self.commit_due) = (Index(0), None);
+        } else if committed <= self.commit_told {
+            self.commit_due = None;
+        } else if *self.commit_due.get_or_insert(now + COMMIT_PATIENCE) <= now {
+            self.node.raft.bcast_append();
+            (self.commit_told, self.commit_due) = (committed, None);
+        }
     }
 
     pub(super) fn propose_command(&mut self, command: &Command) -> Option<(Index, Term)> {

@@ -56,7 +56,7 @@ pub fn spawn(
         checked: metrics.counter("skep_scrub_checked_total"),
         last_pass: metrics.gauge("skep_scrub_last_pass_ms"),
     };
-    let thread = thread::spawn("scrub", move || {
+    let thread = thread::spawn_background("scrub", move || {
         if let Some(rot) = scrub.run() {
             on_rot(rot);
         }

@@ -152,7 +152,7 @@ pub(super) fn config() -> Object {
     let spec = ConfigSpec {
         annotations: annotations("nginx.conf"),
         data: b"listen 80;\n\xff".to_vec(),
-        templating: Some(driver("golang")),
+        templating: Some(Box::new(driver("golang"))),
     };
     Config { id: ObjectId(0x51), meta: meta(4), spec }.into()
 }
