@@ -31,6 +31,9 @@
 //! a refusal, `raft` proposes, `wal` makes it durable here while peers make it durable there, `apply` checks and applies
 //! it, the outcome goes back to `net`, events go to watchers.
 //!
+//! A stage is not tied to its thread: whoever has a little work for `raft` or `apply` does it at once, if nobody else is at
+//! it, because for a lone write the hops between threads took longer than everything else (`sys::stage`).
+//!
 //! Actors are two files: `machine.rs` decides (no clock, no I/O, no threads, no randomness), `run.rs` does (thread,
 //! queues, clock). A whole cluster of machines runs in one thread under one seed in `tests/sim`.
 //!

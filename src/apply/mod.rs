@@ -29,6 +29,12 @@
 //! | mimalloc, two interleaved pairs | 57 and 52 µs where 55 and 58 stood, so nothing sure; 9 % less memory |
 //! | one malloc arena, larger steps of growth | nothing beyond noise |
 //! | ids in time order, so that new objects are neighbours | nothing, and ids that all begin alike |
+//! | applying a request of few entries on the thread that hands it in | kept: with Raft's turns in the same way, see `raft` |
+//! | secrets and template engines boxed, so that every object is 80 bytes smaller | kept: 197 to 164 MB resident with 150,000 resources |
+//!
+//! Starting with a million changes behind the last snapshot, each a new resource of 256 bytes: 5.5 s when one thread read and
+//! applied the log. What is kept: a thread reads, opens and decodes ahead; events that would fall out of the watch ring before
+//! anybody can ask for them are not made.
 //!
 //! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same
 //! entries to the same [`Applier`] without this thread, but with one that reads them ahead ([`Prepared`]).

@@ -769,5 +769,26 @@ pub enum BenchCommand {
     /// One write to nine reads
     Mixed(BenchArgs),
     /// Watch from every client while 16 more write; an operation is one change delivered to one watcher
-    Watch(BenchArgs),
+    Watch {
+        #[command(flatten)]
+        bench: BenchArgs,
+        #[command(flatten)]
+        watch: WatchBenchArgs,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct WatchBenchArgs {
+    /// Each client wants one change in N, by the beginning of its name
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub one_in: u32,
+    /// Watchers besides that want every change, of all kinds
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub unfiltered: u32,
+}
+
+impl Default for WatchBenchArgs {
+    fn default() -> Self {
+        Self { one_in: 1, unfiltered: 0 }
+    }
 }

@@ -61,6 +61,8 @@ pub(super) struct Sent {
     pub raw: usize,
     /// Frames taken from the lanes.
     pub frames: u64,
+    /// System calls.
+    pub calls: u64,
     /// The socket takes no more for now.
     pub blocked: bool,
 }
@@ -198,6 +200,7 @@ impl Link {
     fn flush_plain(&mut self, staging: &mut Vec<u8>, sent: &mut Sent) -> io::Result<()> {
         loop {
             while self.unsent_start < self.unsent.len() {
+                sent.calls += 1;
                 match write_some(&mut self.socket, &self.unsent[self.unsent_start..])? {
                     Some(length) => {
                         self.unsent_start += length;
@@ -217,6 +220,7 @@ impl Link {
                 return Ok(());
             }
             let length = write_some(&mut self.socket, staging)?.unwrap_or(0);
+            sent.calls += 1;
             sent.raw += length;
             self.unsent.extend_from_slice(&staging[length..]);
         }
@@ -226,6 +230,7 @@ impl Link {
         let Some(tls) = self.tls.as_mut() else { return Ok(()) };
         loop {
             while tls.wants_write() {
+                sent.calls += 1;
                 match tls.write_tls(&mut self.socket) {
                     Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Ok(length) => sent.raw += length,

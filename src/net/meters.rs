@@ -43,6 +43,8 @@ pub(super) struct Meters {
     pub sent_bytes: Counter,
     pub received_frames: Counter,
     pub sent_frames: Counter,
+    /// System calls that read from or write to a socket, or wait for sockets.
+    pub calls: Counter,
     pub handshakes: Counter,
     pub failed_handshakes: Counter,
     pub dials: Counter,
@@ -71,6 +73,7 @@ impl Meters {
             sent_bytes: metrics.counter("skep_net_sent_bytes_total"),
             received_frames: metrics.counter("skep_net_received_frames_total"),
             sent_frames: metrics.counter("skep_net_sent_frames_total"),
+            calls: metrics.counter("skep_net_system_calls_total"),
             handshakes: metrics.counter("skep_net_handshakes_total{result=\"ok\"}"),
             failed_handshakes: metrics.counter("skep_net_handshakes_total{result=\"failed\"}"),
             dials: metrics.counter("skep_net_dials_total{result=\"ok\"}"),

@@ -389,6 +389,7 @@ impl<H: Handler> Net<H> {
                 panic!("waiting for sockets: {error}");
             }
             self.inbox.bell.awake.store(true, Ordering::SeqCst);
+            self.meters.calls.add(1);
             self.now = monotonic();
             for event in &events {
                 match event.token() {

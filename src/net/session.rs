@@ -57,6 +57,7 @@ impl<H: Handler> Net<H> {
                 return;
             }
             let handshaking = connection.link.is_handshaking();
+            self.meters.calls.add(1);
             let received = match connection.link.read(raw, plain) {
                 Ok(received) => received,
                 Err(broken) => return self.broke(id, &broken),
@@ -176,6 +177,7 @@ impl<H: Handler> Net<H> {
         };
         self.meters.sent_bytes.add(sent.raw as u64);
         self.meters.sent_frames.add(sent.frames);
+        self.meters.calls.add(sent.calls);
         if connection.stage == Stage::Closing && !sent.blocked && !connection.output_ended {
             connection.output_ended = true;
             connection.link.end_output(&mut self.staging);

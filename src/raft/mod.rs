@@ -24,6 +24,17 @@
 //! spares followers that lag unless the log's key is to go ([`Event::Retire`]), and a comparison of state hashes in which a majority fences a replica that diverged (`fence` in
 //! the machine; a leader hands over first). What happened lately is kept in a small ring ([`journal`]).
 //!
+//! # What a write costs
+//!
+//! Processor of three managers for one write of 256 bytes, two cores, the client on the same machine; builds of one profile
+//! in turn, because the machine's own speed changes by a third from one hour to the next.
+//!
+//! | what | what it gave |
+//! |---|---|
+//! | a turn is taken by whoever has queued a little, not by the raft thread (`run`, `sys::stage`); small requests are applied there too | kept: 1 client 690 to 579 µs (p50), 890 to 661 µs of processor; 128 clients 70 to 60 µs |
+//! | commits told with the next entries or after 2 ms, not in messages of their own; the log thread woken after the appends are sent | kept: 1 client to 551 µs and 586 µs of processor |
+//! | new proposals held until earlier ones are committed, so that batches grow | nothing at 128 clients, 5 % of processor at 16: thrown out |
+//!
 //! Not here: disk (`wal`), sockets (`net`), what an entry means (`apply`).
 
 pub mod failover;

@@ -87,7 +87,7 @@ const FRAME_BYTES: usize = 1 << 20;
 /// A handle to the raft thread.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    // Boxed: a queue's slots are all made at once, and 300 bytes each for the largest event would be megabytes.
+    // Boxed: a queue's memory comes in blocks of 31 slots, and the largest event takes 300 bytes.
     internal: Sender<Box<Input>>,
     urgent: Sender<Box<Event>>,
     appends: Sender<Box<Event>>,

@@ -1,5 +1,8 @@
 //! Bounded queues that never block their sender, each with a depth gauge.
 //!
+//! The bound is a count. A channel with a bound of its own makes all its slots at once: the queues of a manager, nearly
+//! always empty, took 3 of its 13 MB.
+//!
 //! The channel's own blocking receive first spins and yields, which on a small machine takes the processor from whoever is
 //! to send: at 128 clients on two cores `sched_yield` in the raft threads alone took 1.9 % of all samples. A receiver here
 //! sleeps at once, and a sender wakes it only if it sleeps.
@@ -8,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::thread::Thread;
 
-use crossbeam_channel::{TryRecvError, TrySendError};
+use crossbeam_channel::TryRecvError;
 
 use super::metrics::Gauge;
 use super::time::{Instant, monotonic};
@@ -22,6 +25,7 @@ pub struct Full<T>(pub T);
 pub struct Sender<T> {
     /// Taken only by `drop`.
     channel: Option<crossbeam_channel::Sender<T>>,
+    capacity: usize,
     depth: Gauge,
     bed: Arc<Bed>,
 }
@@ -29,7 +33,12 @@ pub struct Sender<T> {
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         self.bed.visitors.fetch_add(1, Ordering::SeqCst);
-        Self { channel: self.channel.clone(), depth: self.depth.clone(), bed: self.bed.clone() }
+        Self {
+            channel: self.channel.clone(),
+            capacity: self.capacity,
+            depth: self.depth.clone(),
+            bed: self.bed.clone(),
+        }
     }
 }
 
@@ -53,18 +62,17 @@ impl<T> Sender<T> {
 
     /// As [`Self::try_send`], and wakes nobody.
     pub fn put(&self, item: T) -> Result<(), Full<T>> {
-        self.depth.add(1);
-        match self.channel().try_send(item) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(item)) => {
-                self.depth.sub(1);
-                Err(Full(item))
-            }
-            Err(TrySendError::Disconnected(_)) => {
-                self.depth.sub(1);
-                Ok(())
-            }
+        if self.bed.queued.fetch_add(1, Ordering::Relaxed) >= self.capacity {
+            self.bed.queued.fetch_sub(1, Ordering::Relaxed);
+            return Err(Full(item));
         }
+        self.depth.add(1);
+        if self.channel().send(item).is_err() {
+            // Nobody takes anything out of it any more.
+            self.bed.queued.fetch_sub(1, Ordering::Relaxed);
+            self.depth.sub(1);
+        }
+        Ok(())
     }
 
     /// Wakes the receiver, if it sleeps, after [`Self::put`].
@@ -88,8 +96,8 @@ impl<T> Sender<T> {
     }
 
     /// How many items fit.
-    pub fn capacity(&self) -> usize {
-        self.channel().capacity().unwrap_or(usize::MAX)
+    pub const fn capacity(&self) -> usize {
+        self.capacity
     }
 
     fn channel(&self) -> &crossbeam_channel::Sender<T> {
@@ -131,8 +139,13 @@ impl<T> Receiver<T> {
     /// The next item, if one is queued now.
     pub fn try_recv(&self) -> Option<T> {
         let item = self.channel.try_recv().ok()?;
-        self.depth.sub(1);
+        self.taken();
         Some(item)
+    }
+
+    fn taken(&self) {
+        self.bed.queued.fetch_sub(1, Ordering::Relaxed);
+        self.depth.sub(1);
     }
 
     /// Items queued now.
@@ -173,7 +186,7 @@ impl<T> Receiver<T> {
     fn receive(&self, deadline: Option<Instant>) -> Received<T> {
         let look = || match self.channel.try_recv() {
             Ok(item) => {
-                self.depth.sub(1);
+                self.taken();
                 Some(Received::Item(item))
             }
             Err(TryRecvError::Disconnected) => Some(Received::Closed),
@@ -185,11 +198,11 @@ impl<T> Receiver<T> {
 
 /// A queue of at most `capacity` items whose depth shows in `depth`.
 pub fn bounded<T>(capacity: usize, depth: Gauge) -> (Sender<T>, Receiver<T>) {
-    let (sender, receiver) = crossbeam_channel::bounded(capacity);
+    let (sender, receiver) = crossbeam_channel::unbounded();
     depth.set_limit(capacity as u64);
     let bed = Arc::new(Bed { visitors: AtomicUsize::new(1), ..Bed::default() });
     (
-        Sender { channel: Some(sender), depth: depth.clone(), bed: bed.clone() },
+        Sender { channel: Some(sender), capacity, depth: depth.clone(), bed: bed.clone() },
         Receiver { channel: receiver, depth, bed },
     )
 }
@@ -199,6 +212,8 @@ pub fn bounded<T>(capacity: usize, depth: Gauge) -> (Sender<T>, Receiver<T>) {
 struct Bed {
     /// Senders of the queue that are left.
     visitors: AtomicUsize,
+    /// Items in the queue, and ones that are being put there.
+    queued: AtomicUsize,
     asleep: AtomicBool,
     sleeper: Mutex<Option<Thread>>,
 }

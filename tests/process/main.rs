@@ -4,8 +4,8 @@
 //! not its neighbours. Nothing sleeps to wait; everything polls with a deadline. When a test fails, the end of every
 //! manager's log is printed.
 //!
-//! What a network does to managers goes through [`proxy`], what a disk does through a small file system ([`full`]). A disk
-//! that stalls is the simulator's part: nothing that every user may do holds one file system still and the process not.
+//! What a network does to managers goes through [`proxy`], what a disk does through a small file system ([`full`]) or one
+//! that is frozen ([`stalled`], as root only).
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,6 +36,7 @@ mod roles;
 mod rotation;
 mod service;
 mod snapshots;
+mod stalled;
 mod swarm;
 mod tokens;
 mod tools;

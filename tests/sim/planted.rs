@@ -39,7 +39,7 @@
 //! | `ServesBeforeOwnTerm` | a new leader answers before it knows what there is | lost write | explored | 60 |
 //! | `StrangersNotHeard` | no leader, for want of a vote that may not be given | liveness | story | 3 |
 //! | `EmptyLogVotes` | a majority of which one lost its data forgets | lost write, log prefix, story | story | 5 |
-//! | `EarlyVotesTaken` | raft-rs panics when it wins | panic | explored | 40 |
+//! | `EarlyVotesTaken` | raft-rs panics when it wins | panic | explored | 120 |
 //! | `LostLogUnnoticed` | raft-rs panics at a commit index beyond the log | panic | explored | 30 |
 //! | `RolledBackWelcome` | a majority of which one is of last week forgets | lost write, log prefix, story | story | 5 |
 //! | `SnapshotWithoutReceiver` | a new member ignores snapshots that do not name it | liveness | explored | 10 |
@@ -151,7 +151,7 @@ const ROWS: &[Row] = &[
     row(Fault::ServesBeforeOwnTerm, "a new leader answers before it knows what there is", &["lost write"], Explored, 60),
     row(Fault::StrangersNotHeard, "no leader, for want of a vote that may not be given", &["liveness"], Story(stranger_needs_a_vote), 3),
     row(Fault::EmptyLogVotes, "a majority of which one lost its data forgets", &["lost write", "log prefix", "story"], Story(wiped_member), 5),
-    row(Fault::EarlyVotesTaken, "raft-rs panics when it wins", &["panic"], Explored, 40),
+    row(Fault::EarlyVotesTaken, "raft-rs panics when it wins", &["panic"], Explored, 120),
     row(Fault::LostLogUnnoticed, "raft-rs panics at a commit index beyond the log", &["panic"], Explored, 30),
     row(Fault::RolledBackWelcome, "a majority of which one is of last week forgets", &["lost write", "log prefix", "story"], Story(rolled_back), 5),
     row(Fault::SnapshotWithoutReceiver, "a new member ignores snapshots that do not name it", &["liveness"], Explored, 10),

@@ -71,13 +71,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads all that is there.
-    pub fn fill(&mut self) -> io::Result<()> {
-        let mut chunk = [0; 64 << 10];
+    /// Reads all that is there, by way of `chunk`.
+    pub fn fill(&mut self, chunk: &mut [u8]) -> io::Result<()> {
         loop {
-            match self.socket.read(&mut chunk) {
+            match self.socket.read(chunk) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.received.extend_from_slice(&chunk[..count]),
+                Ok(count) => {
+                    self.received.extend_from_slice(&chunk[..count]);
+                    if count < chunk.len() {
+                        // That was all; what comes later is an event of its own.
+                        return Ok(());
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),

@@ -56,11 +56,12 @@ impl Look {
 }
 
 /// Names in the output, and the metrics they are made of.
-const METRICS: [(&str, &str); 5] = [
+const METRICS: [(&str, &str); 6] = [
     ("syncs", "skep_wal_syncs_total"),
     ("log_bytes", "skep_wal_bytes_total"),
     ("apply_batches", "skep_apply_batch_seconds_count"),
     ("frames_sent", "skep_net_sent_frames_total"),
+    ("socket_calls", "skep_net_system_calls_total"),
     ("bytes_sent", "skep_net_sent_bytes_total"),
 ];
 

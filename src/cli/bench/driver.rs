@@ -13,7 +13,7 @@ use crate::cli::exit::Failure;
 use crate::codec::frame::{FrameKind, Header, INITIAL_CREDIT};
 use crate::codec::request::Ping;
 use crate::codec::{envelope, request};
-use crate::sys::entropy::{Entropy as _, OsEntropy};
+use crate::sys::entropy::{Entropy as _, OsEntropy, SeededEntropy};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, Filter, Hello, Query, QueryKind, WatchItem, WatchRequest, Write, WriteRequest};
 use crate::types::limits::MAX_FRAME_BYTES;
@@ -37,7 +37,13 @@ struct Driver<'a> {
     ended: u64,
     /// The newest revision seen: change ids are made after it.
     revision: Revision,
-    /// When each write of a watch benchmark began, by its number.
+    /// Makes change ids: a system call for each would be a part of what is measured.
+    entropy: SeededEntropy,
+    /// Where bytes arrive.
+    chunk: Vec<u8>,
+    /// Writes of a watch benchmark that were committed, by group.
+    committed: Vec<u64>,
+    /// When each of them began, by its number.
     write_times: BTreeMap<u64, Instant>,
     measured: Measured,
 }
@@ -46,6 +52,8 @@ struct Client {
     connection: Option<Connection>,
     socket: usize,
     watches: bool,
+    /// The changes that a watcher wants; `None` for all.
+    group: Option<u64>,
     state: State,
     ungranted: u32,
 }
@@ -74,11 +82,13 @@ enum Operation {
 
 impl<'a> Driver<'a> {
     fn connect(plan: &'a Plan) -> Result<Self, Failure> {
+        let watchers = plan.watchers();
         let writers = if plan.work == Work::Watch { WATCH_WRITERS } else { 0 };
-        allow_descriptors(plan.clients + writers);
+        let all = if plan.work == Work::Watch { watchers + writers } else { plan.clients };
+        allow_descriptors(all);
         let poll = Poll::new().map_err(|error| Failure::internal(format!("cannot poll sockets: {error}")))?;
-        let mut clients = Vec::with_capacity(plan.clients + writers);
-        for number in 0..plan.clients + writers {
+        let mut clients = Vec::with_capacity(all);
+        for number in 0..all {
             let socket = number % plan.sockets.len();
             let connection = Connection::open(&plan.sockets[socket], plan.timeout, poll.registry(), Token(number))
                 .map_err(|error| {
@@ -90,9 +100,10 @@ impl<'a> Driver<'a> {
                         "is the manager running? see `skep status`; many clients need many descriptors: `ulimit -n`",
                     )
                 })?;
-            let watches = plan.work == Work::Watch && number < plan.clients;
+            let watches = plan.work == Work::Watch && number < watchers;
+            let group = (number < plan.clients).then_some(number as u64 % plan.groups);
             let connection = Some(connection);
-            clients.push(Client { connection, socket, watches, state: State::Greeting, ungranted: 0 });
+            clients.push(Client { connection, socket, watches, group, state: State::Greeting, ungranted: 0 });
         }
         Ok(Self {
             plan,
@@ -101,6 +112,9 @@ impl<'a> Driver<'a> {
             begun: 0,
             ended: 0,
             revision: Revision(0),
+            entropy: SeededEntropy::new(OsEntropy.next_u64()),
+            chunk: vec![0; CHUNK],
+            committed: vec![0; plan.groups as usize],
             write_times: BTreeMap::new(),
             measured: Measured::default(),
         })
@@ -166,21 +180,28 @@ impl<'a> Driver<'a> {
     fn is_done(&self) -> bool {
         match self.plan.work {
             Work::Watch => {
-                let watchers =
-                    self.clients.iter().filter(|client| client.watches && client.state != State::Gone).count();
-                let committed = self.measured.writes.total();
-                self.ended >= self.writes_wanted() && self.measured.deliveries.total() >= committed * watchers as u64
+                self.ended >= self.writes_wanted() && self.measured.deliveries.total() >= self.deliveries_due()
             }
             _ => self.ended >= self.plan.total,
         }
     }
 
-    /// Operations that clients begin; in a watch benchmark each is delivered to every watcher.
+    /// Operations that clients begin; in a watch benchmark each is delivered to every watcher that wants it.
     fn writes_wanted(&self) -> u64 {
         match self.plan.work {
-            Work::Watch => self.plan.total.div_ceil(self.plan.clients as u64),
+            Work::Watch => self.plan.writes(),
             _ => self.plan.total,
         }
+    }
+
+    /// What the watchers that are left get of the writes that were committed.
+    fn deliveries_due(&self) -> u64 {
+        let watchers = self.clients.iter().filter(|client| client.watches && client.state != State::Gone);
+        let of = |group: Option<u64>| match group {
+            Some(group) => self.committed[group as usize],
+            None => self.committed.iter().sum(),
+        };
+        watchers.map(|client| of(client.group)).sum()
     }
 
     /// Waits for sockets and handles what they bring.
@@ -195,7 +216,7 @@ impl<'a> Driver<'a> {
             let number = event.token().0;
             let Some(connection) = self.clients[number].connection.as_mut() else { continue };
             let flushed = if event.is_writable() { connection.flush(self.poll.registry()) } else { Ok(()) };
-            let filled = flushed.and_then(|()| connection.fill());
+            let filled = flushed.and_then(|()| connection.fill(&mut self.chunk));
             // What arrived before the end counts.
             let frames = connection.frames();
             match frames {
@@ -244,18 +265,18 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn encode(&self, operation: Operation) -> Vec<u8> {
+    fn encode(&mut self, operation: Operation) -> Vec<u8> {
         let deadline_ms = u32::try_from(self.plan.timeout.as_millis()).unwrap_or(u32::MAX);
         match operation {
             Operation::Write(sequence) => {
                 let write = Write::CreateResource {
-                    name: format!("{}-{sequence}", self.plan.extension),
+                    name: format!("{}{sequence}", self.plan.prefix(sequence % self.plan.groups)),
                     kind: self.plan.extension.clone(),
                     labels: BTreeMap::new(),
                     indices: BTreeMap::new(),
                     payload: vec![b'x'; self.plan.size],
                 };
-                let change = ChangeId::ordered(wall_ms(), OsEntropy.next_u128());
+                let change = ChangeId::ordered(wall_ms(), self.entropy.next_u128());
                 let request = WriteRequest { change, after: self.revision, write };
                 request::encode(Call::Write, deadline_ms, None, &envelope::encode(&request))
             }
@@ -269,13 +290,15 @@ impl<'a> Driver<'a> {
     }
 
     fn begin_watch(&mut self, number: usize) {
-        let request = WatchRequest {
-            from: None,
-            skip_snapshot: true,
-            kinds: vec![Kind::Resource],
-            filter: Filter { kinds: vec![self.plan.extension.clone()], ..Filter::default() },
-            include_old: false,
-        };
+        let (mut kinds, mut filter) = (Vec::new(), Filter::default());
+        if let Some(group) = self.clients[number].group {
+            kinds.push(Kind::Resource);
+            filter.kinds.push(self.plan.extension.clone());
+            if self.plan.groups > 1 {
+                filter.name_prefixes.push(self.plan.prefix(group));
+            }
+        }
+        let request = WatchRequest { from: None, skip_snapshot: true, kinds, filter, include_old: false };
         let body = request::encode(Call::Watch, u32::MAX, None, &envelope::encode(&request));
         let client = &mut self.clients[number];
         let Some(connection) = client.connection.as_mut() else { return };
@@ -329,8 +352,9 @@ impl<'a> Driver<'a> {
         let us = micros(monotonic().since(since));
         self.ended += 1;
         match (operation, envelope::decode::<Answer>(body, MAX_FRAME_BYTES)) {
-            (Operation::Write(_), Ok(Answer::Written { revision, .. })) => {
+            (Operation::Write(sequence), Ok(Answer::Written { revision, .. })) => {
                 self.revision = self.revision.max(revision);
+                self.committed[(sequence % self.plan.groups) as usize] += 1;
                 self.measured.writes.record(us);
             }
             (Operation::Read, Ok(Answer::Object(_))) => self.measured.reads.record(us),
@@ -369,7 +393,7 @@ impl<'a> Driver<'a> {
 
     fn write_time(&self, object: &Object) -> Option<Instant> {
         let Object::Resource(resource) = object else { return None };
-        let sequence = resource.annotations.name.strip_prefix(&self.plan.extension)?.strip_prefix('-')?;
+        let (_, sequence) = resource.annotations.name.strip_prefix(&self.plan.extension)?.rsplit_once('-')?;
         self.write_times.get(&sequence.parse().ok()?).copied()
     }
 
@@ -427,7 +451,7 @@ impl<'a> Driver<'a> {
 
     fn show(&self, elapsed: Duration) {
         let (done, total) = match self.plan.work {
-            Work::Watch => (self.measured.deliveries.total(), self.writes_wanted() * self.plan.clients as u64),
+            Work::Watch => (self.measured.deliveries.total(), self.plan.total),
             _ => (self.ended, self.plan.total),
         };
         let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
@@ -463,6 +487,8 @@ fn allow_descriptors(clients: usize) {
     }
 }
 
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
 /// Writers beside the watchers.
 const WATCH_WRITERS: usize = 16;
 /// How long the loop waits for sockets before it looks at pauses.

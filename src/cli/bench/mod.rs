@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{BenchArgs, BenchCommand, Common};
+use super::args::{BenchArgs, BenchCommand, Common, WatchBenchArgs};
 use super::exit::{Exit, Failure};
 use super::output::{Output, table};
 use super::session::{data_dir, unexpected};
@@ -43,6 +43,10 @@ pub struct Plan {
     /// Clients are spread over these in turn.
     pub sockets: Vec<PathBuf>,
     pub clients: usize,
+    /// Watchers besides that want every change, of all kinds.
+    pub unfiltered: usize,
+    /// A change belongs to one of so many groups, and a client that watches wants those of one.
+    pub groups: u64,
     /// Operations in all.
     pub total: u64,
     /// Bytes of each resource.
@@ -57,6 +61,23 @@ pub struct Plan {
     pub object: Option<ObjectId>,
     /// Show how far it is.
     pub progress: bool,
+}
+
+impl Plan {
+    fn watchers(&self) -> usize {
+        self.clients + self.unfiltered
+    }
+
+    /// What the name of a resource of this group begins with.
+    fn prefix(&self, group: u64) -> String {
+        format!("{}-{group}-", self.extension)
+    }
+
+    /// Writes for so many deliveries: one reaches a part of the clients, and every unfiltered watcher.
+    fn writes(&self) -> u64 {
+        let reached = self.clients as u64 + self.unfiltered as u64 * self.groups;
+        (self.total * self.groups).div_ceil(reached.max(1))
+    }
 }
 
 /// What was measured.
@@ -89,13 +110,14 @@ impl Measured {
 
 /// `skep bench`.
 pub fn run(common: &Common, command: &BenchCommand, out: &mut Output) -> Result<Exit, Failure> {
-    let (work, args) = match command {
-        BenchCommand::Write(args) => (Work::Write, args),
-        BenchCommand::Read(args) => (Work::Read, args),
-        BenchCommand::Mixed(args) => (Work::Mixed, args),
-        BenchCommand::Watch(args) => (Work::Watch, args),
+    let everything = WatchBenchArgs::default();
+    let (work, args, watch) = match command {
+        BenchCommand::Write(args) => (Work::Write, args, &everything),
+        BenchCommand::Read(args) => (Work::Read, args, &everything),
+        BenchCommand::Mixed(args) => (Work::Mixed, args, &everything),
+        BenchCommand::Watch { bench, watch } => (Work::Watch, bench, watch),
     };
-    let plan = prepare(common, work, args)?;
+    let plan = prepare(common, work, args, watch)?;
     let look = || plan.sockets.iter().map(|socket| Look::take(socket, plan.timeout)).collect::<Result<Vec<_>, _>>();
     let before = look()?;
     let measured = driver::drive(&plan)?;
@@ -112,7 +134,7 @@ pub fn run(common: &Common, command: &BenchCommand, out: &mut Output) -> Result<
 }
 
 /// Makes what the benchmark needs: an extension of its own, and an object to read.
-fn prepare(common: &Common, work: Work, args: &BenchArgs) -> Result<Plan, Failure> {
+fn prepare(common: &Common, work: Work, args: &BenchArgs, watch: &WatchBenchArgs) -> Result<Plan, Failure> {
     let sockets = match common.socket.as_slice() {
         [] => vec![data_dir(common)?.join("skep.sock")],
         sockets => sockets.to_vec(),
@@ -153,6 +175,8 @@ fn prepare(common: &Common, work: Work, args: &BenchArgs) -> Result<Plan, Failur
         work,
         sockets,
         clients: args.clients as usize,
+        unfiltered: watch.unfiltered as usize,
+        groups: u64::from(watch.one_in),
         total: args.total,
         size,
         stale: common.stale,
@@ -177,6 +201,8 @@ fn report(plan: &Plan, measured: &Measured, costs: Vec<Value>, out: &mut Output)
             value["read"] = figures(&measured.reads, measured.elapsed);
         }
         if plan.work == Work::Watch {
+            value["unfiltered"] = plan.unfiltered.into();
+            value["one_in"] = plan.groups.into();
             value["write"] = figures(&measured.writes, measured.elapsed);
         }
         value["managers"] = costs.into();
@@ -220,6 +246,7 @@ fn report(plan: &Plan, measured: &Measured, costs: Vec<Value>, out: &mut Output)
             ("SLEEPS/OP", "sleeps"),
             ("PREEMPTIONS/OP", "preemptions"),
             ("FRAMES/OP", "frames_sent"),
+            ("SOCKET CALLS/OP", "socket_calls"),
             ("LOG BYTES/OP", "log_bytes"),
         ];
         out.text(&table(&columns, &costs))?;

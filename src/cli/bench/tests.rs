@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::codec::frame::{self, END, FrameKind, HEADER, Header};
 use crate::codec::{envelope, request};
-use crate::types::api::{Action, Call, Hello, PROTOCOL, WatchEvent, WatchItem, WriteRequest};
+use crate::types::api::{Action, Call, Hello, PROTOCOL, WatchEvent, WatchItem, WatchRequest, WriteRequest};
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::object::{Annotations, Resource};
 use crate::types::{ChangeId, ClusterId, Code, Lineage, NodeId, Object, Revision, Status};
@@ -20,7 +20,8 @@ struct State {
     changes: BTreeSet<ChangeId>,
     names: BTreeSet<String>,
     reads: u64,
-    watchers: Vec<(UnixStream, u32)>,
+    /// Connection, stream, and the beginnings of names that it wants.
+    watchers: Vec<(UnixStream, u32, Vec<String>)>,
     /// Every so many writes one is refused.
     refuse_every: Option<usize>,
 }
@@ -77,13 +78,16 @@ fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
                     continue;
                 }
                 assert!(state.names.insert(name.clone()));
+                let wanted = name.clone();
                 let revision = Revision(9 + state.names.len() as u64);
                 let annotations = Annotations { name, ..Annotations::default() };
                 let object = Object::Resource(Resource { annotations, kind, ..Resource::default() });
                 let events = vec![WatchEvent { action: Action::Create, object, old: None }];
                 let item = envelope::encode(&WatchItem::Change { revision, events });
-                for (watcher, number) in &mut state.watchers {
-                    send(watcher, FrameKind::Answer, 0, *number, &item);
+                for (watcher, number, prefixes) in &mut state.watchers {
+                    if prefixes.is_empty() || prefixes.iter().any(|prefix| wanted.starts_with(prefix)) {
+                        send(watcher, FrameKind::Answer, 0, *number, &item);
+                    }
                 }
                 let answer = Answer::Written { id: ObjectId(1), revision };
                 send(&mut stream, FrameKind::Answer, END, header.stream, &envelope::encode(&answer));
@@ -96,15 +100,27 @@ fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
             Call::Watch => {
                 let begin = WatchItem::Begin { lineage: Lineage(1), revision: Revision(9) };
                 send(&mut stream, FrameKind::Answer, 0, header.stream, &envelope::encode(&begin));
-                state.watchers.push((stream.try_clone().unwrap(), header.stream));
+                let request: WatchRequest = envelope::decode(request.body, MAX_FRAME_BYTES).unwrap();
+                let prefixes = request.filter.name_prefixes;
+                state.watchers.push((stream.try_clone().unwrap(), header.stream, prefixes));
             }
             other => panic!("{other:?}"),
         }
     }
 }
 
-/// Runs a plan against a manager that is a thread per connection.
 fn drive(work: Work, clients: usize, total: u64, refuse_every: Option<usize>) -> (Measured, Arc<Mutex<State>>) {
+    drive_groups(work, clients, total, refuse_every, (1, 0))
+}
+
+/// Runs a plan against a manager that is a thread per connection. `watch` is groups and unfiltered watchers.
+fn drive_groups(
+    work: Work,
+    clients: usize,
+    total: u64,
+    refuse_every: Option<usize>,
+    watch: (u64, usize),
+) -> (Measured, Arc<Mutex<State>>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("skep.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -120,6 +136,8 @@ fn drive(work: Work, clients: usize, total: u64, refuse_every: Option<usize>) ->
         work,
         sockets: vec![path],
         clients,
+        unfiltered: watch.1,
+        groups: watch.0,
         total,
         size: 256,
         stale: false,
@@ -161,6 +179,13 @@ fn every_watcher_gets_every_change() {
 }
 
 #[test]
+fn a_watcher_of_one_group_gets_its_share_and_an_unfiltered_one_everything() {
+    let (measured, _) = drive_groups(Work::Watch, 10, 4 * 60 + 2 * 120, None, (5, 2));
+    // Two of ten watchers want any one change, and two want all.
+    assert_eq!((measured.writes.total(), measured.deliveries.total(), measured.errors), (120, 480, 0));
+}
+
+#[test]
 fn a_manager_that_goes_away_ends_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("skep.sock");
@@ -174,6 +199,8 @@ fn a_manager_that_goes_away_ends_the_run() {
         work: Work::Read,
         sockets: vec![path],
         clients: 1,
+        unfiltered: 0,
+        groups: 1,
         total: 100,
         size: 256,
         stale: true,
