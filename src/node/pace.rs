@@ -1,7 +1,8 @@
-//! How fast snapshots leave: so many bytes a second, with a short burst, for all peers together.
+//! How fast snapshots are written and leave: so many bytes a second, with a short burst, for all peers together.
 //!
 //! A transfer is bounded by its receiver's credit already, but on a small board even that much takes the disk, the
-//! processor and the line from heartbeats and from the log. A token bucket; it reads no clock.
+//! processor and the line from heartbeats and from the log. Writing one's own snapshot takes the disk from the log
+//! everywhere, and is in no hurry. A token bucket; it reads no clock.
 
 use std::time::Duration;
 
@@ -29,6 +30,14 @@ impl Pace {
         Self::new(match profile {
             Profile::Lan | Profile::Wan => 256 * MIB,
             Profile::Sdcard => 16 * MIB,
+        })
+    }
+
+    /// The pace at which a manager writes a snapshot of its own.
+    pub const fn of_writing(profile: Profile) -> Self {
+        Self::new(match profile {
+            Profile::Lan | Profile::Wan => 64 * MIB,
+            Profile::Sdcard => 8 * MIB,
         })
     }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -18,11 +20,11 @@ use crate::net::run::NetHandle;
 use crate::raft::recover::Snapshots;
 use crate::raft::run::{Handle, Input};
 use crate::raft::{Event, SnapshotMark};
-use crate::store::{SnapshotDecoder, Store};
+use crate::store::{SnapshotDecoder, State, Store};
 use crate::sys::entropy::OsEntropy;
 use crate::sys::files::{self, RealDisk};
-use crate::sys::metrics::Metrics;
-use crate::sys::queue::{Received, Receiver, Sender, bounded};
+use crate::sys::metrics::{Gauge, Metrics};
+use crate::sys::queue::{Latest, Received, Receiver, Sender, bounded};
 use crate::sys::thread::{self, Thread};
 use crate::sys::time::{Instant, monotonic};
 use crate::types::{Code, Position, Status};
@@ -83,6 +85,7 @@ pub fn spawn_writer(
     raft: Handle,
     metrics: &Metrics,
     peers_file: PathBuf,
+    mut pace: Pace,
 ) -> io::Result<(Sender<Job>, Thread)> {
     let (sender, inbox) = bounded(4, metrics.queue("snapshot"));
     let seconds = metrics.histogram("skep_snapshot_seconds");
@@ -99,7 +102,14 @@ pub fn spawn_writer(
                 continue;
             }
             let begin = monotonic();
-            let event = match snapshots.save(store.snapshot(), &mut OsEntropy) {
+            let wait = |bytes: usize| {
+                while pace.room(monotonic()) == 0 {
+                    let now = monotonic();
+                    std::thread::sleep(pace.ready_at(now).since(now));
+                }
+                pace.spend(bytes as u64);
+            };
+            let event = match snapshots.save_slowly(store.snapshot(), &mut OsEntropy, wait) {
                 Ok(mark) => {
                     let took = monotonic().since(begin);
                     seconds.record(took);
@@ -181,8 +191,19 @@ struct Serving {
 struct Taking {
     mark: SnapshotMark,
     writer: SnapshotWriter,
-    decoder: SnapshotDecoder,
+    /// To the thread that decodes, which takes as long as writing. `None` once all of it has come.
+    parts: Option<Sender<Bytes>>,
+    /// Bytes that the sender has not been told of, because too much waits to be decoded.
+    owed: Arc<AtomicU32>,
+    /// What it holds, or what is wrong with it.
+    decoded: Latest<Result<State, String>>,
 }
+
+/// How often it is looked whether all is decoded.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Parts that wait to be decoded before the sender is made to wait: some 8 MiB.
+const PARTS: usize = 32;
 
 struct Mover {
     snapshots: Snapshots,
@@ -199,6 +220,7 @@ struct Mover {
 impl Mover {
     fn run(&mut self, inbox: &Receiver<Transfer>) {
         loop {
+            self.look();
             let transfer = match self.next_turn() {
                 None => inbox.recv(),
                 Some(at) => match inbox.recv_until(at) {
@@ -223,16 +245,19 @@ impl Mover {
                     self.serving.remove(&stream);
                 }
                 Transfer::Begin(mark) => self.begin(mark),
-                Transfer::Part(bytes) => self.part(&bytes),
-                Transfer::End => self.end(),
+                Transfer::Part(bytes) => self.part(bytes),
+                Transfer::End => self.all_has_come(),
                 Transfer::Abort => self.abort(None),
             }
         }
     }
 
-    /// When to send on to those who would take more than the pace allowed.
+    /// When to send on to those who would take more than the pace allowed, or to look at what is being taken.
     fn next_turn(&self) -> Option<Instant> {
-        self.serving.values().any(|serving| serving.credit > 0).then(|| self.pace.ready_at(monotonic()))
+        let now = monotonic();
+        let send = self.serving.values().any(|serving| serving.credit > 0).then(|| self.pace.ready_at(now));
+        let look = self.taking.as_ref().map(|_| now + LOOK);
+        send.into_iter().chain(look).min()
     }
 
     /// Sends a part to each who takes one, in turn, for as long as the pace allows.
@@ -319,10 +344,16 @@ impl Mover {
 
     fn begin(&mut self, mark: SnapshotMark) {
         let Snapshots { disk, dir, keys, lineage } = &self.snapshots;
-        match SnapshotWriter::create(disk.clone(), dir, keys, *lineage, mark.position, &mark.configuration) {
-            Ok(writer) => self.taking = Some(Taking { mark, writer, decoder: SnapshotDecoder::new() }),
+        let position = mark.position;
+        let writer = SnapshotWriter::create(disk.clone(), dir, keys, *lineage, position, &mark.configuration);
+        let begun = writer.map_err(|error| error.to_string()).and_then(|writer| {
+            let (owed, decoded) = (Arc::default(), Latest::default());
+            let parts = self.spawn_decoder(position, &owed, &decoded).map_err(|error| error.to_string())?;
+            Ok(Taking { mark, writer, parts: Some(parts), owed, decoded })
+        });
+        match begun {
+            Ok(taking) => self.taking = Some(taking),
             Err(error) => {
-                let position = mark.position;
                 log::error!("cannot begin to write a snapshot: {error}");
                 self.raft.internal(Input::Event(Event::SnapshotNotFetched { position }));
                 self.report(Completion::FetchEnded(position));
@@ -330,22 +361,69 @@ impl Mover {
         }
     }
 
-    fn part(&mut self, bytes: &Bytes) {
+    /// Starts the thread that decodes the parts of one snapshot. It ends when no more come, or one is bad.
+    fn spawn_decoder(
+        &self,
+        position: Position,
+        owed: &Arc<AtomicU32>,
+        decoded: &Latest<Result<State, String>>,
+    ) -> io::Result<Sender<Bytes>> {
+        // What waits is bounded by what the sender is told: see `part`.
+        let (parts, inbox) = bounded(usize::MAX, Gauge::default());
+        let (net, owed, decoded) = (self.net.clone(), owed.clone(), decoded.clone());
+        thread::spawn_background("decode", move || {
+            let mut decoder = SnapshotDecoder::new();
+            let result = loop {
+                let Some(part): Option<Bytes> = inbox.recv() else { break decoder.finish() };
+                if Arc::strong_count(&owed) == 1 {
+                    // It was given up.
+                    return;
+                }
+                if let Err(error) = decoder.push(&part) {
+                    break Err(error);
+                }
+                if inbox.len() < PARTS {
+                    let owed = owed.swap(0, Ordering::SeqCst);
+                    if owed > 0 {
+                        let _ = net.send(Completion::Taken(position, owed));
+                    }
+                }
+            };
+            decoded.put(result.map_err(|error| error.to_string()));
+        })?;
+        Ok(parts)
+    }
+
+    fn part(&mut self, bytes: Bytes) {
         let Some(taking) = self.taking.as_mut() else { return };
-        let written = taking.writer.write_chunk(bytes).map_err(|error| error.to_string());
-        match written.and_then(|()| taking.decoder.push(bytes).map_err(|error| error.to_string())) {
-            Ok(()) => {
-                let position = taking.mark.position;
-                self.report(Completion::Taken(position, bytes.len() as u32));
+        let Some(parts) = &taking.parts else { return };
+        if let Err(error) = taking.writer.write_chunk(&bytes) {
+            return self.abort(Some(error.to_string()));
+        }
+        taking.owed.fetch_add(bytes.len() as u32, Ordering::SeqCst);
+        // The thread that decodes looks at what is owed after every part, so whatever it sees of this one it tells.
+        let _ = parts.try_send(bytes);
+        if parts.len() < PARTS {
+            let owed = taking.owed.swap(0, Ordering::SeqCst);
+            let position = taking.mark.position;
+            if owed > 0 {
+                self.report(Completion::Taken(position, owed));
             }
-            Err(error) => self.abort(Some(error)),
         }
     }
 
-    fn end(&mut self) {
-        let Some(Taking { mark, writer, decoder }) = self.taking.take() else { return };
+    fn all_has_come(&mut self) {
+        if let Some(taking) = self.taking.as_mut() {
+            taking.parts = None;
+        }
+    }
+
+    /// Ends the taking of a snapshot once it is decoded, or found to be bad.
+    fn look(&mut self) {
+        let Some(result) = self.taking.as_ref().and_then(|taking| taking.decoded.take()) else { return };
+        let Some(Taking { mark, writer, .. }) = self.taking.take() else { return };
         let position = mark.position;
-        let finished = decoder.finish().map_err(|error| error.to_string()).and_then(|state| {
+        let finished = result.and_then(|state| {
             if state.applied() != position || state.lineage() != self.snapshots.lineage {
                 return Err("it is of another place or swarm than announced".to_owned());
             }

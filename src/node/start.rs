@@ -484,6 +484,7 @@ impl<'a> Starter<'a> {
             self.raft.clone(),
             &self.metrics,
             dir.path().join("peers.json"),
+            Pace::of_writing(self.file.profile),
         )
         .map_err(internal)?;
         let (transfer, transfer_thread) = snapshots::spawn_transfer(

@@ -110,12 +110,24 @@ impl Snapshots {
 
     /// Writes a snapshot of `state` and makes it durable. It counts once the log has recorded it.
     pub fn save(&self, state: State, entropy: &mut dyn Entropy) -> Result<SnapshotMark, RecoverError> {
+        self.save_slowly(state, entropy, |_| {})
+    }
+
+    /// As [`Self::save`]; `before_chunk` is called with the size of what is written next, and may wait.
+    pub fn save_slowly(
+        &self,
+        state: State,
+        entropy: &mut dyn Entropy,
+        mut before_chunk: impl FnMut(usize),
+    ) -> Result<SnapshotMark, RecoverError> {
         let (disk, keys, lineage) = (self.disk.clone(), &self.keys, self.lineage);
         let (position, configuration) = (state.applied(), state.configuration());
         let mut writer =
             SnapshotWriter::create_with(disk, &self.dir, keys, lineage, position, &configuration, entropy)?;
         for chunk in SnapshotEncoder::new(state) {
-            writer.write_chunk(&chunk.map_err(|source| RecoverError::Snapshot { index: position.index, source })?)?;
+            let chunk = chunk.map_err(|source| RecoverError::Snapshot { index: position.index, source })?;
+            before_chunk(chunk.len());
+            writer.write_chunk(&chunk)?;
         }
         Ok(writer.finish()?.into())
     }
