@@ -35,13 +35,13 @@ pub(super) fn matches(filter: &Filter, object: &Object) -> bool {
 
 fn identity(filter: &Filter, object: &Object) -> bool {
     // `None`: the filter does not ask.
-    let any = |values: &[String], select: fn(String) -> Selector| {
-        (!values.is_empty()).then(|| values.iter().any(|value| select(value.clone()).matches(object)))
+    let any = |values: &[String], has: fn(&Object, &str) -> bool| {
+        (!values.is_empty()).then(|| values.iter().any(|value| has(object, value)))
     };
     let asked = [
-        any(&filter.names, Selector::Name),
-        any(&filter.name_prefixes, Selector::NamePrefix),
-        any(&filter.id_prefixes, Selector::IdPrefix),
+        any(&filter.names, Object::has_name),
+        any(&filter.name_prefixes, Object::has_name_prefix),
+        any(&filter.id_prefixes, Object::has_id_prefix),
     ];
     let mut asked = asked.into_iter().flatten().peekable();
     match object.kind() {
@@ -64,7 +64,7 @@ fn labels(filter: &Filter, object: &Object) -> bool {
 }
 
 fn kinds(filter: &Filter, object: &Object) -> bool {
-    filter.kinds.is_empty() || filter.kinds.iter().any(|kind| Selector::Kind(kind.clone()).matches(object))
+    filter.kinds.is_empty() || filter.kinds.iter().any(|kind| object.is_resource_of(kind))
 }
 
 #[cfg(test)]

@@ -179,35 +179,33 @@ impl Watch {
 
     /// The item for a change; `None` when nothing of it matches.
     fn encode(&self, batch: &EventBatch) -> Option<Bytes> {
-        let everything = self.request.kinds.is_empty() && self.request.filter == Filter::default();
-        if everything && !self.request.include_old {
-            // The one encoding that all such watchers share.
-            let encoded = batch.encoded.get_or_init(|| self.encode_matching(batch).unwrap_or_default());
-            return Some(encoded.clone()).filter(|encoded| !encoded.is_empty());
-        }
-        self.encode_matching(batch)
-    }
-
-    fn encode_matching(&self, batch: &EventBatch) -> Option<Bytes> {
-        let events: Vec<WatchEvent> = batch.events.iter().filter_map(|event| self.event(event)).collect();
-        if events.is_empty() {
+        let matching = batch.events.iter().filter(|event| self.wants(event)).count();
+        if matching == 0 {
             return None;
         }
-        Some(envelope::encode(&WatchItem::Change { revision: batch.revision, events }).into())
+        let encode = || -> Bytes {
+            let events = batch.events.iter().filter(|event| self.wants(event)).map(|event| self.event(event)).collect();
+            envelope::encode(&WatchItem::Change { revision: batch.revision, events }).into()
+        };
+        if matching == batch.events.len() && !self.request.include_old {
+            // The one encoding that all share who get all of it, with whatever filter.
+            return Some(batch.encoded.get_or_init(encode).clone());
+        }
+        Some(encode())
     }
 
-    fn event(&self, event: &Event) -> Option<WatchEvent> {
+    fn wants(&self, event: &Event) -> bool {
         let object = &event.object.object;
         if !self.request.kinds.is_empty() && !self.request.kinds.contains(&object.kind()) {
-            return None;
+            return false;
         }
-        let before = event.old.as_ref().map(|old| &old.object);
         let filter = &self.request.filter;
-        if !shows(filter, object) && !before.is_some_and(|old| shows(filter, old)) {
-            return None;
-        }
-        let old = before.filter(|_| self.request.include_old).map(redact::redact);
-        Some(WatchEvent { action: event.action, object: redact::redact(object), old })
+        shows(filter, object) || event.old.as_ref().is_some_and(|old| shows(filter, &old.object))
+    }
+
+    fn event(&self, event: &Event) -> WatchEvent {
+        let old = event.old.as_ref().filter(|_| self.request.include_old).map(|old| redact::redact(&old.object));
+        WatchEvent { action: event.action, object: redact::redact(&event.object.object), old }
     }
 
     /// Nothing is left to send: tells how far that is, unless it was told a moment ago.

@@ -65,6 +65,11 @@ impl Pace {
         self.saved
     }
 
+    /// Whether a chunk of so many bytes may go now. What is larger than a quantum goes like one.
+    pub fn has_room(&mut self, now: Instant, bytes: u64) -> bool {
+        self.room(now) >= bytes.min(QUANTUM)
+    }
+
     /// So many bytes were sent, at most the room.
     pub const fn spend(&mut self, bytes: u64) {
         self.saved = self.saved.saturating_sub(bytes);
@@ -108,6 +113,21 @@ mod tests {
             assert!(sent >= steady && sent <= steady + burst + QUANTUM, "{profile:?}: {sent}");
             assert!(wakes <= steady / QUANTUM + 2, "{profile:?}: {wakes}");
         }
+    }
+
+    #[test]
+    fn whole_chunks_keep_the_pace_too() {
+        let (mut pace, mut now, mut sent) = (Pace::of_writing(Profile::Lan), Instant::from_nanos(0), 0);
+        while now < Instant::from_nanos(10_000_000_000) {
+            if pace.has_room(now, QUANTUM) {
+                pace.spend(QUANTUM);
+                sent += QUANTUM;
+            } else {
+                now = pace.ready_at(now);
+            }
+        }
+        let steady = 10 * 64 * MIB;
+        assert!(sent >= steady - QUANTUM && sent <= steady + 64 * MIB / BURST + QUANTUM, "{sent}");
     }
 
     #[test]

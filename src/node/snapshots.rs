@@ -103,9 +103,10 @@ pub fn spawn_writer(
             }
             let begin = monotonic();
             let wait = |bytes: usize| {
-                while pace.room(monotonic()) == 0 {
-                    let now = monotonic();
+                let mut now = monotonic();
+                while !pace.has_room(now, bytes as u64) {
                     std::thread::sleep(pace.ready_at(now).since(now));
+                    now = monotonic();
                 }
                 pace.spend(bytes as u64);
             };

@@ -367,6 +367,26 @@ impl Object {
         Some(name.as_str()).filter(|name| !name.is_empty())
     }
 
+    /// Whether this is its name, ignoring case.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.name().is_some_and(|own| own.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether its name begins so, ignoring case.
+    pub fn has_name_prefix(&self, prefix: &str) -> bool {
+        self.name().is_some_and(|own| starts_with_ignoring_case(own, prefix))
+    }
+
+    /// Whether its id, as it is printed, begins so.
+    pub fn has_id_prefix(&self, prefix: &str) -> bool {
+        self.id().to_string().starts_with(prefix)
+    }
+
+    /// Whether it is a resource of this kind, ignoring case.
+    pub fn is_resource_of(&self, kind: &str) -> bool {
+        matches!(self, Self::Resource(own) if own.kind.eq_ignore_ascii_case(kind))
+    }
+
     /// The labels that people gave it.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.annotations().labels
@@ -440,12 +460,12 @@ impl Object {
 pub(super) fn matches(object: &Object, selector: &Selector) -> bool {
     match selector {
         Selector::All => true,
-        Selector::IdPrefix(prefix) => object.id().to_string().starts_with(prefix.as_str()),
-        Selector::Name(name) => object.name().is_some_and(|own| own.eq_ignore_ascii_case(name)),
-        Selector::NamePrefix(prefix) => object.name().is_some_and(|own| starts_with_ignoring_case(own, prefix)),
+        Selector::IdPrefix(prefix) => object.has_id_prefix(prefix),
+        Selector::Name(name) => object.has_name(name),
+        Selector::NamePrefix(prefix) => object.has_name_prefix(prefix),
         Selector::Role(role) => matches!(object, Object::Node(node) if node.spec.desired_role == *role),
         Selector::Membership(state) => matches!(object, Object::Node(node) if node.spec.membership == *state),
-        Selector::Kind(kind) => matches!(object, Object::Resource(own) if own.kind.eq_ignore_ascii_case(kind)),
+        Selector::Kind(kind) => object.is_resource_of(kind),
         Selector::Service(_)
         | Selector::Node(_)
         | Selector::Slot(..)

@@ -28,8 +28,13 @@ pub struct SnapshotWriter {
     file: Arc<dyn File>,
     stream: Stream,
     buffer: Vec<u8>,
+    /// Bytes written since the last sync.
+    unsynced: usize,
     finished: bool,
 }
+
+/// So much is synced at a time.
+const SYNC_BYTES: usize = 4 << 20;
 
 impl SnapshotWriter {
     /// Begins the snapshot of `position` in `dir`. An unfinished one of the same position is thrown away.
@@ -66,7 +71,7 @@ impl SnapshotWriter {
         let file = with_reserve(disk.as_ref(), dir, || disk.create(&temporary)).doing("create", &temporary)?;
         let stream = Stream::new(SegmentKey::derive(&key, &header.salt), &bytes);
         let dir = dir.to_owned();
-        let writer = Self { disk, dir, key, header, file, stream, buffer: Vec::new(), finished: false };
+        let writer = Self { disk, dir, key, header, file, stream, buffer: Vec::new(), unsynced: 0, finished: false };
         with_reserve(writer.disk.as_ref(), &writer.dir, || writer.file.write_at(0, &bytes))
             .doing("write", &temporary)?;
         Ok(writer)
@@ -103,8 +108,17 @@ impl SnapshotWriter {
         while let Ok(Some(_)) = source.next(&mut stream, &key) {}
         source.file.set_len(stream.at).doing("cut", &source.path)?;
         let dir = dir.to_owned();
-        let mut writer =
-            Self { disk, dir, key, header, file: source.file, stream, buffer: Vec::new(), finished: false };
+        let mut writer = Self {
+            disk,
+            dir,
+            key,
+            header,
+            file: source.file,
+            stream,
+            buffer: Vec::new(),
+            unsynced: 0,
+            finished: false,
+        };
         writer.begin_salt(salt(entropy))?;
         Ok(Some(writer))
     }
@@ -173,6 +187,12 @@ impl SnapshotWriter {
         let write = || self.file.write_at(self.stream.at, &self.buffer);
         with_reserve(self.disk.as_ref(), &self.dir, write).doing("write", &self.temporary())?;
         self.stream.passed(head);
+        // All at once at the end would hold up the log's syncs for as long as that takes.
+        self.unsynced += self.buffer.len();
+        if self.unsynced >= SYNC_BYTES {
+            self.unsynced = 0;
+            self.file.sync_data().doing("sync", &self.temporary())?;
+        }
         Ok(())
     }
 
