@@ -27,14 +27,13 @@ pub struct Work {
 
 /// What the apply thread is asked to do.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "a state is some 250 bytes of pointers, and the queue is short")]
 pub enum Request {
     /// Apply entries.
     Apply(Work),
     /// Go on from a snapshot.
     Install {
         /// The snapshot's state.
-        state: State,
+        state: Box<State>,
     },
 }
 
@@ -169,7 +168,7 @@ impl Apply {
                 }
             }
             Request::Install { state } => {
-                self.applier.store().install(state);
+                self.applier.store().install(*state);
                 progress.configuration_changed = true;
                 progress.installed = true;
             }
@@ -272,7 +271,7 @@ mod tests {
             other.apply(&create(index, &format!("c{index}"))).unwrap();
         }
         let (handle, thread) = spawn(applier, 8, &metrics, move |progress, _| sender.send(progress).unwrap()).unwrap();
-        handle.give(Request::Install { state: other.store().snapshot() }).unwrap();
+        handle.give(Request::Install { state: Box::new(other.store().snapshot()) }).unwrap();
         handle.give(Request::Apply(Work { entries: vec![(create(10, "c10"), None)] })).unwrap();
         let installed = reports.recv_timeout(SOON).unwrap();
         assert_eq!((installed.applied.index, installed.configuration_changed), (Index(9), true));

@@ -398,7 +398,7 @@ mod tests {
             config.spec.annotations.name = format!("c{}", index % 512);
             let config = Object::from(config);
             let (kind, id) = (config.kind(), config.id());
-            let turn = if index / 512 % 2 == 0 {
+            let turn = if (index / 512).is_multiple_of(2) {
                 Operation::Create(config)
             } else {
                 Operation::Remove { kind, id, version: None }

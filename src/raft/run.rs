@@ -479,7 +479,7 @@ impl Raft {
                 .into_iter()
                 .find(|(fetched, _)| *fetched == position)
                 .expect("raft installs a snapshot in the turn that reports it fetched");
-            self.apply_backlog.push_back(apply::Request::Install { state: *state });
+            self.apply_backlog.push_back(apply::Request::Install { state });
         }
         if !effects.apply.is_empty() {
             self.apply_backlog.push_back(apply::Request::Apply(apply::Work { entries: effects.apply }));
