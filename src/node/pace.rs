@@ -78,7 +78,8 @@ impl Pace {
     /// When there is room again that is worth a wake-up.
     pub fn ready_at(&self, now: Instant) -> Instant {
         let missing = QUANTUM.saturating_sub(self.saved);
-        let nanos = u128::from(missing) * 1_000_000_000 / u128::from(self.bytes_per_s);
+        // Rounded up: a moment too early there is no room yet, and whoever waits would ask again at once.
+        let nanos = (u128::from(missing) * 1_000_000_000).div_ceil(u128::from(self.bytes_per_s));
         self.at.unwrap_or(now) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
