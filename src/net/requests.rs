@@ -167,6 +167,10 @@ impl<S: Service> Requests<S> {
 
     /// When to send [`Event::TurnEnded`] at the latest though nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
+        if !self.gathered.is_empty() {
+            // It came after the end of the turn, with an answer of raft's, say.
+            return Some(Instant::default());
+        }
         let timer = self.timers.first().map(|(at, _)| *at);
         timer.into_iter().chain(self.streams.next_deadline()).min()
     }

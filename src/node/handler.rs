@@ -680,6 +680,10 @@ impl Handler for NodeHandler {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
+        if !self.unreachable.is_empty() {
+            // Noted after the end of the turn.
+            return Some(Instant::default());
+        }
         let parting = self.parting.iter().map(|(due, _)| *due).min();
         let requests = self.member.as_ref().and_then(|member| member.requests.next_deadline());
         let fetch = self.fetching.as_ref().and_then(|fetching| fetching.retry_at);

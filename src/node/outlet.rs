@@ -163,9 +163,9 @@ impl Outlet for Post {
         self.send(Completion::Fetch(fetch));
     }
 
-    fn create_snapshot(&self) {
-        // The queue is as long as raft has snapshots under way: one.
-        let _ = self.snapshots.try_send(Job::Create);
+    fn create_snapshot(&self) -> bool {
+        // Other jobs wait there too: while one is written, there may be no room.
+        self.snapshots.try_send(Job::Create).is_ok()
     }
 
     fn stop(&self, stop: Stop) {

@@ -33,7 +33,8 @@ const REPLAY_BYTES: u64 = 1 << 20;
 const AHEAD_ENTRIES: u64 = 16 << 10;
 /// Batches of [`REPLAY_BYTES`] that wait for the one who applies them.
 const AHEAD_BATCHES: usize = 4;
-/// More than the largest watch ring holds: an event takes 96 bytes of it and more.
+/// As many as the largest watch ring holds at most: an event takes 96 bytes of it and more. Counted in entries: with many
+/// among the last that change nothing, a watcher from before the restart takes a snapshot where it might have gone on.
 const MAX_RING_EVENTS: u64 = WATCH_RING_BYTES as u64 / 96;
 
 /// Where a manager's snapshots are, and what they are sealed with. Clones may go to other threads; all see a new key.
@@ -225,6 +226,8 @@ pub fn replay(applier: &mut Applier, reader: &LogReader, next: Index, last: Inde
     let watched = Index(last.0.saturating_sub(MAX_RING_EVENTS));
     let (sender, batches) = crossbeam_channel::bounded(AHEAD_BATCHES);
     std::thread::scope(|scope| {
+        // Dropped when applying ends, however it does: the reader must not wait for room for ever.
+        let batches = batches;
         let ahead = std::thread::Builder::new()
             .name("replay".to_owned())
             .spawn_scoped(scope, move || read(reader, next, last, |batch| sender.send(batch).is_ok()))

@@ -53,8 +53,8 @@ pub trait Outlet: Send + Sync + 'static {
     fn peers(&self, members: Vec<Member>);
     /// Fetch this snapshot.
     fn fetch_snapshot(&self, fetch: FetchSnapshot);
-    /// Write a snapshot of the store.
-    fn create_snapshot(&self);
+    /// Write a snapshot of the store; false when too much waits for whoever writes it.
+    fn create_snapshot(&self) -> bool;
     /// The node must stop.
     fn stop(&self, stop: Stop);
 }
@@ -500,8 +500,8 @@ impl Raft {
                 self.machine.step(monotonic(), Event::Fetched { fetch, entries: Vec::new() });
             }
         }
-        if effects.create_snapshot {
-            self.outlet.create_snapshot();
+        if effects.create_snapshot && !self.outlet.create_snapshot() {
+            self.machine.step(monotonic(), Event::SnapshotFailed);
         }
         if let Some(fetch) = effects.fetch_snapshot {
             self.outlet.fetch_snapshot(fetch);

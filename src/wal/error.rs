@@ -86,7 +86,8 @@ impl WalError {
                  `skep cluster update --snapshot-bytes SIZE --keep-bytes SIZE`"
             }
             Self::Damaged { .. } => {
-                "look with `skep wal inspect DIR`; to take the data from the other managers again, move the data directory \
+                "`skep wal repair DIR --dry-run` tells whether cutting the damage off would lose anything, and `skep wal \
+                 inspect DIR` shows all of it; to take the data from the other managers again, move the data directory \
                  aside and join anew with `skep run --join` and another address or port in --listen and --advertise; this \
                  member stays on their list and counts towards their majority"
             }

@@ -263,7 +263,7 @@ impl File for PlannedFile {
     }
 }
 
-/// A plan that cuts off the damaged segment and those before it, if a whole snapshot covers them and the rest is whole.
+/// A plan that cuts off the damage and everything before it, if a whole snapshot covers that and the rest is whole.
 fn beginning(
     disk: &dyn Disk,
     dir: &Path,
@@ -278,21 +278,22 @@ fn beginning(
     if !newest::read(disk, dir).is_ok_and(|told| newest::missing(told, newest).is_none()) {
         return Ok(None);
     }
+    // There may be more damage further on, and damage that shows only in the segment after it: what opens is what counts.
     let mut plan = Plan { covered: true, sequence: newest, ..damage.clone() };
-    for sequence in sequences.iter().copied().filter(|sequence| *sequence <= damaged) {
+    for sequence in sequences.iter().copied().filter(|sequence| *sequence < newest) {
         let file = segment::name(sequence);
         let path = dir.join(&file);
         let bytes = disk.open(&path).and_then(|file| file.len()).doing("read the length of", &path)?;
         plan.cuts.push(CutOff { file, from: 0, bytes });
+        let Ok((_, left)) = look(&Planned { disk, dir, plan: &plan }, dir, keys, &options) else { continue };
+        let snapshot = left.snapshot.map_or(Index(0), |snapshot| snapshot.position.index);
+        // One that is not whole is told of by the plan that cuts off the end.
+        if snapshot != Index(0) && check_snapshot(disk, dir, keys, options, snapshot, None).is_ok() {
+            (plan.last, plan.snapshot) = (left.last.index, snapshot);
+            return Ok(Some(plan));
+        }
     }
-    let Ok((_, left)) = look(&Planned { disk, dir, plan: &plan }, dir, keys, &options) else { return Ok(None) };
-    let snapshot = left.snapshot.map_or(Index(0), |snapshot| snapshot.position.index);
-    // One that is not whole is told of by the plan that cuts off the end.
-    if snapshot == Index(0) || check_snapshot(disk, dir, keys, options, snapshot, None).is_err() {
-        return Ok(None);
-    }
-    (plan.last, plan.snapshot) = (left.last.index, snapshot);
-    Ok(Some(plan))
+    Ok(None)
 }
 
 /// Lists what is to be cut off from the damage on.

@@ -30,6 +30,10 @@ const SEEDS_KEPT: &[(u64, &str)] = &[
         "an old directory that was started twice before anybody met it, which the guard cannot know and is not asked to",
     ),
     (302_800, "a node that heard of a connection's end after the next one's beginning, which no network thread does"),
+    (
+        305_853,
+        "a leader that ends after a forced removal, before it hears from whom it needs now, which nothing forbids",
+    ),
 ];
 
 /// How far a run goes. Whatever is `None` is drawn from the seed.

@@ -234,6 +234,16 @@ fn a_damaged_beginning_that_a_snapshot_covers_goes_and_nothing_is_lost() {
             assert_eq!((last, planned.snapshot), (14, Index(12)));
         }
     }
+    // In two places, and a batch that is missing at the end of a segment, which the next one tells.
+    let (planned, last) = check_log(&disk, |disk| {
+        disk.change(&path(2), |bytes| bytes[600] ^= 1);
+        disk.change(&path(4), |bytes| bytes[600] ^= 1);
+    })
+    .unwrap();
+    assert!(planned.covered && (planned.cuts.len(), last) == (4, 14), "{planned:?}");
+    let end_of = batches(&disk, &path(3)).pop().unwrap().0;
+    let (planned, last) = check_log(&disk, |disk| disk.change(&path(3), |bytes| bytes[end_of..].fill(0))).unwrap();
+    assert!(planned.covered && (planned.cuts.len(), last) == (3, 14), "{planned:?}");
     // The newest segment has entries that are nowhere else.
     let last_batch = batches(&disk, &path(5)).pop().unwrap().0;
     let end = check_log(&disk, |disk| disk.change(&path(5), |bytes| bytes[last_batch] ^= 1));

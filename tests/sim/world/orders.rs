@@ -22,14 +22,19 @@ impl World {
     pub fn join(&mut self) -> NodeId {
         let id = NodeId(self.next_node);
         let order = Order::Join { node_id: id, addr: address(id), feature_level: FEATURE_LEVEL };
-        match self.order(&order) {
-            OrderResult::Done(Answer::Joined(answer)) => {
-                assert_eq!(answer.advertise, address(id));
-                self.new_node(answer.raft_id);
-                self.boot(id, &Start::Disk);
-                id
+        let end = self.now + ms(20_000);
+        loop {
+            match self.order(&order) {
+                OrderResult::Done(Answer::Joined(answer)) => {
+                    assert_eq!(answer.advertise, address(id));
+                    self.new_node(answer.raft_id);
+                    self.boot(id, &Start::Disk);
+                    return id;
+                }
+                // Its leader may end in the middle, as one does that has not heard yet from whom it needs now.
+                OrderResult::Uncertain if self.now < end => self.run_for(ms(300)),
+                other => fail("liveness", format!("the join of node {} was answered {other:?}", id.0)),
             }
-            other => fail("liveness", format!("the join of node {} was answered {other:?}", id.0)),
         }
     }
 
