@@ -75,7 +75,7 @@ fn update(bencher: Bencher) {
 }
 
 /// Reference: 637 ns.
-#[divan::bench]
+#[divan::bench(sample_size = 1000)]
 fn get(bencher: Bencher) {
     let state = filled().state();
     let mut ids: Vec<ObjectId> = state.iter(Kind::Node).map(|stored| stored.object.id()).collect();
@@ -86,7 +86,7 @@ fn get(bencher: Bencher) {
 }
 
 /// Reference: 269 ns.
-#[divan::bench]
+#[divan::bench(sample_size = 1000)]
 fn find_by_name(bencher: Bencher) {
     let state = filled().state();
     let mut names: Vec<String> = (0..NODES).map(|number| format!("name{number}")).collect();
