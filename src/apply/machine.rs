@@ -17,8 +17,6 @@ use crate::types::{Index, MemberChange, NodeId, Object, Outcome, Position, Role,
 pub struct Applier {
     store: Arc<Store>,
     departed: Vec<NodeId>,
-    /// Events go to the store's watch ring.
-    is_watched: bool,
 }
 
 /// What an entry did.
@@ -65,7 +63,7 @@ pub enum ApplyError {
 impl Applier {
     /// The writer of `store`.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store, departed: Vec::new(), is_watched: true }
+        Self { store, departed: Vec::new() }
     }
 
     /// Nodes that were removed, or are managers no more, since this was asked last: whatever they hold open must be looked at.
@@ -84,42 +82,31 @@ impl Applier {
     ///
     /// When the entry is not the next one: raft and the store disagree on where they are.
     pub fn apply(&mut self, entry: &Entry) -> Result<Effect, ApplyError> {
-        Ok(self.carry_out(Prepared::new(entry)?))
-    }
-
-    /// Applies an entry that was read before, by this thread or another.
-    ///
-    /// # Panics
-    ///
-    /// As [`Self::apply`].
-    pub fn carry_out(&mut self, prepared: Prepared) -> Effect {
-        let Prepared { position, what } = prepared;
-        match what {
-            What::Nothing => self.store.write(|state| {
+        let position = Position { term: Term(entry.term), index: Index(entry.index) };
+        match entry.entry_type {
+            EntryType::EntryNormal if entry.data.is_empty() => Ok(self.store.write(|state| {
                 state.advance(position);
                 (Effect::None, None)
-            }),
-            What::Command(command) => self.apply_command(position, command),
-            What::Member(outer, change) => self.apply_member_change(position, &outer, change),
+            })),
+            EntryType::EntryNormal => self.apply_command(position, &entry.data),
+            EntryType::EntryConfChange => self.apply_member_change(position, &entry.data),
+            EntryType::EntryConfChangeV2 => {
+                Err(ApplyError::NotUnderstood { index: position.index, what: "a joint membership change" })
+            }
         }
     }
 
-    /// As [`Self::carry_out`], for an entry so far back that no watcher can go on from it: its events are dropped.
-    pub fn carry_out_unwatched(&mut self, prepared: Prepared) {
-        self.is_watched = false;
-        self.carry_out(prepared);
-        self.is_watched = true;
-    }
-
-    fn apply_command(&mut self, position: Position, command: Command) -> Effect {
-        let (departed, is_watched) = (&mut self.departed, self.is_watched);
-        self.store.write(|state| {
+    fn apply_command(&mut self, position: Position, payload: &[u8]) -> Result<Effect, ApplyError> {
+        let command =
+            super::decode(payload).map_err(|source| ApplyError::Undecodable { index: position.index, source })?;
+        let departed = &mut self.departed;
+        Ok(self.store.write(|state| {
             state.advance(position);
             match command {
                 Command::Change(change) => {
                     let (outcome, events) = state.apply_change(change, position.term);
                     departed.extend(events.iter().flat_map(|batch| &batch.events).filter_map(gone));
-                    (Effect::Outcome(outcome), events.filter(|_| is_watched))
+                    (Effect::Outcome(outcome), events)
                 }
                 Command::SetAddress { raft_id, node_id, addr } => {
                     state.set_address(raft_id, node_id, &addr);
@@ -127,14 +114,21 @@ impl Applier {
                 }
                 Command::Mark { floors } => (Effect::Mark(state.mark(&floors)), None),
             }
-        })
+        }))
     }
 
-    fn apply_member_change(&self, position: Position, outer: &ConfChange, change: MemberChange) -> Effect {
-        self.store.write(|state| {
+    fn apply_member_change(&self, position: Position, payload: &[u8]) -> Result<Effect, ApplyError> {
+        let index = position.index;
+        let mut outer = ConfChange::default();
+        if outer.merge_from_bytes(payload).is_err() {
+            return Err(ApplyError::Undecodable { index, source: DecodeError::Malformed });
+        }
+        let change: MemberChange = envelope::decode(&outer.context, MAX_FRAME_BYTES)
+            .map_err(|source| ApplyError::Undecodable { index, source })?;
+        Ok(self.store.write(|state| {
             state.advance(position);
             // Raft reads the outer account and the store the inner one: they must say the same.
-            if !agree(outer, &change) {
+            if !agree(&outer, &change) {
                 return (Effect::Member { change, accepted: false }, None);
             }
             let leaves = match change {
@@ -144,50 +138,7 @@ impl Applier {
             let accepted = state.apply_member_change(&change);
             let events = leaves.filter(|_| accepted).and_then(|node| state.mark_leaving(node, position));
             (Effect::Member { change, accepted }, events)
-        })
-    }
-}
-
-/// An entry whose payload was read: applying it cannot fail any more.
-#[derive(Debug)]
-pub struct Prepared {
-    position: Position,
-    what: What,
-}
-
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "nearly all are commands")]
-enum What {
-    Nothing,
-    Command(Command),
-    /// Raft's account of a membership change, and ours.
-    Member(Box<ConfChange>, MemberChange),
-}
-
-impl Prepared {
-    /// Reads an entry.
-    pub fn new(entry: &Entry) -> Result<Self, ApplyError> {
-        let index = Index(entry.index);
-        let undecodable = |source| ApplyError::Undecodable { index, source };
-        let what = match entry.entry_type {
-            EntryType::EntryNormal if entry.data.is_empty() => What::Nothing,
-            EntryType::EntryNormal => What::Command(super::decode(&entry.data).map_err(undecodable)?),
-            EntryType::EntryConfChange => {
-                let mut outer = Box::<ConfChange>::default();
-                outer.merge_from_bytes(&entry.data).map_err(|_| undecodable(DecodeError::Malformed))?;
-                let change = envelope::decode(&outer.context, MAX_FRAME_BYTES).map_err(undecodable)?;
-                What::Member(outer, change)
-            }
-            EntryType::EntryConfChangeV2 => {
-                return Err(ApplyError::NotUnderstood { index, what: "a joint membership change" });
-            }
-        };
-        Ok(Self { position: Position { term: Term(entry.term), index }, what })
-    }
-
-    /// The entry's index.
-    pub const fn index(&self) -> Index {
-        self.position.index
+        }))
     }
 }
 

@@ -32,20 +32,20 @@
 //! | applying a request of few entries on the thread that hands it in | kept: with Raft's turns in the same way, see `raft` |
 //! | secrets and template engines boxed, so that every object is 80 bytes smaller | kept: 197 to 164 MB resident with 150,000 resources |
 //!
-//! Starting with a million changes behind the last snapshot, each a new resource of 256 bytes, takes 5.4 s; the aim is 3. A
-//! thread that reads, opens and decodes ahead, and events dropped that no watcher could ask for, took 30 % of the work off
-//! this one and gave nothing (5.5 s before): on two processors that share their caches, what another thread made is as cold
-//! as what lies on the disk. A quarter of the time is cache misses in the two maps by random key; transparent huge pages
-//! gave nothing. From a snapshot of 1.1 million objects it is 3.0 s, because each map is filled in its own order
-//! (`store`): before, a snapshot came in at 44 MB/s, now at 100, decoding on a thread of its own.
+//! Starting with a million changes behind the last snapshot, each a new resource of 256 bytes, takes 5.4 s; the aim is 3. Tried
+//! and thrown out: a thread that reads, opens and decodes ahead, with the events dropped that no watcher could ask for. It
+//! took 30 % of the work off this one and gave nothing: on two processors that share their caches, what another thread made
+//! is as cold as what lies on the disk. Transparent huge pages gave nothing either. A quarter of the time is cache misses in
+//! the two maps by random key. From a snapshot of 1.1 million objects it is 3.0 s, because each map is filled in its own
+//! order (`store`).
 //!
 //! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same
-//! entries to the same [`Applier`] without this thread, but with one that reads them ahead ([`Prepared`]).
+//! entries to the same [`Applier`] without a thread.
 
 mod machine;
 mod run;
 
-pub use machine::{Applier, ApplyError, Effect, Prepared};
+pub use machine::{Applier, ApplyError, Effect};
 pub use run::{Handle, Progress, Request, Work, spawn};
 
 use crate::codec::{DecodeError, envelope};

@@ -15,13 +15,12 @@ use std::sync::Arc;
 use ::raft::eraftpb::HardState;
 
 use super::storage::{LogView, SnapshotMark};
-use crate::apply::{Applier, ApplyError, Prepared};
+use crate::apply::{Applier, ApplyError};
 use crate::pki::Keyring;
 use crate::store::{SnapshotDecoder, SnapshotEncoder, SnapshotError, State, Store};
 use crate::sys::entropy::Entropy;
 use crate::sys::faults::{Fault, planted};
 use crate::sys::files::Disk;
-use crate::types::limits::WATCH_RING_BYTES;
 use crate::types::{Index, Lineage, Position, RaftId};
 use crate::wal::{
     self, LogReader, Persist, ReadError, Recovered, SnapshotMeta, SnapshotReader, SnapshotWriter, Wal, WalError,
@@ -29,13 +28,6 @@ use crate::wal::{
 
 /// Bytes of log read at once while it is applied.
 const REPLAY_BYTES: u64 = 1 << 20;
-/// From so many entries on, a thread reads them ahead.
-const AHEAD_ENTRIES: u64 = 16 << 10;
-/// Batches of [`REPLAY_BYTES`] that wait for the one who applies them.
-const AHEAD_BATCHES: usize = 4;
-/// As many as the largest watch ring holds at most: an event takes 96 bytes of it and more. Counted in entries: with many
-/// among the last that change nothing, a watcher from before the restart takes a snapshot where it might have gone on.
-const MAX_RING_EVENTS: u64 = WATCH_RING_BYTES as u64 / 96;
 
 /// Where a manager's snapshots are, and what they are sealed with. Clones may go to other threads; all see a new key.
 #[derive(Clone, Debug)]
@@ -210,57 +202,12 @@ pub fn recover(
     Ok(Recovery { applier, applied, log, hard_state, log_bytes: recovered.bytes_since_snapshot })
 }
 
-/// Applies the entries of the log from `next` to `last`. When there are many, another thread reads them ahead: reading,
-/// opening and decoding an entry takes as long as applying it.
-pub fn replay(applier: &mut Applier, reader: &LogReader, next: Index, last: Index) -> Result<(), RecoverError> {
-    let entries = last.next().0.saturating_sub(next.0);
-    if entries < AHEAD_ENTRIES {
-        return read(reader, next, last, |batch| {
-            for prepared in batch {
-                applier.carry_out(prepared);
-            }
-            true
-        });
-    }
-    // The ring keeps fewer events than this.
-    let watched = Index(last.0.saturating_sub(MAX_RING_EVENTS));
-    let (sender, batches) = crossbeam_channel::bounded(AHEAD_BATCHES);
-    std::thread::scope(|scope| {
-        // Dropped when applying ends, however it does: the reader must not wait for room for ever.
-        let batches = batches;
-        let ahead = std::thread::Builder::new()
-            .name("replay".to_owned())
-            .spawn_scoped(scope, move || read(reader, next, last, |batch| sender.send(batch).is_ok()))
-            .map_err(|source| WalError::Io {
-                doing: "start a thread that reads",
-                path: PathBuf::from("the log"),
-                source,
-            })?;
-        for prepared in batches.iter().flatten() {
-            if prepared.index() <= watched {
-                applier.carry_out_unwatched(prepared);
-            } else {
-                applier.carry_out(prepared);
-            }
-        }
-        ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// Reads entries and gives them to `take`, in order, until it wants no more.
-fn read(
-    reader: &LogReader,
-    mut next: Index,
-    last: Index,
-    mut take: impl FnMut(Vec<Prepared>) -> bool,
-) -> Result<(), RecoverError> {
+/// Applies the entries of the log from `next` to `last`.
+pub fn replay(applier: &mut Applier, reader: &LogReader, mut next: Index, last: Index) -> Result<(), RecoverError> {
     while next <= last {
-        let entries = reader.read(next, last.next(), REPLAY_BYTES)?;
-        let Some(end) = entries.last() else { return Err(ReadError::Unavailable.into()) };
-        next = Index(end.index).next();
-        let batch = entries.iter().map(Prepared::new).collect::<Result<Vec<_>, _>>()?;
-        if !take(batch) {
-            break;
+        for entry in reader.read(next, last.next(), REPLAY_BYTES)? {
+            applier.apply(&entry)?;
+            next = Index(entry.index).next();
         }
     }
     Ok(())
@@ -288,11 +235,9 @@ mod tests {
 
     use super::*;
     use crate::pki::seal::DataKey;
-    use crate::store::WatchError;
     use crate::sys::entropy::SeededEntropy;
     use crate::sys::files::RealDisk;
-    use crate::types::log::Command;
-    use crate::types::{Change, ChangeId, NodeId, Object, ObjectId, Operation, Revision, Term, Timestamp, object};
+    use crate::types::{NodeId, Term};
 
     const LINEAGE: Lineage = Lineage(7);
 
@@ -389,53 +334,6 @@ mod tests {
         assert_eq!(terms, [None, Some(1), Some(1), Some(1), Some(4), Some(4), None]);
         let context = ::raft::GetEntriesContext::empty(false);
         assert_eq!(recovery.log.entries(4, 6, None, context).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn a_long_log_is_read_ahead_to_the_same_state_and_the_same_events() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut opened = open(dir.path());
-        bootstrap(&mut opened.wal, &opened.snapshots, first_state(), &mut SeededEntropy::new(3)).unwrap();
-        let entry = |index: u64| {
-            let mut config = object::Config { id: ObjectId(u128::from(index % 512)), ..object::Config::default() };
-            config.spec.annotations.name = format!("c{}", index % 512);
-            let config = Object::from(config);
-            let (kind, id) = (config.kind(), config.id());
-            let turn = if (index / 512).is_multiple_of(2) {
-                Operation::Create(config)
-            } else {
-                Operation::Remove { kind, id, version: None }
-            };
-            let (id, after) = (ChangeId(u128::from(index)), Revision(0));
-            let change = Change { id, after, time: Timestamp(5), term: None, operations: vec![turn] };
-            Entry { data: crate::apply::encode(&Command::Change(change)).into(), index, term: 1, ..Entry::default() }
-        };
-        let last = 2 * MAX_RING_EVENTS;
-        assert!(last > AHEAD_ENTRIES);
-        for first in (2..=last).step_by(1000) {
-            let hard_state = wal::HardState { term: Term(1), vote: RaftId(1), commit: Index(1) };
-            let entries = (first..=last.min(first + 999)).map(entry).collect();
-            let persist = Persist { number: 1, entries, hard_state: Some(hard_state), snapshot: None, must_sync: true };
-            opened.wal.write(&[persist]).unwrap();
-        }
-        let state = || (Applier::new(Arc::new(Store::new(first_state(), WATCH_RING_BYTES))), opened.wal.reader());
-        let (mut ahead, reader) = state();
-        replay(&mut ahead, &reader, Index(2), Index(last)).unwrap();
-        let (mut one_by_one, _) = state();
-        for index in 2..=last {
-            one_by_one.apply(&entry(index)).unwrap();
-        }
-        let (ahead, one_by_one) = (ahead.store(), one_by_one.store());
-        assert_eq!(ahead.view(State::hash), one_by_one.view(State::hash));
-        assert_eq!((ahead.revision(), ahead.view(State::applied).index), (one_by_one.revision(), Index(last)));
-        let oldest = |store: &Store| match store.watch_from(LINEAGE, Revision(0)) {
-            Err(WatchError::TooOld { oldest }) => oldest,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(oldest(ahead), oldest(one_by_one));
-        let mut cursor = ahead.watch_from(LINEAGE, oldest(ahead)).unwrap();
-        let events = ahead.poll(&mut cursor, usize::MAX).unwrap();
-        assert_eq!(events.last().map(|batch| batch.revision), Some(ahead.revision()));
     }
 
     #[test]

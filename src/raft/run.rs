@@ -134,32 +134,34 @@ impl Handle {
         let bulky = matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgSnapshot)
             && !message.entries.is_empty();
         let lane = if bulky { &self.appends } else { &self.urgent };
-        lane.try_send(Box::new(Event::Peer { from, message })).is_ok()
+        lane.put(Box::new(Event::Peer { from, message })).is_ok()
     }
 
     /// A proposal, a read or an order; false when the lane is full and nothing was queued. Wakes nobody: see
     /// [`Self::turn`].
     pub fn request(&self, event: Event) -> bool {
-        self.requests.try_send(Box::new(event)).is_ok()
+        self.requests.put(Box::new(event)).is_ok()
     }
 
     /// Has taken up what [`Self::peer`] and [`Self::request`] queued: once for all that one turn of a caller's queued, so
     /// that they become one batch. A little is done before this returns, unless another thread is at it.
     pub fn turn(&self) {
-        self.turn_before_log();
-        self.wake_log();
+        // Whoever is at it, further up this stack perhaps, knows when the log thread may have the processor.
+        if self.turn_before_log() {
+            self.wake_log();
+        }
     }
 
     /// As [`Self::turn`], for somebody who has messages to send before the log thread takes the processor, and calls
-    /// [`Self::wake_log`] then.
-    pub fn turn_before_log(&self) {
+    /// [`Self::wake_log`] then. False when the turn is another's.
+    pub fn turn_before_log(&self) -> bool {
         if self.shared.stop.load(Relaxed) {
-            return;
+            return false;
         }
         let waiting = self.requests.len() + self.urgent.len() + self.appends.len() + self.internal.len();
         if waiting > FEW_EVENTS {
             self.bell.ring();
-            return;
+            return false;
         }
         // Another thread that is at it looks again before it leaves.
         self.shared.stage.try_run(|raft| {
@@ -167,7 +169,7 @@ impl Handle {
             if raft.deadline().as_nanos() < self.shared.wakes_at.load(Relaxed) {
                 self.bell.ring();
             }
-        });
+        })
     }
 
     /// Wakes the log thread, if there is something for it.

@@ -64,19 +64,12 @@ impl Store {
     }
 
     /// Lets the one writer change the state, and appends its events to the ring in the same step, so that no watcher can
-    /// see one without the other. Locked per entry: a reader never waits for a batch of them. When the revision moves and
-    /// no events are given, the ring starts over after it.
+    /// see one without the other. Locked per entry: a reader never waits for a batch of them.
     pub fn write<T>(&self, write: impl FnOnce(&mut State) -> (T, Option<EventBatch>)) -> T {
         let mut inner = self.lock();
-        let before = inner.state.revision();
         let (result, batch) = write(&mut inner.state);
-        let revision = inner.state.revision();
-        let evicted = match batch {
-            Some(batch) => inner.ring.push(batch),
-            None if revision != before => inner.ring.restart(revision),
-            None => Vec::new(),
-        };
-        self.revision.store(revision.0, Release);
+        let evicted = batch.map(|batch| inner.ring.push(batch));
+        self.revision.store(inner.state.revision().0, Release);
         drop(inner);
         // Old events are freed after the lock.
         drop(evicted);
@@ -93,11 +86,13 @@ impl Store {
         let mut inner = self.lock();
         let (old, new) = (&inner.state, &state);
         assert!(old.lineage() != new.lineage() || old.applied() <= new.applied(), "{new:?} is older than {old:?}");
-        let events = inner.ring.restart(state.revision());
+        inner.ring.batches.clear();
+        inner.ring.bytes = 0;
+        inner.ring.base = state.revision();
         self.revision.store(state.revision().0, Release);
         let old = std::mem::replace(&mut inner.state, state);
         drop(inner);
-        drop((old, events));
+        drop(old);
     }
 
     /// The state now, and a cursor on the events after it.
@@ -146,12 +141,6 @@ impl Inner {
 }
 
 impl WatchRing {
-    /// Begins after `base` with nothing; gives back what was there.
-    fn restart(&mut self, base: Revision) -> Vec<Arc<EventBatch>> {
-        (self.base, self.bytes) = (base, 0);
-        std::mem::take(&mut self.batches).into()
-    }
-
     /// Appends a batch and gives back those that no longer fit. The newest always stays.
     fn push(&mut self, batch: EventBatch) -> Vec<Arc<EventBatch>> {
         assert_eq!(batch.revision, Revision(self.base.0 + self.batches.len() as u64).next(), "revisions are dense");

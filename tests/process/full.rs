@@ -1,68 +1,35 @@
 //! A full disk: changes are refused before it is, nothing is lost, and it ends when there is room again.
 //!
-//! The disk is a small file system in memory, in a mount namespace of its own that a process holds, so that it outlives
-//! the manager. Where nobody may make namespaces the tests say that they are skipped.
+//! The disk is a small file system in memory. Where nobody may make namespaces the tests say that they are skipped.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::path::Path;
 
-use super::swarm::{Manager, Swarm, eventually};
+use super::mounted::Mounted;
+use super::swarm::{Swarm, eventually};
 use super::writers::Writers;
 
 /// Three segments, the reserve, and some.
 const DISK_MIB: u64 = 88;
 
-struct SmallDisk {
-    /// Ends when its input does, which is when this test ends however it does.
-    holder: Child,
-    dir: PathBuf,
-}
+struct SmallDisk(Mounted);
 
 impl SmallDisk {
     /// Mounts one at `dir`; `None` where that is not allowed.
     fn at(dir: &Path) -> Option<Self> {
-        std::fs::create_dir(dir).unwrap();
-        let script = format!("mount -t tmpfs -o mode=0700,size={DISK_MIB}m small \"$0\" && echo ready && exec cat");
-        let mut command = Command::new("unshare");
-        command.args(["-Urm", "--propagation", "private", "sh", "-c", &script]).arg(dir);
-        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut holder = spawned.ok()?;
-        let mut said = String::new();
-        BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
-        let disk = Self { holder, dir: dir.to_owned() };
-        (said == "ready\n").then_some(disk)
-    }
-
-    /// The manager runs where this is mounted.
-    fn carry(&self, manager: &mut Manager) {
-        let words = ["nsenter", "-U", "-m", "--preserve-credentials", "-t", &self.holder.id().to_string(), "--"];
-        manager.wrapper = words.map(str::to_owned).to_vec();
-        // Reached from outside.
-        manager.socket = Some(self.dir.with_extension("sock"));
-    }
-
-    /// The file that takes the space, as seen from outside.
-    fn filler(&self) -> PathBuf {
-        let path = self.dir.join("filler");
-        PathBuf::from(format!("/proc/{}/root", self.holder.id())).join(path.strip_prefix("/").unwrap())
+        let mount = format!("mount -t tmpfs -o mode=0700,size={DISK_MIB}m small \"$0\"");
+        Mounted::at(dir, true, &mount, &[dir]).map(Self)
     }
 
     /// Takes what is left.
     fn fill(&self) {
-        let mut filler = File::create(self.filler()).unwrap();
+        let mut filler = File::create(self.0.outside("filler")).unwrap();
         while filler.write_all(&[7; 4096]).is_ok() {}
     }
 
     fn free(&self) {
-        std::fs::remove_file(self.filler()).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = (self.holder.kill(), self.holder.wait());
+        std::fs::remove_file(self.0.outside("filler")).unwrap();
     }
 }
 
@@ -73,7 +40,7 @@ fn swarm() -> Option<(Swarm, SmallDisk)> {
         eprintln!("skipped: this system does not let its users make namespaces");
         return None;
     };
-    swarm.join(|manager| disk.carry(manager));
+    swarm.join(|manager| disk.0.carry(manager));
     Some((swarm, disk))
 }
 

@@ -27,6 +27,7 @@ mod leave;
 #[allow(dead_code)]
 mod linear;
 mod links;
+mod mounted;
 mod moved;
 mod partition;
 mod proxy;

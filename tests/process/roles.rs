@@ -107,14 +107,20 @@ fn a_leader_is_removed_by_force_and_hears_it() {
     assert_eq!(voters(&swarm.managers[other]), 2);
 }
 
-#[test]
-fn a_worker_is_promoted_and_demoted_and_promoted_again_in_place() {
+/// Two managers and a worker that has been started; the worker's place.
+fn with_a_worker() -> (Swarm, usize) {
     let mut swarm = Swarm::of(2);
     let place = swarm.add();
     let token = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
     let (addr, file) = (swarm.managers[0].addr.clone(), swarm.token_file(&token));
     swarm.managers[place].arguments = vec!["--join".into(), addr, "--token-file".into(), file];
     swarm.managers[place].spawn();
+    (swarm, place)
+}
+
+#[test]
+fn a_worker_is_promoted_and_demoted_and_promoted_again_in_place() {
+    let (mut swarm, place) = with_a_worker();
     let name = swarm.managers[place].name.clone();
     let by = &swarm.managers[0];
     let id = eventually("the worker is listed", || {
@@ -141,12 +147,7 @@ fn a_worker_is_promoted_and_demoted_and_promoted_again_in_place() {
 
 #[test]
 fn a_worker_that_is_stopped_at_any_moment_of_its_promotion_goes_on_at_its_next_start() {
-    let mut swarm = Swarm::of(2);
-    let place = swarm.add();
-    let token = swarm.managers[0].skep(&["token", "show", "--role", "worker"]).ok();
-    let (addr, file) = (swarm.managers[0].addr.clone(), swarm.token_file(&token));
-    swarm.managers[place].arguments = vec!["--join".into(), addr, "--token-file".into(), file];
-    swarm.managers[place].spawn();
+    let (mut swarm, place) = with_a_worker();
     let name = swarm.managers[place].name.clone();
     eventually("the worker is in touch", || (swarm.managers[place].status()?["state"] == "ready").then_some(()));
     let id = swarm.managers[place].status().unwrap()["node_id"].clone();
