@@ -109,6 +109,10 @@ pub fn spawn_writer(
                     now = monotonic();
                 }
                 pace.spend(bytes as u64);
+                match inbox.is_closed() {
+                    true => Err(io::Error::other("the node stops")),
+                    false => Ok(()),
+                }
             };
             let event = match snapshots.save_slowly(store.snapshot(), &mut OsEntropy, wait) {
                 Ok(mark) => {
@@ -122,6 +126,7 @@ pub fn spawn_writer(
                     remove_old(&snapshots, &recorded);
                     Event::SnapshotCreated { mark }
                 }
+                Err(_) if inbox.is_closed() => return,
                 Err(error) => {
                     log::error!("cannot write a snapshot: {error}; the log grows until one succeeds");
                     Event::SnapshotFailed

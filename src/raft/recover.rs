@@ -9,6 +9,7 @@
 //! take the founders for the whole group. A joiner begins with nothing, and cannot campaign until a leader has sent it a
 //! snapshot that names it.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -103,15 +104,15 @@ impl Snapshots {
 
     /// Writes a snapshot of `state` and makes it durable. It counts once the log has recorded it.
     pub fn save(&self, state: State, entropy: &mut dyn Entropy) -> Result<SnapshotMark, RecoverError> {
-        self.save_slowly(state, entropy, |_| {})
+        self.save_slowly(state, entropy, |_| Ok(()))
     }
 
-    /// As [`Self::save`]; `before_chunk` is called with the size of what is written next, and may wait.
+    /// As [`Self::save`]; `before_chunk` is called with the size of what is written next, and may wait, or end it.
     pub fn save_slowly(
         &self,
         state: State,
         entropy: &mut dyn Entropy,
-        mut before_chunk: impl FnMut(usize),
+        mut before_chunk: impl FnMut(usize) -> io::Result<()>,
     ) -> Result<SnapshotMark, RecoverError> {
         let (disk, keys, lineage) = (self.disk.clone(), &self.keys, self.lineage);
         let (position, configuration) = (state.applied(), state.configuration());
@@ -119,7 +120,11 @@ impl Snapshots {
             SnapshotWriter::create_with(disk, &self.dir, keys, lineage, position, &configuration, entropy)?;
         for chunk in SnapshotEncoder::new(state) {
             let chunk = chunk.map_err(|source| RecoverError::Snapshot { index: position.index, source })?;
-            before_chunk(chunk.len());
+            before_chunk(chunk.len()).map_err(|source| WalError::Io {
+                doing: "write a snapshot in",
+                path: self.dir.clone(),
+                source,
+            })?;
             writer.write_chunk(&chunk)?;
         }
         Ok(writer.finish()?.into())

@@ -158,12 +158,17 @@ impl<T> Receiver<T> {
         self.channel.is_empty()
     }
 
+    /// Whether all senders are gone: the order to stop.
+    pub fn is_closed(&self) -> bool {
+        self.bed.visitors.load(Ordering::SeqCst) == 0
+    }
+
     /// Waits until there is an item, and leaves it; false once there is none and all senders are gone.
     pub fn wait(&self) -> bool {
         let look = || match self.channel.is_empty() {
             false => Some(true),
             // What the last one sent before it went is seen by now.
-            true if self.bed.visitors.load(Ordering::SeqCst) == 0 => Some(!self.channel.is_empty()),
+            true if self.is_closed() => Some(!self.channel.is_empty()),
             true => None,
         };
         self.bed.sleep_until(None, look).unwrap_or(false)
