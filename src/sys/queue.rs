@@ -116,7 +116,7 @@ impl Waker {
     }
 }
 
-/// The receiving end, owned by one thread.
+/// The receiving end. One thread waits on it; where a stage takes from it (`sys::stage`), whoever is in that does.
 #[derive(Debug)]
 pub struct Receiver<T> {
     channel: crossbeam_channel::Receiver<T>,
