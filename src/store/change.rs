@@ -109,7 +109,10 @@ fn update(state: &mut State, object: Object, revision: Revision, time: Timestamp
     if found.version != object.meta().version && !planted(Fault::VersionUnchecked) {
         return Err(Refusal::OutOfSequence { kind, id, found: Some(found.version) });
     }
-    check_name(state, &object)?;
+    // One that keeps its name has it.
+    if object.name() != old.object.name() {
+        check_name(state, &object)?;
+    }
     let meta = Meta { version: revision, created_at: found.created_at, updated_at: time };
     let stored = with_meta(object, meta);
     let old = state.replace(kind, id, Some(stored.clone()));
