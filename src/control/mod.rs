@@ -22,6 +22,18 @@
 //! * A role or a removal is only written down as wanted, and only if the swarm keeps a manager and a reachable majority.
 //! * Every refusal says what to do next where there is something to do.
 //!
+//! # What a watch costs
+//!
+//! With a thousand watchers of one change in a hundred each and ten of everything, on two cores, clients included:
+//!
+//! | what was tried | changes a second, two interleaved pairs |
+//! |---|---|
+//! | each watcher pulled in every turn in which the store moved, with its timer taken out and put back | 5,780 and 4,535 |
+//! | a watcher that waits is only asked, once a turn, whether it wants any of the new changes; taking them out of the ring is left to those who do | 6,522 and 5,368; kept |
+//!
+//! What is left is one `send` for each delivery, twenty of them for a change; filters are a twelfth. Run it with
+//! `skep bench watch --clients 1000 --one-in 100 --unfiltered 10`: an operation is a delivery.
+//!
 //! Not here: who may ask (`net::routes`), waiting and forwarding (`net::requests`), certificates (`ca`), how members are
 //! added and removed (`raft`).
 
@@ -243,6 +255,14 @@ impl Control {
         match decode(request) {
             Ok(write) => write::ended(&self.store, &write, outcome),
             Err(status) => Step::Refuse(status),
+        }
+    }
+
+    /// Whether a stream that is idle has something to send since the store moved.
+    pub fn moved(&self, feed: &mut Feed) -> bool {
+        match feed {
+            Feed::Watch(watch) => watch.moved(&self.store),
+            Feed::Backup(_) => true,
         }
     }
 

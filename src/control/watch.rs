@@ -21,6 +21,8 @@ use super::{filter, query, redact};
 const SNAPSHOT_PART_BYTES: usize = 64 << 10;
 /// Changes taken from the ring at once.
 const POLL: usize = 64;
+/// Changes, events of one and values of a filter that are compared while the writer waits, each at most so many.
+const QUICK: usize = 16;
 /// A position is marked at most so often.
 const MARK_EVERY: Duration = Duration::from_millis(500);
 
@@ -116,6 +118,25 @@ impl Watch {
         self.snapshot.is_some()
     }
 
+    /// The store has moved: whether a pull may find something. What the watcher does not want is passed here, and a mark
+    /// tells of it when it is due.
+    pub fn moved(&mut self, store: &Store) -> bool {
+        let filter = &self.request.filter;
+        // The writer waits meanwhile. A pull compares as much as it likes.
+        let compared = filter.names.len() + filter.name_prefixes.len() + filter.labels.len() + filter.kinds.len();
+        let is_quick = compared <= QUICK && filter.id_prefixes.is_empty();
+        if self.has_snapshot() || self.begin.is_some() || !self.taken.is_empty() || !is_quick {
+            return true;
+        }
+        let request = &self.request;
+        let wants =
+            |batch: &EventBatch| batch.events.len() > QUICK || batch.events.iter().any(|event| wants(request, event));
+        let found = store.pass(&mut self.cursor, QUICK, wants);
+        self.reached = self.cursor.seen();
+        // An error is told by the pull.
+        found.unwrap_or(true)
+    }
+
     /// The next part, of at most `room` bytes.
     pub fn pull(&mut self, store: &Store, now: Instant, room: usize) -> Pull {
         if let Some(part) = self.snapshot_part(room) {
@@ -179,12 +200,13 @@ impl Watch {
 
     /// The item for a change; `None` when nothing of it matches.
     fn encode(&self, batch: &EventBatch) -> Option<Bytes> {
-        let matching = batch.events.iter().filter(|event| self.wants(event)).count();
+        let matching = batch.events.iter().filter(|event| wants(&self.request, event)).count();
         if matching == 0 {
             return None;
         }
         let encode = || -> Bytes {
-            let events = batch.events.iter().filter(|event| self.wants(event)).map(|event| self.event(event)).collect();
+            let wanted = batch.events.iter().filter(|event| wants(&self.request, event));
+            let events = wanted.map(|event| self.event(event)).collect();
             envelope::encode(&WatchItem::Change { revision: batch.revision, events }).into()
         };
         if matching == batch.events.len() && !self.request.include_old {
@@ -192,15 +214,6 @@ impl Watch {
             return Some(batch.encoded.get_or_init(encode).clone());
         }
         Some(encode())
-    }
-
-    fn wants(&self, event: &Event) -> bool {
-        let object = &event.object.object;
-        if !self.request.kinds.is_empty() && !self.request.kinds.contains(&object.kind()) {
-            return false;
-        }
-        let filter = &self.request.filter;
-        shows(filter, object) || event.old.as_ref().is_some_and(|old| shows(filter, &old.object))
     }
 
     fn event(&self, event: &Event) -> WatchEvent {
@@ -224,6 +237,15 @@ impl Watch {
         self.marked = (self.reached, Some(now));
         Pull::Part(mark.into())
     }
+}
+
+fn wants(request: &WatchRequest, event: &Event) -> bool {
+    let object = &event.object.object;
+    if !request.kinds.is_empty() && !request.kinds.contains(&object.kind()) {
+        return false;
+    }
+    let filter = &request.filter;
+    shows(filter, object) || event.old.as_ref().is_some_and(|old| shows(filter, &old.object))
 }
 
 fn shows(wanted: &Filter, object: &Object) -> bool {

@@ -174,6 +174,13 @@ impl Service for Services {
         }
     }
 
+    fn moved(&mut self, stream: &mut Feed) -> bool {
+        match stream {
+            Feed::Control(feed) => self.control.moved(feed),
+            Feed::Session(_) => true,
+        }
+    }
+
     fn pull(&mut self, now: Instant, stream: &mut Feed, room: usize) -> Pull {
         match stream {
             Feed::Control(feed) => self.control.pull(now, feed, room),

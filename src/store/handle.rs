@@ -1,6 +1,7 @@
 //! The store that threads share.
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
+use std::iter::Skip;
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Release},
@@ -114,13 +115,34 @@ impl Store {
     pub fn poll(&self, cursor: &mut Cursor, max: usize) -> Result<Vec<Arc<EventBatch>>, WatchError> {
         let inner = self.lock();
         inner.check(cursor)?;
-        let skip = usize::try_from(cursor.seen().0.saturating_sub(inner.ring.base.0)).unwrap_or(usize::MAX);
-        let batches: Vec<_> = inner.ring.batches.iter().skip(skip).take(max).cloned().collect();
+        let batches: Vec<_> = inner.ring.after(cursor).take(max).cloned().collect();
         drop(inner);
         if let Some(last) = batches.last() {
             cursor.advance(last.revision);
         }
         Ok(batches)
+    }
+
+    /// Moves the cursor past the changes that the watcher does not want, of at most `max`; tells whether there is one that
+    /// it wants, or more to look at. Takes nothing out of the ring, which is cheaper than [`Self::poll`] for a watcher of
+    /// few changes; `wants` is called under the lock and must be quick.
+    pub fn pass(
+        &self,
+        cursor: &mut Cursor,
+        max: usize,
+        wants: impl Fn(&EventBatch) -> bool,
+    ) -> Result<bool, WatchError> {
+        let inner = self.lock();
+        inner.check(cursor)?;
+        let ahead = inner.ring.after(cursor);
+        let mut unseen = ahead.clone();
+        while let Some(batch) = unseen.next() {
+            if ahead.len() - unseen.len() > max || wants(batch) {
+                return Ok(true);
+            }
+            cursor.advance(batch.revision);
+        }
+        Ok(false)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -141,6 +163,12 @@ impl Inner {
 }
 
 impl WatchRing {
+    /// The batches that the cursor has not seen.
+    fn after(&self, cursor: &Cursor) -> Skip<vec_deque::Iter<'_, Arc<EventBatch>>> {
+        let seen = cursor.seen().0.saturating_sub(self.base.0);
+        self.batches.iter().skip(usize::try_from(seen).unwrap_or(usize::MAX))
+    }
+
     /// Appends a batch and gives back those that no longer fit. The newest always stays.
     fn push(&mut self, batch: EventBatch) -> Vec<Arc<EventBatch>> {
         assert_eq!(batch.revision, Revision(self.base.0 + self.batches.len() as u64).next(), "revisions are dense");

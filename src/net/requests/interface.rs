@@ -29,6 +29,12 @@ pub trait Service: Send {
     /// The next part of a stream, of at most `room` bytes.
     fn pull(&mut self, now: Instant, stream: &mut Self::Stream, room: usize) -> Pull;
 
+    /// The store has moved, and the stream has a time at which it will be pulled anyway: whether to pull it now.
+    fn moved(&mut self, stream: &mut Self::Stream) -> bool {
+        let _ = stream;
+        true
+    }
+
     /// Whether a stream holds on to something that costs memory until it has gone on.
     fn holds(&self, stream: &Self::Stream) -> bool;
 

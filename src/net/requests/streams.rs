@@ -25,8 +25,10 @@ const STALLED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Streams<W> {
     open: BTreeMap<StreamId, Streaming<W>>,
-    /// Worth a pull: credit, the store or the stream itself moved since the last one.
+    /// Worth a pull: there is credit, something new, or its time has come.
     ready: BTreeSet<StreamId>,
+    /// The store moved since the last pull.
+    moved: bool,
     timers: BTreeSet<(Instant, StreamId)>,
 }
 
@@ -42,7 +44,7 @@ struct Streaming<W> {
 
 impl<W> Default for Streams<W> {
     fn default() -> Self {
-        Self { open: BTreeMap::new(), ready: BTreeSet::new(), timers: BTreeSet::new() }
+        Self { open: BTreeMap::new(), ready: BTreeSet::new(), moved: false, timers: BTreeSet::new() }
     }
 }
 
@@ -78,11 +80,22 @@ impl<W> Streams<W> {
     }
 
     pub fn store_moved(&mut self) {
-        self.ready.extend(self.open.keys().copied());
+        self.moved = true;
+    }
+
+    /// Most watchers want few of the changes. One that waits for its time, and wants nothing of what is new, goes on
+    /// waiting: with a thousand of them a turn would otherwise go into timers and lists.
+    fn look_at_what_is_new<S: Service<Stream = W>>(&mut self, service: &mut S) {
+        for (stream, streaming) in &mut self.open {
+            if streaming.wake.is_none() || service.moved(&mut streaming.source) {
+                self.ready.insert(*stream);
+            }
+        }
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.ready.is_empty() { self.timers.first().map(|(at, _)| *at) } else { Some(Instant::default()) }
+        let now = !self.ready.is_empty() || self.moved && !self.open.is_empty();
+        if now { Some(Instant::default()) } else { self.timers.first().map(|(at, _)| *at) }
     }
 
     /// Sends what can be sent.
@@ -90,6 +103,9 @@ impl<W> Streams<W> {
         while let Some(&(at, stream)) = self.timers.first().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, stream));
             self.ready.insert(stream);
+        }
+        if std::mem::take(&mut self.moved) {
+            self.look_at_what_is_new(service);
         }
         for stream in std::mem::take(&mut self.ready) {
             let Some(streaming) = self.open.get_mut(&stream) else { continue };

@@ -23,6 +23,8 @@ struct Scripted {
     ends: bool,
     complete: bool,
     wake: Option<Instant>,
+    /// What is new is not for its streams.
+    unmoved: bool,
     holds: bool,
 }
 
@@ -70,6 +72,10 @@ impl Service for Scripted {
 
     fn holds(&self, (): &()) -> bool {
         self.holds
+    }
+
+    fn moved(&mut self, (): &mut ()) -> bool {
+        !self.unmoved
     }
 
     fn pull(&mut self, _: Instant, (): &mut (), room: usize) -> Pull {
@@ -895,6 +901,21 @@ fn a_stream_takes_turns_with_others_and_wakes_when_it_asked_to() {
     run.machine.service.parts.push_back(7);
     run.at(500).turn("part s1 of 7");
     assert_eq!(run.machine.next_deadline(), None);
+}
+
+#[test]
+fn a_stream_that_wants_nothing_of_what_is_new_waits_for_its_time() {
+    let mut run = Run::under(1);
+    run.machine.service.wake = Some(at(500));
+    run.check(ask(1, Call::Watch, "watch"), "").turn("");
+    run.machine.service.unmoved = true;
+    run.machine.service.parts.push_back(7);
+    run.check(Event::StoreMoved, "").turn("");
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (1, Some(at(500))));
+    run.at(500).turn("part s1 of 7");
+    // Now it has no time of its own: only a pull can tell when to come back.
+    run.machine.service.parts.push_back(8);
+    run.check(Event::StoreMoved, "").turn("part s1 of 8");
 }
 
 #[test]

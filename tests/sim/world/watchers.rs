@@ -4,6 +4,7 @@ use skep::codec::envelope;
 use skep::control::{Watch, redact};
 use skep::net::requests::Pull;
 use skep::store::watch::check::{self, Watched};
+use skep::sys::time::Instant;
 use skep::types::api::{Filter, WatchItem, WatchRequest};
 use skep::types::limits::MAX_FRAME_BYTES;
 use skep::types::{Code, Kind, Lineage, NodeId, Object, Revision};
@@ -24,6 +25,8 @@ pub struct Watcher {
     poll_us: (u64, u64),
     /// Where it is connected, with the process's life.
     watch: Option<(NodeId, u64, Watch)>,
+    /// When it wants to be pulled though nothing happens that it wants.
+    wake: Option<Instant>,
     /// Streams that go on from each other; a new chain begins when events were no longer kept.
     chains: Vec<Vec<Stream>>,
     /// Where it was in a history that a recovery ended.
@@ -90,6 +93,7 @@ impl World {
                 include_old: self.entropy.below(2) == 0,
                 poll_us: if slow { (500_000, 3_000_000) } else { (5_000, 80_000) },
                 watch: None,
+                wake: None,
                 chains: vec![vec![]],
                 former: None,
             });
@@ -132,7 +136,7 @@ impl World {
         match Watch::begin(store, watcher.request(former.or(from.map(|from| (self.lineage, from))))) {
             Ok(watch) => {
                 ensure!("watch", former.is_none(), "a watch of a former history goes on from {former:?}");
-                watcher.watch = Some((id, node.life, watch));
+                (watcher.watch, watcher.wake) = (Some((id, node.life, watch)), None);
                 let chain = watcher.chains.last_mut().expect("there is always one");
                 chain.push(Stream { from, items: Vec::new() });
                 self.watches += 1;
@@ -158,12 +162,16 @@ impl World {
     }
 
     fn pull(&mut self, at: usize) {
-        let Watcher { watch, chains, .. } = &mut self.watchers[at];
+        let Watcher { watch, wake, chains, .. } = &mut self.watchers[at];
         let Some((id, _, watching)) = watch else { return };
         let node = &self.nodes[id];
         let Some(run) = node.run.as_ref().filter(|_| !node.paused) else { return };
         let now = node.clock.at(self.now);
         let store = run.applier.store();
+        // As the machine that carries streams does.
+        if wake.is_some_and(|at| at > now) && !watching.moved(store) {
+            return;
+        }
         let chain = chains.last_mut().expect("there is always one");
         let stream = chain.last_mut().expect("a connected watcher has a stream");
         for _ in 0..32 {
@@ -181,7 +189,10 @@ impl World {
                 }
                 Pull::Full => fail("watch", "a part of a watch is larger than a frame"),
                 Pull::Done => fail("watch", "a watch has no last part"),
-                Pull::Idle(_) => return,
+                Pull::Idle(at) => {
+                    *wake = at;
+                    return;
+                }
                 Pull::End(_) => {
                     *watch = None;
                     chains.push(Vec::new());
