@@ -259,9 +259,9 @@ impl Control {
     }
 
     /// Whether a stream that is idle has something to send since the store moved.
-    pub fn moved(&self, feed: &mut Feed) -> bool {
+    pub fn has_news(&self, feed: &mut Feed) -> bool {
         match feed {
-            Feed::Watch(watch) => watch.moved(&self.store),
+            Feed::Watch(watch) => watch.has_news(&self.store),
             Feed::Backup(_) => true,
         }
     }

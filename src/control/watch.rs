@@ -120,7 +120,7 @@ impl Watch {
 
     /// The store has moved: whether a pull may find something. What the watcher does not want is passed here, and a mark
     /// tells of it when it is due.
-    pub fn moved(&mut self, store: &Store) -> bool {
+    pub fn has_news(&mut self, store: &Store) -> bool {
         let filter = &self.request.filter;
         // The writer waits meanwhile. A pull compares as much as it likes.
         let compared = filter.names.len() + filter.name_prefixes.len() + filter.labels.len() + filter.kinds.len();

@@ -174,9 +174,9 @@ impl Service for Services {
         }
     }
 
-    fn moved(&mut self, stream: &mut Feed) -> bool {
+    fn has_news(&mut self, stream: &mut Feed) -> bool {
         match stream {
-            Feed::Control(feed) => self.control.moved(feed),
+            Feed::Control(feed) => self.control.has_news(feed),
             Feed::Session(_) => true,
         }
     }

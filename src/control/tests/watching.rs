@@ -18,8 +18,8 @@ impl Watcher {
         self.watch.pull(swarm.control.store(), Instant::from_nanos(self.now_ms * 1_000_000), room)
     }
 
-    fn moved(&mut self, swarm: &Swarm) -> bool {
-        self.watch.moved(swarm.control.store())
+    fn has_news(&mut self, swarm: &Swarm) -> bool {
+        self.watch.has_news(swarm.control.store())
     }
 
     /// Everything there is to tell now, in words.
@@ -165,23 +165,23 @@ fn what_a_watcher_does_not_want_is_passed_without_a_pull() {
     let mut swarm = Swarm::new();
     let request = WatchRequest { kinds: vec![Kind::Secret], ..WatchRequest::default() };
     let mut watcher = Watcher::begin(&swarm, request);
-    assert!(watcher.moved(&swarm), "the beginning is still to be told");
+    assert!(watcher.has_news(&swarm), "the beginning is still to be told");
     watcher.check(&swarm, "begin 0");
-    assert!(!watcher.moved(&swarm));
+    assert!(!watcher.has_news(&swarm));
     for number in 0..17 {
         swarm.create_config(&format!("a{number}"));
     }
-    assert!(watcher.moved(&swarm), "there is more than is looked at at once");
-    assert!(!watcher.moved(&swarm));
+    assert!(watcher.has_news(&swarm), "there is more than is looked at at once");
+    assert!(!watcher.has_news(&swarm));
     watcher.check(&swarm, "mark 17");
     swarm.create_config("b");
     swarm.write(secret("c")).unwrap();
     swarm.create_config("d");
-    assert!(watcher.moved(&swarm));
-    assert!(watcher.moved(&swarm), "only a pull passes what is wanted");
+    assert!(watcher.has_news(&swarm));
+    assert!(watcher.has_news(&swarm), "only a pull passes what is wanted");
     watcher.now_ms = 500;
     watcher.check(&swarm, "19: +c; mark 20");
-    assert!(!watcher.moved(&swarm));
+    assert!(!watcher.has_news(&swarm));
     // Comparing takes time, and the writer would wait for it: then a pull does it.
     watcher.watch = {
         let filter = Filter { id_prefixes: vec!["a".to_owned()], ..Filter::default() };
@@ -189,7 +189,7 @@ fn what_a_watcher_does_not_want_is_passed_without_a_pull() {
         Watch::begin(swarm.control.store(), request).unwrap()
     };
     watcher.check(&swarm, "begin 20");
-    assert!(watcher.moved(&swarm));
+    assert!(watcher.has_news(&swarm));
 }
 
 #[test]

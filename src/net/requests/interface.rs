@@ -30,7 +30,7 @@ pub trait Service: Send {
     fn pull(&mut self, now: Instant, stream: &mut Self::Stream, room: usize) -> Pull;
 
     /// The store has moved, and the stream has a time at which it will be pulled anyway: whether to pull it now.
-    fn moved(&mut self, stream: &mut Self::Stream) -> bool {
+    fn has_news(&mut self, stream: &mut Self::Stream) -> bool {
         let _ = stream;
         true
     }

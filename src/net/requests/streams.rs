@@ -87,15 +87,15 @@ impl<W> Streams<W> {
     /// waiting: with a thousand of them a turn would otherwise go into timers and lists.
     fn look_at_what_is_new<S: Service<Stream = W>>(&mut self, service: &mut S) {
         for (stream, streaming) in &mut self.open {
-            if streaming.wake.is_none() || service.moved(&mut streaming.source) {
+            if streaming.wake.is_none() || service.has_news(&mut streaming.source) {
                 self.ready.insert(*stream);
             }
         }
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        let now = !self.ready.is_empty() || self.moved && !self.open.is_empty();
-        if now { Some(Instant::default()) } else { self.timers.first().map(|(at, _)| *at) }
+        let is_due = !self.ready.is_empty() || self.moved && !self.open.is_empty();
+        if is_due { Some(Instant::default()) } else { self.timers.first().map(|(at, _)| *at) }
     }
 
     /// Sends what can be sent.

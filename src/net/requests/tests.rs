@@ -24,7 +24,7 @@ struct Scripted {
     complete: bool,
     wake: Option<Instant>,
     /// What is new is not for its streams.
-    unmoved: bool,
+    no_news: bool,
     holds: bool,
 }
 
@@ -74,8 +74,8 @@ impl Service for Scripted {
         self.holds
     }
 
-    fn moved(&mut self, (): &mut ()) -> bool {
-        !self.unmoved
+    fn has_news(&mut self, (): &mut ()) -> bool {
+        !self.no_news
     }
 
     fn pull(&mut self, _: Instant, (): &mut (), room: usize) -> Pull {
@@ -908,7 +908,7 @@ fn a_stream_that_wants_nothing_of_what_is_new_waits_for_its_time() {
     let mut run = Run::under(1);
     run.machine.service.wake = Some(at(500));
     run.check(ask(1, Call::Watch, "watch"), "").turn("");
-    run.machine.service.unmoved = true;
+    run.machine.service.no_news = true;
     run.machine.service.parts.push_back(7);
     run.check(Event::StoreMoved, "").turn("");
     assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (1, Some(at(500))));

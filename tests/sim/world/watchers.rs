@@ -169,7 +169,7 @@ impl World {
         let now = node.clock.at(self.now);
         let store = run.applier.store();
         // As the machine that carries streams does.
-        if wake.is_some_and(|at| at > now) && !watching.moved(store) {
+        if wake.is_some_and(|at| at > now) && !watching.has_news(store) {
             return;
         }
         let chain = chains.last_mut().expect("there is always one");
