@@ -762,12 +762,22 @@ pub struct BenchArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Create resources, each with its own id
-    Write(BenchArgs),
+    /// Create resources, each with its own id, or write over some
+    Write {
+        #[command(flatten)]
+        bench: BenchArgs,
+        #[command(flatten)]
+        write: WriteBenchArgs,
+    },
     /// Read one resource, linearizably; --stale reads it locally
     Read(BenchArgs),
     /// One write to nine reads
-    Mixed(BenchArgs),
+    Mixed {
+        #[command(flatten)]
+        bench: BenchArgs,
+        #[command(flatten)]
+        write: WriteBenchArgs,
+    },
     /// Watch from every client while 16 more write; an operation is one change delivered to one watcher
     Watch {
         #[command(flatten)]
@@ -775,6 +785,13 @@ pub enum BenchCommand {
         #[command(flatten)]
         watch: WatchBenchArgs,
     },
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct WriteBenchArgs {
+    /// Write over N resources in turn instead of creating one each time, so that nothing grows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub overwrite: Option<u32>,
 }
 
 #[derive(Clone, Debug, Args)]

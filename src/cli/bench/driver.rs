@@ -17,6 +17,7 @@ use crate::sys::entropy::{Entropy as _, OsEntropy, SeededEntropy};
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, Filter, Hello, Query, QueryKind, WatchItem, WatchRequest, Write, WriteRequest};
 use crate::types::limits::MAX_FRAME_BYTES;
+use crate::types::object::Sensitive;
 use crate::types::{ChangeId, Code, Kind, Object, Revision, Status};
 
 /// Runs the plan to its end.
@@ -269,13 +270,7 @@ impl<'a> Driver<'a> {
         let deadline_ms = u32::try_from(self.plan.timeout.as_millis()).unwrap_or(u32::MAX);
         match operation {
             Operation::Write(sequence) => {
-                let write = Write::CreateResource {
-                    name: format!("{}{sequence}", self.plan.prefix(sequence % self.plan.groups)),
-                    kind: self.plan.extension.clone(),
-                    labels: BTreeMap::new(),
-                    indices: BTreeMap::new(),
-                    payload: vec![b'x'; self.plan.size],
-                };
+                let write = self.write(sequence);
                 let change = ChangeId::ordered(wall_ms(), self.entropy.next_u128());
                 let request = WriteRequest { change, after: self.revision, write };
                 request::encode(Call::Write, deadline_ms, None, &envelope::encode(&request))
@@ -286,6 +281,29 @@ impl<'a> Driver<'a> {
                 let query = Query { stale: self.plan.stale, what };
                 request::encode(Call::Query, deadline_ms, None, &envelope::encode(&query))
             }
+        }
+    }
+
+    fn write(&self, sequence: u64) -> Write {
+        // No two alike: a manager that left out an update that changes nothing would be measured doing nothing.
+        let mut payload = vec![b'x'; self.plan.size];
+        payload.iter_mut().zip(sequence.to_le_bytes()).for_each(|(to, byte)| *to = byte);
+        let over = &self.plan.overwrite;
+        if over.is_empty() {
+            return Write::CreateResource {
+                name: format!("{}{sequence}", self.plan.prefix(sequence % self.plan.groups)),
+                kind: self.plan.extension.clone(),
+                labels: BTreeMap::new(),
+                indices: BTreeMap::new(),
+                payload,
+            };
+        }
+        Write::UpdateResource {
+            object: over[(sequence % over.len() as u64) as usize].to_string(),
+            payload: Some(Sensitive(payload)),
+            labels: None,
+            indices: None,
+            if_version: None,
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{BenchArgs, BenchCommand, Common, WatchBenchArgs};
+use super::args::{BenchArgs, BenchCommand, Common, WatchBenchArgs, WriteBenchArgs};
 use super::exit::{Exit, Failure};
 use super::output::{Output, table};
 use super::session::{data_dir, unexpected};
@@ -59,6 +59,8 @@ pub struct Plan {
     pub extension: String,
     /// What is read.
     pub object: Option<ObjectId>,
+    /// What is written over, in turn; a write creates a resource if there is nothing here.
+    pub overwrite: Vec<ObjectId>,
     /// Show how far it is.
     pub progress: bool,
 }
@@ -110,14 +112,14 @@ impl Measured {
 
 /// `skep bench`.
 pub fn run(common: &Common, command: &BenchCommand, out: &mut Output) -> Result<Exit, Failure> {
-    let everything = WatchBenchArgs::default();
-    let (work, args, watch) = match command {
-        BenchCommand::Write(args) => (Work::Write, args, &everything),
-        BenchCommand::Read(args) => (Work::Read, args, &everything),
-        BenchCommand::Mixed(args) => (Work::Mixed, args, &everything),
-        BenchCommand::Watch { bench, watch } => (Work::Watch, bench, watch),
+    let (creates, everything) = (WriteBenchArgs::default(), WatchBenchArgs::default());
+    let (work, args, write, watch) = match command {
+        BenchCommand::Write { bench, write } => (Work::Write, bench, write, &everything),
+        BenchCommand::Read(bench) => (Work::Read, bench, &creates, &everything),
+        BenchCommand::Mixed { bench, write } => (Work::Mixed, bench, write, &everything),
+        BenchCommand::Watch { bench, watch } => (Work::Watch, bench, &creates, watch),
     };
-    let plan = prepare(common, work, args, watch)?;
+    let plan = prepare(common, work, args, write, watch)?;
     let look = || plan.sockets.iter().map(|socket| Look::take(socket, plan.timeout)).collect::<Result<Vec<_>, _>>();
     let before = look()?;
     let measured = driver::drive(&plan)?;
@@ -133,44 +135,56 @@ pub fn run(common: &Common, command: &BenchCommand, out: &mut Output) -> Result<
     Ok(if measured.operations(work).total() == 0 { Exit::Unavailable } else { Exit::Done })
 }
 
-/// Makes what the benchmark needs: an extension of its own, and an object to read.
-fn prepare(common: &Common, work: Work, args: &BenchArgs, watch: &WatchBenchArgs) -> Result<Plan, Failure> {
+/// Makes what the benchmark needs: an extension of its own, an object to read, and those to write over.
+fn prepare(
+    common: &Common,
+    work: Work,
+    args: &BenchArgs,
+    write: &WriteBenchArgs,
+    watch: &WatchBenchArgs,
+) -> Result<Plan, Failure> {
     let sockets = match common.socket.as_slice() {
         [] => vec![data_dir(common)?.join("skep.sock")],
         sockets => sockets.to_vec(),
     };
     let mut client = Client::local(&sockets[0], common.timeout)?;
-    let attempted = || "cannot prepare the benchmark".to_owned();
     let extension = format!("bench-{:08x}", OsEntropy.next_u64() as u32);
     let size = usize::try_from(args.size).map_err(|_| Failure::usage("--size is too large"))?;
-    let create = Write::CreateExtension {
+    let mut make = |write| -> Result<ObjectId, Failure> {
+        let attempted = || "cannot prepare the benchmark".to_owned();
+        let written =
+            client.write(write, common.timeout).map_err(|error| Failure::from(error).while_attempting(attempted))?;
+        Ok(written.id)
+    };
+    make(Write::CreateExtension {
         name: extension.clone(),
         description: "made by skep bench".to_owned(),
         labels: Default::default(),
+    })?;
+    let resource = |name| Write::CreateResource {
+        name,
+        kind: extension.clone(),
+        labels: Default::default(),
+        indices: Default::default(),
+        payload: vec![b'x'; size],
     };
-    client.write(create, common.timeout).map_err(|error| Failure::from(error).while_attempting(attempted))?;
     let mut object = None;
     if matches!(work, Work::Read | Work::Mixed) {
-        let create = Write::CreateResource {
-            name: format!("{extension}-object"),
-            kind: extension.clone(),
-            labels: Default::default(),
-            indices: Default::default(),
-            payload: vec![b'x'; size],
-        };
-        let written =
-            client.write(create, common.timeout).map_err(|error| Failure::from(error).while_attempting(attempted))?;
+        let id = make(resource(format!("{extension}-object")))?;
         // Every manager that is going to be asked has it, so that a stale read finds it too.
         for socket in &sockets {
             let mut client = Client::local(socket, common.timeout)?;
-            let what = crate::types::api::QueryKind::Inspect(Kind::Resource, written.id.to_string());
+            let what = crate::types::api::QueryKind::Inspect(Kind::Resource, id.to_string());
             match client.query(what, false, common.timeout)? {
                 Answer::Object(_) => {}
                 _ => return Err(unexpected()),
             }
         }
-        object = Some(written.id);
+        object = Some(id);
     }
+    let overwrite = (0..write.overwrite.unwrap_or(0))
+        .map(|number| make(resource(format!("{extension}-over-{number}"))))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(Plan {
         work,
         sockets,
@@ -183,6 +197,7 @@ fn prepare(common: &Common, work: Work, args: &BenchArgs, watch: &WatchBenchArgs
         timeout: common.timeout,
         extension,
         object,
+        overwrite,
         progress: !common.json && std::io::stderr().is_terminal(),
     })
 }
@@ -195,6 +210,7 @@ fn report(plan: &Plan, measured: &Measured, costs: Vec<Value>, out: &mut Output)
         value["errors"] = measured.errors.into();
         value["clients"] = plan.clients.into();
         value["size"] = plan.size.into();
+        value["overwrite"] = plan.overwrite.len().into();
         value["elapsed_ms"] = json!(u64::try_from(measured.elapsed.as_millis()).unwrap_or(u64::MAX));
         if plan.work == Work::Mixed {
             value["write"] = figures(&measured.writes, measured.elapsed);

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,9 @@ use crate::types::{ChangeId, ClusterId, Code, Lineage, NodeId, Object, Revision,
 struct State {
     changes: BTreeSet<ChangeId>,
     names: BTreeSet<String>,
+    /// How often each object was written over, and with what.
+    written_over: BTreeMap<String, u64>,
+    payloads: BTreeSet<Vec<u8>>,
     reads: u64,
     /// Connection, stream, and the beginnings of names that it wants.
     watchers: Vec<(UnixStream, u32, Vec<String>)>,
@@ -70,7 +73,16 @@ fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
                 let request: WriteRequest = envelope::decode(request.body, MAX_FRAME_BYTES).unwrap();
                 assert!(state.changes.insert(request.change), "a retry is no operation");
                 assert!(request.after >= Revision(9));
-                let Write::CreateResource { name, kind, payload, .. } = request.write else { panic!() };
+                let (name, kind, payload) = match request.write {
+                    Write::CreateResource { name, kind, payload, .. } => (name, kind, payload),
+                    Write::UpdateResource { object, payload, if_version: None, .. } => {
+                        *state.written_over.entry(object).or_default() += 1;
+                        let payload = payload.unwrap().0.clone();
+                        assert!(state.payloads.insert(payload.clone()), "an update that changes nothing");
+                        (format!("over-{}", state.changes.len()), String::new(), payload)
+                    }
+                    other => panic!("{other:?}"),
+                };
                 assert_eq!(payload.len(), 256);
                 if state.refuse_every.is_some_and(|every| state.changes.len().is_multiple_of(every)) {
                     let status = Status::new(Code::ResourceExhausted, "full");
@@ -113,7 +125,7 @@ fn drive(work: Work, clients: usize, total: u64, refuse_every: Option<usize>) ->
     drive_groups(work, clients, total, refuse_every, (1, 0))
 }
 
-/// Runs a plan against a manager that is a thread per connection. `watch` is groups and unfiltered watchers.
+/// `watch` is groups and unfiltered watchers.
 fn drive_groups(
     work: Work,
     clients: usize,
@@ -121,6 +133,30 @@ fn drive_groups(
     refuse_every: Option<usize>,
     watch: (u64, usize),
 ) -> (Measured, Arc<Mutex<State>>) {
+    let (groups, unfiltered) = watch;
+    drive_plan(Plan { work, clients, total, groups, unfiltered, ..plan() }, refuse_every)
+}
+
+fn plan() -> Plan {
+    Plan {
+        work: Work::Write,
+        sockets: Vec::new(),
+        clients: 1,
+        unfiltered: 0,
+        groups: 1,
+        total: 100,
+        size: 256,
+        stale: false,
+        timeout: Duration::from_secs(20),
+        extension: "bench-test".to_owned(),
+        object: Some(ObjectId(1)),
+        overwrite: Vec::new(),
+        progress: false,
+    }
+}
+
+/// Runs a plan against a manager that is a thread per connection.
+fn drive_plan(plan: Plan, refuse_every: Option<usize>) -> (Measured, Arc<Mutex<State>>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("skep.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -132,20 +168,7 @@ fn drive_groups(
             std::thread::spawn(move || serve_one(stream, &state));
         }
     });
-    let plan = Plan {
-        work,
-        sockets: vec![path],
-        clients,
-        unfiltered: watch.1,
-        groups: watch.0,
-        total,
-        size: 256,
-        stale: false,
-        timeout: Duration::from_secs(20),
-        extension: "bench-test".to_owned(),
-        object: Some(ObjectId(1)),
-        progress: false,
-    };
+    let plan = Plan { sockets: vec![path], ..plan };
     (driver::drive(&plan).unwrap(), state)
 }
 
@@ -155,6 +178,15 @@ fn every_write_is_one_operation_with_an_id_and_a_name_of_its_own() {
     assert_eq!((measured.writes.total(), measured.errors), (500, 0));
     let state = state.lock().unwrap();
     assert_eq!((state.changes.len(), state.names.len()), (500, 500));
+}
+
+#[test]
+fn writing_over_takes_the_objects_in_turn_and_creates_none() {
+    let overwrite: Vec<_> = (1..=4).map(ObjectId).collect();
+    let (measured, state) = drive_plan(Plan { clients: 8, total: 400, overwrite: overwrite.clone(), ..plan() }, None);
+    assert_eq!((measured.writes.total(), measured.errors), (400, 0));
+    let expected: BTreeMap<_, _> = overwrite.iter().map(|id| (id.to_string(), 100)).collect();
+    assert_eq!(state.lock().unwrap().written_over, expected);
 }
 
 #[test]
@@ -195,20 +227,7 @@ fn a_manager_that_goes_away_ends_the_run() {
         send(&mut stream, FrameKind::Hello, 0, 0, &envelope::encode(&hello()));
         read_frame(&mut stream).unwrap();
     });
-    let plan = Plan {
-        work: Work::Read,
-        sockets: vec![path],
-        clients: 1,
-        unfiltered: 0,
-        groups: 1,
-        total: 100,
-        size: 256,
-        stale: true,
-        timeout: Duration::from_secs(20),
-        extension: "bench-test".to_owned(),
-        object: Some(ObjectId(1)),
-        progress: false,
-    };
+    let plan = Plan { work: Work::Read, sockets: vec![path], stale: true, ..plan() };
     let failure = driver::drive(&plan).unwrap_err();
     assert_eq!(failure.exit, Exit::Unavailable);
     server.join().unwrap();
