@@ -14,12 +14,14 @@
 //! * A refusal that was drawn from the store, and every linearizable read, is sent only after a ReadIndex round that
 //!   began after the request arrived. Requests of one turn of the loop share a round; later ones take a later round.
 //! * A call that another manager passed on is never passed on again.
+//! * Changes of one object go to the log one at a time, in order of arrival: whoever names no version is not refused for
+//!   what others write at the same moment.
 //! * A stream sends no more than its receiver has credit for, and keeps nothing back but its place in the store's ring.
 //!
 //! Not here: what a request means ([`Service`]), who may make it ([`super::routes`]), bytes on sockets.
 //!
 //! Files: `interface` what goes in and out, `pass` from arrival to the wait, `held` the wait for a leader, `replies` what
-//! ends a wait, `end` the one answer, `streams` what has many.
+//! ends a wait, `turns` who changes an object next, `end` the one answer, `streams` what has many.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,7 +36,7 @@ use crate::types::api::{Call, Forwarded, LeaveRequest, WriteRequest};
 use crate::types::error::{Code, Status};
 use crate::types::limits::MAX_CHANGE_BYTES;
 use crate::types::log::Command;
-use crate::types::{Change, NodeId};
+use crate::types::{Change, NodeId, ObjectId, Operation};
 
 mod end;
 mod held;
@@ -44,6 +46,7 @@ mod replies;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use end::{overloaded, unreachable_joiner};
 pub use interface::{Effect, Event, Leadership, Limits, Load, NotProposed, ProposalResult, Pull, Service, Step, Token};
@@ -83,8 +86,10 @@ enum Phase {
     Gathered,
     /// Waits for a round.
     Reading(#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "for the invariants of debug builds"))] Token),
-    /// Waits for its outcome.
-    Proposed(Token),
+    /// Waits for its outcome, and has the turn of the object that it changes.
+    Proposed(Token, Option<ObjectId>),
+    /// Waits for the turn of the object that it changes.
+    Queued(ObjectId),
     /// Waits for the joiner's answer, until then.
     Dialling(Token, Order, Instant),
     /// Waits for raft.
@@ -112,6 +117,8 @@ pub struct Requests<S: Service> {
     held_of_strangers: usize,
     gathered: Vec<Key>,
     rounds: BTreeMap<Token, Vec<Key>>,
+    /// Objects that a change under way changes, and who waits to change them next.
+    turns: BTreeMap<ObjectId, BTreeSet<Key>>,
     streams: Streams<S::Stream>,
     next_key: Key,
     next_token: Token,
@@ -134,6 +141,7 @@ impl<S: Service> Requests<S> {
             held_of_strangers: 0,
             gathered: Vec::new(),
             rounds: BTreeMap::new(),
+            turns: BTreeMap::new(),
             streams: Streams::default(),
             next_key: 0,
             next_token: 1,
@@ -179,7 +187,7 @@ impl<S: Service> Requests<S> {
     pub fn step(&mut self, now: Instant, event: Event, effects: &mut Vec<Effect>) {
         match event {
             Event::Request(incoming) => self.on_request(now, incoming, effects),
-            Event::Cancelled(stream) => self.on_cancelled(stream, effects),
+            Event::Cancelled(stream) => self.on_cancelled(now, stream, effects),
             Event::Credit(stream, available) => self.streams.credit(stream, available),
             Event::Replied { token, reply } => self.on_replied(now, token, reply, effects),
             Event::Outcome { token, result } => self.on_outcome(now, token, result, effects),
@@ -233,7 +241,7 @@ impl<S: Service> Requests<S> {
             assert!(!self.streams.contains(*stream));
         }
         let (mut held_bytes, mut held_of_strangers) = (0, 0);
-        let mut tokens = 0;
+        let (mut tokens, mut turns) = (0, BTreeSet::new());
         for (key, pending) in &self.requests {
             assert!(self.timers.contains(&(pending.incoming.deadline, *key)), "a request without a deadline");
             match &pending.phase {
@@ -244,7 +252,8 @@ impl<S: Service> Requests<S> {
                 }
                 Phase::Gathered => assert!(self.gathered.contains(key)),
                 Phase::Reading(token) => assert!(self.rounds[token].contains(key)),
-                Phase::Proposed(token)
+                Phase::Queued(object) => assert!(self.turns[object].contains(key)),
+                Phase::Proposed(token, _)
                 | Phase::Dialling(token, ..)
                 | Phase::Ordered(token)
                 | Phase::Forwarded(token, _) => {
@@ -253,7 +262,11 @@ impl<S: Service> Requests<S> {
                 }
             }
             assert_eq!(matches!(pending.phase, Phase::Held(_)), self.held.contains(key));
+            if let Phase::Proposed(_, Some(object)) = &pending.phase {
+                assert!(turns.insert(*object), "two have the turn of one object");
+            }
         }
+        assert!(turns.iter().eq(self.turns.keys()), "a turn that nobody has");
         assert_eq!((held_bytes, tokens), (self.held_bytes, self.tokens.len()));
         assert_eq!(held_of_strangers, self.held_of_strangers);
     }

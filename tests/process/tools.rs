@@ -116,6 +116,12 @@ fn a_small_measurement_has_all_its_numbers() {
         }
         assert_eq!(report["errors"], 0, "{what}: {report}");
     }
+    let resources = || swarm.managers[0].json(&["resource", "ls"]).as_array().unwrap().len();
+    let before = resources();
+    let over = swarm.managers[0].json(&["bench", "write", "--overwrite", "1", "--total", "500", "--clients", "32"]);
+    assert_eq!((over["ops"].as_u64(), over["errors"].as_u64()), (Some(500), Some(0)), "{over}");
+    // The one that all write over: none is refused for what the others write.
+    assert_eq!(resources(), before + 1);
 }
 
 #[test]

@@ -18,27 +18,36 @@ impl<S: Service> Requests<S> {
             return;
         }
         let changes = routes::route(pending.incoming.call).changes;
-        let under_way = matches!(pending.phase, Phase::Proposed(_) | Phase::Ordered(_) | Phase::Forwarded(..));
+        let under_way = matches!(pending.phase, Phase::Proposed(..) | Phase::Ordered(_) | Phase::Forwarded(..));
         let status = if changes && under_way {
             Status::new(Code::Unknown, "its time was over before an answer came")
         } else {
-            let message = match pending.phase {
-                Phase::Held(_) => "no leader was there before the request's time was over",
+            let leader = "`skep status` shows whether a leader is known";
+            let (message, hint) = match pending.phase {
+                Phase::Held(_) => ("no leader was there before the request's time was over", leader),
                 Phase::Gathered | Phase::Reading(_) => {
-                    "the leader did not confirm the read before the request's time was over"
+                    ("the leader did not confirm the read before the request's time was over", leader)
                 }
-                _ => "the request's time was over",
+                Phase::Queued(_) => (
+                    "others were changing the object until the request's time was over",
+                    "give it more time: `--timeout 30s`",
+                ),
+                _ => ("the request's time was over", leader),
             };
-            Status::new(Code::DeadlineExceeded, message).with_hint("`skep status` shows whether a leader is known")
+            Status::new(Code::DeadlineExceeded, message).with_hint(hint)
         };
         self.abandon(key, effects);
+        let turn = self.leave_turn(key);
         self.refuse(key, status, effects);
+        self.pass_turn(now, turn, effects);
     }
 
-    pub(super) fn on_cancelled(&mut self, stream: StreamId, effects: &mut Vec<Effect>) {
+    pub(super) fn on_cancelled(&mut self, now: Instant, stream: StreamId, effects: &mut Vec<Effect>) {
         if let Some(key) = self.by_stream.get(&stream).copied() {
             self.abandon(key, effects);
+            let turn = self.leave_turn(key);
             self.remove(key);
+            self.pass_turn(now, turn, effects);
         } else {
             self.streams.cancel(stream);
         }
@@ -95,12 +104,13 @@ impl<S: Service> Requests<S> {
         self.by_stream.remove(&pending.incoming.stream);
         self.timers.remove(&(pending.incoming.deadline, key));
         match pending.phase {
-            Phase::Proposed(token)
+            Phase::Proposed(token, _)
             | Phase::Ordered(token)
             | Phase::Forwarded(token, _)
             | Phase::Dialling(token, ..) => {
                 self.tokens.remove(&token);
             }
+            Phase::Queued(object) => self.leave_queue(object, key),
             Phase::Deciding | Phase::Held(_) | Phase::Gathered | Phase::Reading(_) => {}
         }
         Some(pending)

@@ -118,6 +118,12 @@ impl<S: Service> Requests<S> {
     }
 
     fn propose(&mut self, key: Key, change: Change, effects: &mut Vec<Effect>) {
+        let object = turns::changed(&change);
+        if let Some(object) = object
+            && self.queue(key, object)
+        {
+            return;
+        }
         let command = envelope::encode(&Command::Change(change));
         if command.len() > MAX_CHANGE_BYTES {
             let message = format!("the change takes {} bytes; the limit is {MAX_CHANGE_BYTES}", command.len());
@@ -126,7 +132,8 @@ impl<S: Service> Requests<S> {
         }
         let token = self.token(key);
         if let Some(pending) = self.requests.get_mut(&key) {
-            pending.phase = Phase::Proposed(token);
+            pending.phase = Phase::Proposed(token, object);
+            self.turns.extend(object.map(|object| (object, BTreeSet::new())));
         }
         effects.push(Effect::Propose { token, command });
     }

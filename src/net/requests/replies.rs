@@ -64,6 +64,7 @@ impl<S: Service> Requests<S> {
 
     pub(super) fn on_outcome(&mut self, now: Instant, token: Token, result: ProposalResult, effects: &mut Vec<Effect>) {
         let Some(key) = self.tokens.remove(&token) else { return };
+        let turn = self.leave_turn(key);
         let Some(pending) = self.requests.get_mut(&key) else { return };
         pending.phase = Phase::Deciding;
         match result {
@@ -84,6 +85,7 @@ impl<S: Service> Requests<S> {
                 self.hold(now, key, now + RETRY_PAUSE, effects);
             }
         }
+        self.pass_turn(now, turn, effects);
     }
 
     pub(super) fn on_raft_result(

@@ -26,6 +26,8 @@ struct Scripted {
     /// What is new is not for its streams.
     no_news: bool,
     holds: bool,
+    /// An object was removed meanwhile.
+    gone: bool,
 }
 
 impl Service for Scripted {
@@ -47,6 +49,9 @@ impl Service for Scripted {
             "watch" => Step::Stream(()),
             "elsewhere" => Step::Elsewhere,
             "huge" => Step::Propose(change(attempt, MAX_CHANGE_BYTES)),
+            "update" | "another update" => Step::Propose(update(attempt, text.len() as u128)),
+            "update what is gone" if self.gone => Step::Refuse(Status::new(Code::NotFound, "gone")),
+            "update what is gone" => Step::Propose(update(attempt, 6)),
             // A confirmed look shows that what it wanted to write is there already.
             "written after a round" if confirmed => Step::Propose(change(attempt, 0)),
             "written after a round" => Step::Barrier,
@@ -104,6 +109,12 @@ fn change(attempt: u32, bytes: usize) -> Change {
     config.spec.data = vec![0; bytes];
     let operations = vec![crate::types::Operation::Create(crate::types::Object::Config(config))];
     Change { id: ChangeId(attempt.into()), after: Revision(0), time: Timestamp(0), term: None, operations }
+}
+
+fn update(attempt: u32, object: u128) -> Change {
+    let config = crate::types::object::Config { id: ObjectId(object), ..Default::default() };
+    let operations = vec![Operation::Update(crate::types::Object::Config(config))];
+    Change { operations, ..change(attempt, 0) }
 }
 
 fn stream(number: u32) -> StreamId {
@@ -505,6 +516,67 @@ fn a_conflict_is_built_again_eight_times() {
     run.check(ask(1, Call::Write, "x"), "propose t1 attempt 0")
         .check(conflict(1), "propose t2 attempt 1")
         .check(committed(2, 9), "answer s1 written at 9 by attempt 1");
+}
+
+#[test]
+fn updates_of_one_object_take_turns_in_order_of_arrival() {
+    let mut run = Run::under(1);
+    run.check(ask(1, Call::Write, "update"), "propose t1 attempt 0")
+        .check(ask(2, Call::Write, "update"), "")
+        .check(ask(3, Call::Write, "update"), "")
+        .check(ask(4, Call::Write, "another update"), "propose t2 attempt 0")
+        .check(ask(5, Call::Write, "x"), "propose t3 attempt 0")
+        .check(committed(1, 9), "answer s1 written at 9 by attempt 0; propose t4 attempt 0")
+        // Another manager's service was faster: whoever has the turn keeps it.
+        .check(conflict(4), "propose t5 attempt 1")
+        .check(committed(5, 11), "answer s2 written at 11 by attempt 1; propose t6 attempt 0")
+        .check(committed(3, 12), "answer s5 written at 12 by attempt 0")
+        .check(committed(6, 13), "answer s3 written at 13 by attempt 0")
+        .check(committed(2, 14), "answer s4 written at 14 by attempt 0")
+        .idle();
+    assert!(run.machine.turns.is_empty());
+}
+
+#[test]
+fn a_turn_passes_on_from_whoever_cannot_take_it() {
+    let mut run = Run::under(1);
+    run.check(ask(1, Call::Write, "update"), "propose t1 attempt 0")
+        .check(ask(2, Call::Write, "update"), "")
+        .check(ask(3, Call::Write, "update what is gone"), "")
+        .check(ask(4, Call::Write, "update what is gone"), "")
+        .check(ask(5, Call::Write, "update"), "")
+        .check(Event::Cancelled(stream(2)), "");
+    run.machine.service_mut().gone = true;
+    run.check(
+        committed(1, 9),
+        "answer s1 written at 9 by attempt 0; refuse s3 NotFound; refuse s4 NotFound; propose t2 attempt 0",
+    )
+    .check(ask(6, Call::Write, "update"), "")
+    // Its change may still be committed; the next one finds out.
+    .check(Event::Cancelled(stream(5)), "propose t3 attempt 0")
+    .check(ask(7, Call::Write, "update"), "")
+    .check(ended(3, ProposalResult::Uncertain), "propose t4 attempt 0")
+    .check(ask(8, Call::Write, "update"), "")
+    .at(20)
+    .turn("")
+    .check(leads(2), "")
+    .check(ended(4, ProposalResult::Lost), "forward t5 to 2 Write 9980 ms; forward t6 to 2 Write 9980 ms")
+    .at(40)
+    .turn("forward t7 to 2 Write 9960 ms");
+    assert!(run.machine.turns.is_empty());
+}
+
+#[test]
+fn who_waits_for_a_turn_until_the_deadline_has_written_nothing() {
+    let mut run = Run::under(1);
+    run.check(ask(1, Call::Write, "update"), "propose t1 attempt 0")
+        .check(ask(2, Call::Write, "update"), "")
+        .check(ask(3, Call::Write, "update"), "")
+        .at(10_000)
+        .turn("refuse s1 Unknown; refuse s2 DeadlineExceeded; refuse s3 DeadlineExceeded")
+        .check(committed(1, 9), "")
+        .idle();
+    assert!(run.refused.unwrap().message.contains("others were changing the object"));
 }
 
 #[test]
@@ -966,13 +1038,15 @@ fn random_histories_answer_every_request_once() {
                     let (call, text) = [
                         (Call::Write, "x"),
                         (Call::Write, "missing"),
+                        (Call::Write, "update"),
+                        (Call::Write, "another update"),
                         (Call::Query, "read"),
                         (Call::Query, "local"),
                         (Call::Admin, "transfer"),
                         (Call::Admin, "leave!"),
                         (Call::Join, "join"),
                         (Call::GetRoot, "read"),
-                    ][random.below(8) as usize];
+                    ][random.below(10) as usize];
                     match random.below(4) {
                         0 => passed_on(number, call, text),
                         _ => ask(number, call, text),
