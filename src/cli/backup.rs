@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::args::{BackupCommand, Common, PassphraseArgs, RestoreArgs, SaveArgs};
-use super::commands::Ended;
-use super::exit::{Exit, Failure};
+use super::exit::{Ended, Exit, Failure};
 use super::output::{Output, clean};
 use super::session::{Session, data_dir};
 use super::{advertise, question};

@@ -13,9 +13,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::args::{BundleArgs, Common};
-use super::commands::Ended;
 use super::doctor::{self, facts};
-use super::exit::{Exit, Failure};
+use super::exit::{Ended, Exit, Failure};
 use super::output::Output;
 use super::tar::Archive;
 use super::{objects, wal};

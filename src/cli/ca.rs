@@ -6,8 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::args::{CaCommand, Common, RotateArgs};
-use super::commands::Ended;
-use super::exit::{Exit, Failure};
+use super::exit::{Ended, Exit, Failure};
 use super::output::{Output, Written, clean, table};
 use super::session::{Session, read_data, unexpected};
 use crate::client::{given_root, own_root};

@@ -11,8 +11,7 @@ pub use checks::{Finding, Severity, examine};
 use serde_json::{Value, json};
 
 use super::args::Common;
-use super::commands::Ended;
-use super::exit::Exit;
+use super::exit::{Ended, Exit};
 use super::output::{Output, Written, clean};
 
 /// `skep doctor`.

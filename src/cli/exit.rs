@@ -28,6 +28,11 @@ pub enum Exit {
     Unknown = 6,
 }
 
+/// A command's end: an exit code, or a failure to print.
+pub type Ended = Result<Exit, Failure>;
+
+pub(super) const DONE: Ended = Ok(Exit::Done);
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

@@ -41,22 +41,27 @@ mod exit;
 #[doc(hidden)]
 pub mod fuzz;
 mod logger;
+mod nodes;
 mod notify;
 mod objects;
 mod output;
 mod parse;
 mod question;
+mod raft;
 mod recover;
 mod run;
 mod session;
 mod snapshot;
+mod status;
 mod tar;
 mod tokens;
 mod unlock;
 mod wal;
+mod watch;
 
 use args::{Cli, Command};
 pub use daemon::{Daemon, Options, Stopped};
+use exit::Ended;
 pub use exit::{Exit, Failure};
 use output::Output;
 use session::Session;
@@ -78,7 +83,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> commands::Ended {
+fn dispatch(cli: Cli) -> Ended {
     let mut out = Output::new(Box::new(std::io::stdout()), cli.common.json);
     match &cli.command {
         Command::Run(args) => return run::run(&cli.common, args, daemon::start),
@@ -139,13 +144,13 @@ fn dispatch(cli: Cli) -> commands::Ended {
 }
 
 /// Commands that are questions to a manager; `input` is what the command read.
-fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::Ended {
+fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> Ended {
     use crate::types::Kind;
     match command {
-        Command::Status => commands::status(session),
-        Command::Members => commands::members(session),
-        Command::Watch(args) => commands::watch(session, args),
-        Command::Node(command) => commands::node(session, command),
+        Command::Status => status::status(session),
+        Command::Members => nodes::members(session),
+        Command::Watch(args) => watch::watch(session, args),
+        Command::Node(command) => nodes::node(session, command),
         Command::Config(command) => commands::data(session, Kind::Config, command, input),
         Command::Secret(command) => commands::data(session, Kind::Secret, command, input),
         Command::Extension(command) => commands::extension(session, command),
@@ -153,8 +158,8 @@ fn ask(session: &mut Session, command: &Command, input: Vec<u8>) -> commands::En
         Command::Cluster(command) => commands::cluster(session, command),
         Command::Token(command) => tokens::token(session, command),
         Command::UnlockKey(command) => unlock::key(session, command),
-        Command::Raft(command) => commands::raft(session, command),
-        Command::Leave(args) => commands::leave(session, args),
+        Command::Raft(command) => raft::raft(session, command),
+        Command::Leave(args) => raft::leave(session, args),
         Command::Run(_)
         | Command::Unlock(_)
         | Command::Completions { .. }

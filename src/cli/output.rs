@@ -148,6 +148,21 @@ pub fn clean(text: &str) -> String {
     text.trim_end_matches('\n').chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
 }
 
+/// Seconds to a tenth.
+pub fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
+/// Milliseconds to the microsecond; `None` for what was not measured.
+pub fn micros(us: u64) -> Option<String> {
+    (us > 0).then(|| format!("{}.{:03} ms", us / 1000, us % 1000))
+}
+
+/// The text of a JSON string.
+pub fn word(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

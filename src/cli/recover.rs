@@ -4,8 +4,7 @@ use serde_json::{Value, json};
 
 use super::advertise;
 use super::args::{Common, RecoverArgs};
-use super::commands::Ended;
-use super::exit::Exit;
+use super::exit::{Ended, Exit};
 use super::output::{Output, clean};
 use super::question;
 use super::session::data_dir;

@@ -12,9 +12,8 @@ use signal_hook::{flag, low_level};
 
 use super::advertise;
 use super::args::{Common, RunArgs};
-use super::commands::Ended;
 use super::daemon::{Daemon, Options, Stopped};
-use super::exit::{Exit, Failure};
+use super::exit::{Ended, Exit, Failure};
 use super::notify::Notify;
 use super::session::data_dir;
 use super::{logger, output::clean, unlock};

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{Common, SnapshotCommand};
-use super::commands::Ended;
-use super::exit::{Exit, Failure};
+use super::exit::{Ended, Exit, Failure};
 use super::output::Output;
 use super::unlock;
 use super::wal::failed;

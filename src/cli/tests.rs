@@ -124,7 +124,7 @@ fn status_succeeds_on_a_manager_that_is_ready_and_on_no_other() {
         ("no leader", Exit::Unavailable),
         ("", Exit::Unavailable),
     ] {
-        assert_eq!(commands::status_exit(state), exit, "{state}");
+        assert_eq!(status::status_exit(state), exit, "{state}");
     }
 }
 

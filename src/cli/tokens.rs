@@ -6,8 +6,8 @@
 use serde_json::{Value, json};
 
 use super::args::TokenCommand;
-use super::commands::{Ended, ids, inspect, list, milliseconds, pairs, write_and_show};
-use super::exit::{Exit, Failure};
+use super::commands::{ids, inspect, list, milliseconds, pairs, write_and_show};
+use super::exit::{Ended, Exit, Failure};
 use super::objects;
 use super::output::clean;
 use super::session::{Session, unexpected};

@@ -10,8 +10,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::args::{UnlockArgs, UnlockKeyCommand, WriteArgs};
-use super::commands::Ended;
-use super::exit::{Exit, Failure};
+use super::exit::{Ended, Exit, Failure};
 use super::session::{Session, unexpected};
 use crate::pki::{UNLOCK_KEY_PREFIX, UnlockKey};
 use crate::sys::entropy::OsEntropy;

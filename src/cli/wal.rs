@@ -8,8 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::args::{UnlockArgs, WalCommand};
-use super::commands::Ended;
-use super::exit::{Exit, Failure};
+use super::exit::{Ended, Exit, Failure};
 use super::output::{Output, Written};
 use super::{question, unlock};
 use crate::node::repair::{self, Repair};
