@@ -111,7 +111,7 @@ impl State {
     /// The object of this name, ignoring the case of ASCII letters. Where names may repeat (nodes, tasks), the one of
     /// the lowest id.
     pub fn by_name(&self, kind: Kind, name: &str) -> Option<&Arc<Stored>> {
-        self.table(kind).first_named(name)
+        self.table(kind).named(name).next()
     }
 
     /// The object that a person means: by id, by name, or by the beginning of an id that no other object's has.

@@ -16,7 +16,7 @@ use crate::types::{Object, ObjectId, Role, Selector, Timestamp};
 pub(super) struct Table {
     objects: OrdMap<ObjectId, Arc<Stored>>,
     bytes: u64,
-    names: OrdSet<NameKey>,
+    names: OrdMap<NameKey, Holders>,
     /// Lower-case kinds of resources, and the resources of each by age: a new one goes to the end, which is in the
     /// processor's cache, where random ids would each touch another leaf.
     kinds: OrdMap<Arc<str>, OrdSet<(Timestamp, ObjectId)>>,
@@ -45,35 +45,70 @@ enum Relation {
 /// object's name, which is exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct NameKey {
-    /// The first 16 bytes in lower case, padded with zeros, as a big-endian number: in the order of the names.
-    head: u128,
+    /// The first 16 bytes in lower case, padded with zeros, as a big-endian number in two halves: in the order of the names.
+    head: (u64, u64),
     /// Of the whole name in lower case.
     hash: u64,
-    id: ObjectId,
 }
 
 impl NameKey {
-    fn new(name: &str, id: ObjectId) -> Self {
-        // FNV-1a. Names that collide on purpose cost a comparison each, nothing more.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0000_01b3)
-        });
-        Self { head: Self::head(name, 0), hash, id }
+    fn new(name: &str) -> Self {
+        let head = Self::head(name, 0);
+        // Names that collide on purpose cost a comparison each, nothing more.
+        let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let mut hash = mix(mix(name.len() as u64, head.0), head.1);
+        for chunk in name.as_bytes().get(16..).unwrap_or_default().chunks(8) {
+            hash = mix(hash, word(chunk, 0));
+        }
+        Self { head, hash: mix(hash, 0) }
     }
 
-    fn head(name: &str, padding: u8) -> u128 {
-        let mut head = [padding; 16];
-        for (place, byte) in head.iter_mut().zip(name.bytes()) {
-            *place = byte.to_ascii_lowercase();
-        }
-        u128::from_be_bytes(head)
+    fn head(name: &str, padding: u8) -> (u64, u64) {
+        let (first, second) = name.as_bytes().split_at(name.len().min(8));
+        (word(first, padding), word(second, padding))
     }
 
     /// The keys of every name that begins with `prefix`, and of some that do not.
     fn with_prefix(prefix: &str) -> RangeInclusive<Self> {
-        let first = Self { head: Self::head(prefix, 0), hash: 0, id: ObjectId(0) };
-        let last = Self { head: Self::head(prefix, 0xff), hash: u64::MAX, id: ObjectId(u128::MAX) };
+        let first = Self { head: Self::head(prefix, 0), hash: 0 };
+        let last = Self { head: Self::head(prefix, 0xff), hash: u64::MAX };
         first..=last
+    }
+}
+
+/// The first eight bytes in lower case, padded, as a big-endian number.
+fn word(bytes: &[u8], padding: u8) -> u64 {
+    let mut word = [padding; 8];
+    let length = bytes.len().min(8);
+    word[..length].copy_from_slice(&bytes[..length]);
+    word.make_ascii_lowercase();
+    u64::from_be_bytes(word)
+}
+
+/// Who has a name, in order of id. Nearly always one, which then needs no memory besides its place in the tree.
+#[derive(Clone, Debug)]
+enum Holders {
+    /// The bytes of its id: an integer of that size would make the entry larger by its alignment.
+    One([u8; 16]),
+    /// Several of a kind whose names need not be unique, or whose names only have the same key.
+    Many(Arc<[ObjectId]>),
+}
+
+impl Holders {
+    /// `ids` in order, at least one.
+    fn new(ids: &[ObjectId]) -> Self {
+        match ids {
+            [id] => Self::One(id.0.to_ne_bytes()),
+            ids => Self::Many(ids.into()),
+        }
+    }
+
+    fn ids(&self) -> impl Iterator<Item = ObjectId> {
+        let (one, many) = match self {
+            Self::One(id) => (Some(ObjectId(u128::from_ne_bytes(*id))), &[][..]),
+            Self::Many(ids) => (None, &**ids),
+        };
+        one.into_iter().chain(many.iter().copied())
     }
 }
 
@@ -129,11 +164,17 @@ impl Table {
         for stored in twice(objects) {
             self.objects.insert(stored.object.id(), stored.clone());
         }
-        let mut names: Vec<NameKey> =
-            objects.iter().filter_map(|stored| Some(NameKey::new(stored.object.name()?, stored.object.id()))).collect();
+        let mut names: Vec<(NameKey, ObjectId)> = objects
+            .iter()
+            .filter_map(|stored| Some((NameKey::new(stored.object.name()?), stored.object.id())))
+            .collect();
         names.sort_unstable();
-        for name in twice(&names) {
-            self.names.insert(*name);
+        let names: Vec<(NameKey, Holders)> = names
+            .chunk_by(|one, other| one.0 == other.0)
+            .map(|same| (same[0].0, Holders::new(&same.iter().map(|(_, id)| *id).collect::<Vec<_>>())))
+            .collect();
+        for (name, holders) in twice(&names) {
+            self.names.insert(*name, holders.clone());
         }
         let mut kinds: BTreeMap<Arc<str>, Vec<(Timestamp, ObjectId)>> = BTreeMap::new();
         for (kind, object) in objects.iter().filter_map(|stored| resource_kind(&stored.object)) {
@@ -159,30 +200,10 @@ impl Table {
     }
 
     /// The objects with this name, ignoring case, in order of id.
-    pub fn named(&self, name: &str) -> impl Iterator<Item = &Arc<Stored>> {
-        let range = NameKey::new(name, ObjectId(0))..=NameKey::new(name, ObjectId(u128::MAX));
-        let selector = Selector::Name(name.to_owned());
-        self.objects_of(range).filter(move |stored| selector.matches(&stored.object))
-    }
-
-    /// The first of [`Self::named`], in one descent of the index.
-    pub fn first_named(&self, name: &str) -> Option<&Arc<Stored>> {
-        let mut key = NameKey::new(name, ObjectId(0));
-        loop {
-            let found = self.names.get_next(&key)?;
-            if (found.head, found.hash) != (key.head, key.hash) {
-                return None;
-            }
-            let stored = self.objects.get(&found.id)?;
-            if stored.object.name().is_some_and(|other| other.eq_ignore_ascii_case(name)) {
-                return Some(stored);
-            }
-            key.id = ObjectId(found.id.0.checked_add(1)?);
-        }
-    }
-
-    fn objects_of(&self, range: RangeInclusive<NameKey>) -> impl Iterator<Item = &Arc<Stored>> {
-        self.names.range(range).filter_map(|key| self.objects.get(&key.id))
+    pub fn named<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 'n> {
+        self.holders(NameKey::new(name))
+            .filter_map(|id| self.objects.get(&id))
+            .filter(move |stored| stored.object.name().is_some_and(|other| other.eq_ignore_ascii_case(name)))
     }
 
     /// Everything that matches any of the selectors, in order of id, each once.
@@ -211,8 +232,9 @@ impl Table {
             Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
             Selector::Name(name) => ids.extend(self.named(name).map(|stored| stored.object.id())),
             Selector::NamePrefix(prefix) => {
-                let candidates = self.objects_of(NameKey::with_prefix(prefix));
-                let matching = candidates.filter(|stored| selector.matches(&stored.object));
+                let candidates = self.names.range(NameKey::with_prefix(prefix)).flat_map(|(_, holders)| holders.ids());
+                let matching =
+                    candidates.filter_map(|id| self.objects.get(&id)).filter(|stored| selector.matches(&stored.object));
                 ids.extend(matching.map(|stored| stored.object.id()));
             }
             Selector::Kind(kind) => {
@@ -285,11 +307,25 @@ impl Table {
             return;
         }
         if let Some(old) = old {
-            self.names.remove(&NameKey::new(old, id));
+            let key = NameKey::new(old);
+            let left: Vec<_> = self.holders(key).filter(|holder| *holder != id).collect();
+            match left.as_slice() {
+                [] => drop(self.names.remove(&key)),
+                left => drop(self.names.insert(key, Holders::new(left))),
+            }
         }
         if let Some(new) = new {
-            self.names.insert(NameKey::new(new, id));
+            let key = NameKey::new(new);
+            if let Some(before) = self.names.insert(key, Holders::new(&[id])) {
+                let mut ids: Vec<_> = before.ids().filter(|holder| *holder != id).chain([id]).collect();
+                ids.sort_unstable();
+                self.names.insert(key, Holders::new(&ids));
+            }
         }
+    }
+
+    fn holders(&self, key: NameKey) -> impl Iterator<Item = ObjectId> {
+        self.names.get(&key).into_iter().flat_map(Holders::ids)
     }
 
     fn swap_kind(&mut self, old: Option<&Object>, new: Option<&Object>) {
@@ -348,9 +384,10 @@ fn resource_kind(object: &Object) -> Option<(&str, &Object)> {
 
 /// What `object` is found by; may repeat. Resources, the many and small, have none and cost no allocation here.
 fn relations(object: Option<&Object>) -> Vec<Relation> {
-    let Some(object) = object else { return Vec::new() };
     let mut relations = Vec::new();
+    let Some(object) = object else { return relations };
     match object {
+        Object::Resource(_) => return relations,
         Object::Node(node) => {
             relations.extend([Relation::Role(node.spec.desired_role), Relation::Membership(node.spec.membership)]);
         }
