@@ -18,7 +18,8 @@ fn options(limit: usize) -> impl Options {
 
 /// Encodes `value` under [`VERSION`].
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(256);
+    // Enough for most requests, answers and objects, so that the buffer need not grow.
+    let mut bytes = Vec::with_capacity(512);
     encode_into(value, &mut bytes);
     bytes
 }
