@@ -48,7 +48,7 @@ use crate::store::Store;
 use crate::sys::time::Instant;
 use crate::types::api::{Answer, BackupRequest, Call, CertificateReport, LinkReport, RaftReport, RaftState};
 use crate::types::error::{Code, Status};
-use crate::types::{ClusterId, NodeId, Outcome, Standing};
+use crate::types::{ClusterId, NodeId, ObjectId, Outcome, Standing};
 
 mod backup;
 mod filter;
@@ -251,7 +251,10 @@ impl Control {
 
     /// Turns the outcome of a proposed change into the caller's answer, as
     /// [`Service::ended`](crate::net::requests::Service::ended) wants it.
-    pub fn ended(&self, request: &Incoming, outcome: &Outcome) -> Step<Feed> {
+    pub fn ended(&self, request: &Incoming, object: Option<ObjectId>, outcome: &Outcome) -> Step<Feed> {
+        if let (Outcome::Committed(revision), Some(id)) = (outcome, object) {
+            return Step::Answer(encode(&Answer::Written { id, revision: *revision }));
+        }
         match decode(request) {
             Ok(write) => write::ended(&self.store, &write, outcome),
             Err(status) => Step::Refuse(status),

@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use super::handler::{Incoming, Reply, StreamId};
 use super::routes::{self, Served};
@@ -86,8 +87,14 @@ enum Phase {
     Gathered,
     /// Waits for a round.
     Reading(#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "for the invariants of debug builds"))] Token),
-    /// Waits for its outcome, and has the turn of the object that it changes.
-    Proposed(Token, Option<ObjectId>),
+    /// Waits for its outcome.
+    Proposed {
+        token: Token,
+        /// The object whose turn it has.
+        turn: Option<ObjectId>,
+        /// The one object that it writes.
+        object: Option<ObjectId>,
+    },
     /// Waits for the turn of the object that it changes.
     Queued(ObjectId),
     /// Waits for the joiner's answer, until then.
@@ -105,10 +112,10 @@ pub struct Requests<S: Service> {
     node_id: NodeId,
     limits: Limits,
     leadership: Leadership,
-    requests: BTreeMap<Key, Pending>,
+    requests: FxHashMap<Key, Pending>,
     by_stream: BTreeMap<StreamId, Key>,
     /// What is outstanding elsewhere, except rounds.
-    tokens: BTreeMap<Token, Key>,
+    tokens: FxHashMap<Token, Key>,
     /// Every request's deadline, and moments at which to look at a request again.
     timers: BTreeSet<(Instant, Key)>,
     /// In order of arrival.
@@ -132,9 +139,9 @@ impl<S: Service> Requests<S> {
             node_id,
             limits,
             leadership: Leadership::default(),
-            requests: BTreeMap::new(),
+            requests: FxHashMap::default(),
             by_stream: BTreeMap::new(),
-            tokens: BTreeMap::new(),
+            tokens: FxHashMap::default(),
             timers: BTreeSet::new(),
             held: BTreeSet::new(),
             held_bytes: 0,
@@ -253,7 +260,7 @@ impl<S: Service> Requests<S> {
                 Phase::Gathered => assert!(self.gathered.contains(key)),
                 Phase::Reading(token) => assert!(self.rounds[token].contains(key)),
                 Phase::Queued(object) => assert!(self.turns[object].contains(key)),
-                Phase::Proposed(token, _)
+                Phase::Proposed { token, .. }
                 | Phase::Dialling(token, ..)
                 | Phase::Ordered(token)
                 | Phase::Forwarded(token, _) => {
@@ -262,7 +269,7 @@ impl<S: Service> Requests<S> {
                 }
             }
             assert_eq!(matches!(pending.phase, Phase::Held(_)), self.held.contains(key));
-            if let Phase::Proposed(_, Some(object)) = &pending.phase {
+            if let Phase::Proposed { turn: Some(object), .. } = &pending.phase {
                 assert!(turns.insert(*object), "two have the turn of one object");
             }
         }

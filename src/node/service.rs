@@ -13,7 +13,7 @@ use crate::store::{State, Store};
 use crate::sys::entropy::OsEntropy;
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Call, IssueRequest};
-use crate::types::{Caller, Change, Code, NodeId, Outcome, Refusal, Status};
+use crate::types::{Caller, Change, Code, NodeId, ObjectId, Outcome, Refusal, Status};
 
 /// Every service of a manager.
 #[derive(Debug)]
@@ -156,14 +156,14 @@ impl Service for Services {
         }
     }
 
-    fn ended(&mut self, request: &Incoming, _attempt: u32, outcome: &Outcome) -> Step<Feed> {
+    fn ended(&mut self, request: &Incoming, _: u32, object: Option<ObjectId>, outcome: &Outcome) -> Step<Feed> {
         match request.call {
             Call::Issue => match decode(request) {
                 Ok(issue) => issued(&self.store().snapshot(), &request.caller, &issue, outcome),
                 Err(status) => Step::Refuse(status),
             },
             Call::Report => dispatcher::reported(outcome),
-            _ => step(self.control.ended(request, outcome), Feed::Control),
+            _ => step(self.control.ended(request, object, outcome), Feed::Control),
         }
     }
 

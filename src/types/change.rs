@@ -22,6 +22,18 @@ pub struct Change {
     pub operations: Vec<Operation>,
 }
 
+impl Change {
+    /// The one object that it writes; `None` if it writes none or several.
+    pub fn written(&self) -> Option<ObjectId> {
+        let mut written = self.operations.iter().filter_map(|operation| match operation {
+            Operation::Create(object) | Operation::Update(object) => Some(object.id()),
+            Operation::Remove { id, .. } => Some(*id),
+            _ => None,
+        });
+        written.next().filter(|_| written.next().is_none())
+    }
+}
+
 /// One step of a [`Change`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Operation {

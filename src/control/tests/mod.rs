@@ -109,7 +109,11 @@ impl Swarm {
                 Step::Refuse(status) | Step::RefuseIfConfirmed(status) => return Err(status),
                 Step::Propose(change) => {
                     let outcome = self.commit(&change);
-                    self.control.ended(&incoming, &outcome)
+                    let step = self.control.ended(&incoming, change.written(), &outcome);
+                    // What was kept of the proposal and what the store says of the change are the same answer.
+                    let found = self.control.ended(&incoming, None, &outcome);
+                    assert_eq!(format!("{step:?}"), format!("{found:?}"), "{request:?}");
+                    step
                 }
                 Step::Rebuild => {
                     attempt += 1;

@@ -124,7 +124,8 @@ fn the_last_two_managers_cannot_be_demoted_both_by_two_who_do_not_know_of_each_o
     let outcome = swarm.commit(&changes[1]);
     assert!(matches!(outcome, Outcome::Refused(Refusal::OutOfSequence { .. })), "{outcome:?}");
     // Its caller hears why, by way of another attempt.
-    let step = swarm.control.ended(&incoming(Call::Write, envelope::encode(&requests[1])), &outcome);
+    let step =
+        swarm.control.ended(&incoming(Call::Write, envelope::encode(&requests[1])), changes[1].written(), &outcome);
     assert!(matches!(step, Step::Rebuild), "{step:?}");
     assert!(verdict(&swarm.send(&requests[1])).starts_with(LAST));
 }

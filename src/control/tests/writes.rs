@@ -247,7 +247,9 @@ fn what_must_hold_is_checked_again_when_the_change_is_applied() {
         assert!(matches!(swarm.apply(operations), Outcome::Committed(_)));
         let outcome = swarm.commit(&change);
         let incoming = incoming(Call::Write, envelope::encode(&request));
-        let Step::Refuse(status) = swarm.control.ended(&incoming, &outcome) else { panic!("{request:?}: {outcome:?}") };
+        let Step::Refuse(status) = swarm.control.ended(&incoming, change.written(), &outcome) else {
+            panic!("{request:?}: {outcome:?}")
+        };
         assert_eq!(verdict::<()>(&Err(status.clone())), expected);
         // The log's word stays: a repeated request gets it again.
         assert_eq!(swarm.send(&request), Err(status));

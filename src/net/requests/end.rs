@@ -18,7 +18,7 @@ impl<S: Service> Requests<S> {
             return;
         }
         let changes = routes::route(pending.incoming.call).changes;
-        let under_way = matches!(pending.phase, Phase::Proposed(..) | Phase::Ordered(_) | Phase::Forwarded(..));
+        let under_way = matches!(pending.phase, Phase::Proposed { .. } | Phase::Ordered(_) | Phase::Forwarded(..));
         let status = if changes && under_way {
             Status::new(Code::Unknown, "its time was over before an answer came")
         } else {
@@ -104,7 +104,7 @@ impl<S: Service> Requests<S> {
         self.by_stream.remove(&pending.incoming.stream);
         self.timers.remove(&(pending.incoming.deadline, key));
         match pending.phase {
-            Phase::Proposed(token, _)
+            Phase::Proposed { token, .. }
             | Phase::Ordered(token)
             | Phase::Forwarded(token, _)
             | Phase::Dialling(token, ..) => {

@@ -62,7 +62,7 @@ impl<S: Service> Requests<S> {
         if leader.is_none() {
             return;
         }
-        let stranded: Vec<(Key, Token)> = self
+        let mut stranded: Vec<(Key, Token)> = self
             .requests
             .iter()
             .filter_map(|(key, pending)| match pending.phase {
@@ -72,6 +72,7 @@ impl<S: Service> Requests<S> {
                 _ => None,
             })
             .collect();
+        stranded.sort_unstable();
         for (key, token) in stranded {
             self.tokens.remove(&token);
             effects.push(Effect::Abandon { token });

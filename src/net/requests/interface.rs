@@ -8,7 +8,7 @@ use crate::sys::metrics::Metrics;
 use crate::sys::time::Instant;
 use crate::types::api::{Call, Forwarded};
 use crate::types::error::Status;
-use crate::types::{Change, NodeId, Outcome};
+use crate::types::{Change, NodeId, ObjectId, Outcome};
 
 /// Names one thing that this machine asked for; never used again. Below 2^62, so that the leader's services and the node
 /// itself can ask under tokens above.
@@ -23,8 +23,15 @@ pub trait Service: Send {
     /// ReadIndex round that began after the request arrived has been applied here.
     fn decide(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Self::Stream>;
 
-    /// The change proposed by this attempt ended so, by the log's own word.
-    fn ended(&mut self, request: &Incoming, attempt: u32, outcome: &Outcome) -> Step<Self::Stream>;
+    /// The change proposed by this attempt ended so, by the log's own word. `object`: the one that it writes, unless it
+    /// writes several.
+    fn ended(
+        &mut self,
+        request: &Incoming,
+        attempt: u32,
+        object: Option<ObjectId>,
+        outcome: &Outcome,
+    ) -> Step<Self::Stream>;
 
     /// The next part of a stream, of at most `room` bytes.
     fn pull(&mut self, now: Instant, stream: &mut Self::Stream, room: usize) -> Pull;

@@ -118,9 +118,9 @@ impl<S: Service> Requests<S> {
     }
 
     fn propose(&mut self, key: Key, change: Change, effects: &mut Vec<Effect>) {
-        let object = turns::changed(&change);
-        if let Some(object) = object
-            && self.queue(key, object)
+        let (turn, object) = (turns::changed(&change), change.written());
+        if let Some(turn) = turn
+            && self.queue(key, turn)
         {
             return;
         }
@@ -132,8 +132,8 @@ impl<S: Service> Requests<S> {
         }
         let token = self.token(key);
         if let Some(pending) = self.requests.get_mut(&key) {
-            pending.phase = Phase::Proposed(token, object);
-            self.turns.extend(object.map(|object| (object, BTreeSet::new())));
+            pending.phase = Phase::Proposed { token, turn, object };
+            self.turns.extend(turn.map(|object| (object, BTreeSet::new())));
         }
         effects.push(Effect::Propose { token, command });
     }

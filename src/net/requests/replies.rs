@@ -66,10 +66,11 @@ impl<S: Service> Requests<S> {
         let Some(key) = self.tokens.remove(&token) else { return };
         let turn = self.leave_turn(key);
         let Some(pending) = self.requests.get_mut(&key) else { return };
+        let Phase::Proposed { object, .. } = pending.phase else { return };
         pending.phase = Phase::Deciding;
         match result {
             ProposalResult::Applied(outcome) => {
-                let step = self.service.ended(&pending.incoming, pending.attempt, &outcome);
+                let step = self.service.ended(&pending.incoming, pending.attempt, object, &outcome);
                 self.follow(now, key, step, effects);
             }
             ProposalResult::NotProposed(NotProposed::Overloaded) if !pending.in_doubt => {

@@ -59,7 +59,7 @@ impl Service for Scripted {
         }
     }
 
-    fn ended(&mut self, _: &Incoming, attempt: u32, outcome: &Outcome) -> Step<()> {
+    fn ended(&mut self, _: &Incoming, attempt: u32, _: Option<ObjectId>, outcome: &Outcome) -> Step<()> {
         match outcome {
             Outcome::Committed(revision) => Step::Answer(format!("written at {revision} by attempt {attempt}").into()),
             Outcome::Refused(_) => Step::Rebuild,

@@ -37,8 +37,8 @@ impl<S: Service> Requests<S> {
 
     /// Takes a request's turn from it; [`Self::pass_turn`] must follow once the request has gone on.
     pub(super) fn leave_turn(&mut self, key: Key) -> Option<Turn> {
-        let Phase::Proposed(_, object) = &mut self.requests.get_mut(&key)?.phase else { return None };
-        let object = object.take()?;
+        let Phase::Proposed { turn, .. } = &mut self.requests.get_mut(&key)?.phase else { return None };
+        let object = turn.take()?;
         Some((object, self.turns.remove(&object)?))
     }
 

@@ -100,8 +100,9 @@ impl Leader {
                 Step::Refuse(status) | Step::RefuseIfConfirmed(status) => return Err(status),
                 Step::Propose(change) => {
                     meddle(self, attempt);
+                    let object = change.written();
                     let outcome = self.commit(change);
-                    self.services.ended(&incoming, attempt, &outcome)
+                    self.services.ended(&incoming, attempt, object, &outcome)
                 }
                 Step::Rebuild => {
                     attempt += 1;

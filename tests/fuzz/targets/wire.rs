@@ -127,10 +127,12 @@ fn decide(incoming: &Incoming) {
     for confirmed in [false, true] {
         match CONTROL.decide(incoming, 0, confirmed, 1_700_000_000_000) {
             Step::Propose(change) => {
-                let mut state = CONTROL.store().snapshot();
+                let (mut state, object) = (CONTROL.store().snapshot(), change.written());
                 let (outcome, _) = state.apply_change(change, Term(3));
                 assert_eq!(state.hash(), state.recompute_hash());
-                drop(CONTROL.ended(incoming, &outcome));
+                for object in [object, None] {
+                    drop(CONTROL.ended(incoming, object, &outcome));
+                }
             }
             Step::Answer(answer) => assert!(envelope::decode::<Answer>(&answer, MAX_FRAME_BYTES).is_ok()),
             Step::Stream(mut feed) => {
