@@ -187,6 +187,12 @@ fn writing_over_takes_the_objects_in_turn_and_creates_none() {
     assert_eq!((measured.writes.total(), measured.errors), (400, 0));
     let expected: BTreeMap<_, _> = overwrite.iter().map(|id| (id.to_string(), 100)).collect();
     assert_eq!(state.lock().unwrap().written_over, expected);
+
+    let overwrite: Vec<_> = (1..=10).map(ObjectId).collect();
+    let work = Work::Mixed;
+    let (measured, state) = drive_plan(Plan { work, clients: 8, total: 1000, overwrite, ..plan() }, None);
+    assert_eq!((measured.writes.total(), measured.reads.total(), measured.errors), (100, 900, 0));
+    assert!(state.lock().unwrap().written_over.values().eq([10; 10].iter()));
 }
 
 #[test]
