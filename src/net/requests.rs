@@ -126,6 +126,7 @@ pub struct Requests<S: Service> {
     rounds: BTreeMap<Token, Vec<Key>>,
     /// Objects that a change under way changes, and who waits to change them next.
     turns: BTreeMap<ObjectId, BTreeSet<Key>>,
+    queued_bytes: usize,
     streams: Streams<S::Stream>,
     next_key: Key,
     next_token: Token,
@@ -149,6 +150,7 @@ impl<S: Service> Requests<S> {
             gathered: Vec::new(),
             rounds: BTreeMap::new(),
             turns: BTreeMap::new(),
+            queued_bytes: 0,
             streams: Streams::default(),
             next_key: 0,
             next_token: 1,
@@ -248,7 +250,7 @@ impl<S: Service> Requests<S> {
             assert!(!self.streams.contains(*stream));
         }
         let (mut held_bytes, mut held_of_strangers) = (0, 0);
-        let (mut tokens, mut turns) = (0, BTreeSet::new());
+        let (mut tokens, mut turns, mut queued_bytes) = (0, BTreeSet::new(), 0);
         for (key, pending) in &self.requests {
             assert!(self.timers.contains(&(pending.incoming.deadline, *key)), "a request without a deadline");
             match &pending.phase {
@@ -259,7 +261,10 @@ impl<S: Service> Requests<S> {
                 }
                 Phase::Gathered => assert!(self.gathered.contains(key)),
                 Phase::Reading(token) => assert!(self.rounds[token].contains(key)),
-                Phase::Queued(object) => assert!(self.turns[object].contains(key)),
+                Phase::Queued(object) => {
+                    queued_bytes += pending.incoming.body.len();
+                    assert!(self.turns[object].contains(key));
+                }
                 Phase::Proposed { token, .. }
                 | Phase::Dialling(token, ..)
                 | Phase::Ordered(token)
@@ -275,6 +280,7 @@ impl<S: Service> Requests<S> {
         }
         assert!(turns.iter().eq(self.turns.keys()), "a turn that nobody has");
         assert_eq!((held_bytes, tokens), (self.held_bytes, self.tokens.len()));
+        assert_eq!(queued_bytes, self.queued_bytes);
         assert_eq!(held_of_strangers, self.held_of_strangers);
     }
 }

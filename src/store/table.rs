@@ -54,7 +54,7 @@ struct NameKey {
 impl NameKey {
     fn new(name: &str) -> Self {
         let head = Self::head(name, 0);
-        // Names that collide on purpose cost a comparison each, nothing more.
+        // Names that collide on purpose share an entry: a comparison for each of them, and a copy of their ids.
         let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         let mut hash = mix(mix(name.len() as u64, head.0), head.1);
         for chunk in name.as_bytes().get(16..).unwrap_or_default().chunks(8) {

@@ -110,7 +110,7 @@ impl<S: Service> Requests<S> {
             | Phase::Dialling(token, ..) => {
                 self.tokens.remove(&token);
             }
-            Phase::Queued(object) => self.leave_queue(object, key),
+            Phase::Queued(object) => self.leave_queue(object, key, pending.incoming.body.len()),
             Phase::Deciding | Phase::Held(_) | Phase::Gathered | Phase::Reading(_) => {}
         }
         Some(pending)

@@ -290,6 +290,8 @@ pub struct Limits {
     pub held_of_strangers: usize,
     /// Bytes of their bodies.
     pub held_bytes: usize,
+    /// Bytes of the bodies that wait because another request changes the same object.
+    pub queued_bytes: usize,
     /// Requests under way in all.
     pub requests: usize,
     /// Open streams.
@@ -298,7 +300,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { held: 4096, held_of_strangers: 256, held_bytes: 64 << 20, requests: 32_768, streams: 1024 }
+        Self {
+            held: 4096,
+            held_of_strangers: 256,
+            held_bytes: 64 << 20,
+            queued_bytes: 64 << 20,
+            requests: 32_768,
+            streams: 1024,
+        }
     }
 }
 

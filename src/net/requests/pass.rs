@@ -118,17 +118,20 @@ impl<S: Service> Requests<S> {
     }
 
     fn propose(&mut self, key: Key, change: Change, effects: &mut Vec<Effect>) {
-        let (turn, object) = (turns::changed(&change), change.written());
-        if let Some(turn) = turn
-            && self.queue(key, turn)
-        {
-            return;
-        }
+        let object = change.written();
+        // Only people and scripts write the same object from many sides at once.
+        let is_write = self.requests.get(&key).is_some_and(|pending| pending.incoming.call == Call::Write);
+        let turn = turns::changed(&change).filter(|_| is_write);
         let command = envelope::encode(&Command::Change(change));
         if command.len() > MAX_CHANGE_BYTES {
             let message = format!("the change takes {} bytes; the limit is {MAX_CHANGE_BYTES}", command.len());
             let status = Status::new(Code::InvalidArgument, message).with_hint("split it, or store less per object");
             return self.finish_refused(key, status, effects);
+        }
+        if let Some(turn) = turn
+            && self.queue(key, turn, effects)
+        {
+            return;
         }
         let token = self.token(key);
         if let Some(pending) = self.requests.get_mut(&key) {

@@ -75,6 +75,7 @@ impl<S: Service> Requests<S> {
             }
             ProposalResult::NotProposed(NotProposed::Overloaded) if !pending.in_doubt => {
                 self.refuse(key, overloaded("changes wait to be proposed"), effects);
+                return self.hold_turn(now, turn, effects);
             }
             ProposalResult::Refused(status) if !pending.in_doubt => self.refuse(key, status, effects),
             // The same change id makes it safe to send the change again, wherever the leader is then.

@@ -567,6 +567,34 @@ fn a_turn_passes_on_from_whoever_cannot_take_it() {
 }
 
 #[test]
+fn an_overload_meets_the_one_whose_turn_it_is_and_the_others_wait() {
+    let mut run = Run::under(1);
+    run.check(ask(1, Call::Write, "update"), "propose t1 attempt 0")
+        .check(ask(2, Call::Write, "update"), "")
+        .check(ask(3, Call::Write, "update"), "")
+        .check(ended(1, ProposalResult::NotProposed(NotProposed::Overloaded)), "refuse s1 ResourceExhausted")
+        .turn("")
+        .at(20)
+        .turn("propose t2 attempt 0")
+        .check(committed(2, 9), "answer s2 written at 9 by attempt 0; propose t3 attempt 0")
+        .check(committed(3, 10), "answer s3 written at 10 by attempt 0")
+        .idle();
+}
+
+#[test]
+fn what_waits_for_a_turn_is_bounded() {
+    let Event::Request(one) = ask(1, Call::Write, "update") else { unreachable!() };
+    let mut run = Run::new(Limits { queued_bytes: 2 * one.body.len(), ..Limits::default() });
+    run.check(leads(1), "")
+        .check(ask(1, Call::Write, "update"), "propose t1 attempt 0")
+        .check(ask(2, Call::Write, "update"), "")
+        .check(ask(3, Call::Write, "update"), "")
+        .check(ask(4, Call::Write, "update"), "refuse s4 ResourceExhausted")
+        .check(committed(1, 9), "answer s1 written at 9 by attempt 0; propose t2 attempt 0")
+        .check(ask(5, Call::Write, "update"), "");
+}
+
+#[test]
 fn who_waits_for_a_turn_until_the_deadline_has_written_nothing() {
     let mut run = Run::under(1);
     run.check(ask(1, Call::Write, "update"), "propose t1 attempt 0")

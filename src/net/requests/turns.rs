@@ -19,23 +19,30 @@ pub(super) fn changed(change: &Change) -> Option<ObjectId> {
 }
 
 impl<S: Service> Requests<S> {
-    /// Lets a request wait if another has the object's turn, and says whether it does.
-    pub(super) fn queue(&mut self, key: Key, object: ObjectId) -> bool {
+    /// Lets a request wait if another has the object's turn, and says whether it has gone on so, or been refused.
+    pub(super) fn queue(&mut self, key: Key, object: ObjectId, effects: &mut Vec<Effect>) -> bool {
         let Some(waiting) = self.turns.get_mut(&object) else { return false };
-        let Some(pending) = self.requests.get_mut(&key) else { return false };
+        let Some(pending) = self.requests.get_mut(&key) else { return true };
+        let bytes = pending.incoming.body.len();
+        if self.queued_bytes + bytes > self.limits.queued_bytes {
+            self.refuse(key, overloaded("changes wait for others of the same object"), effects);
+            return true;
+        }
+        self.queued_bytes += bytes;
         waiting.insert(key);
         pending.phase = Phase::Queued(object);
         true
     }
 
     /// A request that waited for the object's turn is gone.
-    pub(super) fn leave_queue(&mut self, object: ObjectId, key: Key) {
+    pub(super) fn leave_queue(&mut self, object: ObjectId, key: Key, bytes: usize) {
+        self.queued_bytes -= bytes;
         if let Some(waiting) = self.turns.get_mut(&object) {
             waiting.remove(&key);
         }
     }
 
-    /// Takes a request's turn from it; [`Self::pass_turn`] must follow once the request has gone on.
+    /// Takes a request's turn from it; [`Self::pass_turn`] or [`Self::hold_turn`] must follow once the request has gone on.
     pub(super) fn leave_turn(&mut self, key: Key) -> Option<Turn> {
         let Phase::Proposed { turn, .. } = &mut self.requests.get_mut(&key)?.phase else { return None };
         let object = turn.take()?;
@@ -47,7 +54,8 @@ impl<S: Service> Requests<S> {
         let Some((object, mut waiting)) = turn else { return };
         while let Some(key) = waiting.pop_first() {
             if let Some(behind) = self.turns.get_mut(&object) {
-                behind.insert(key);
+                // Whoever took the turn has just done so, and nobody stands behind it yet: this moves one tree.
+                waiting.insert(key);
                 behind.append(&mut waiting);
                 return;
             }
@@ -56,8 +64,19 @@ impl<S: Service> Requests<S> {
                 self.on_timer(now, key, effects);
                 continue;
             }
+            self.queued_bytes -= pending.incoming.body.len();
             pending.phase = Phase::Deciding;
             self.place(now, key, effects);
+        }
+    }
+
+    /// Lets all that wait try again in a moment: raft takes nothing now, and would refuse one after the other.
+    pub(super) fn hold_turn(&mut self, now: Instant, turn: Option<Turn>, effects: &mut Vec<Effect>) {
+        for key in turn.into_iter().flat_map(|(_, waiting)| waiting) {
+            let Some(pending) = self.requests.get_mut(&key) else { continue };
+            self.queued_bytes -= pending.incoming.body.len();
+            pending.phase = Phase::Deciding;
+            self.hold(now, key, now + RETRY_PAUSE, effects);
         }
     }
 }
