@@ -1,7 +1,7 @@
 //! What every command that talks to a manager needs: a connection, the common flags, and where results go.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -101,7 +101,17 @@ pub fn read_data(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
         let result = File::open(path).and_then(|file| file.take(bounded).read_to_end(&mut data));
         (path.display().to_string(), result)
     };
-    result.map_err(|error| Failure::internal(format!("cannot read {shown}: {error}")))?;
+    result.map_err(|error| {
+        let failure = Failure::internal(format!("cannot read {shown}: {error}"));
+        match error.kind() {
+            ErrorKind::NotFound => failure.with_hint("name a file that is there, or `-` for standard input"),
+            ErrorKind::IsADirectory => failure.with_hint("name a file, or `-` for standard input"),
+            ErrorKind::PermissionDenied => {
+                failure.with_hint("if you may become somebody who can: `sudo cat FILE | skep ... -`")
+            }
+            _ => failure,
+        }
+    })?;
     if data.len() >= limit {
         return Err(Failure::refused(
             Code::InvalidArgument,

@@ -134,6 +134,7 @@ fn what_a_command_sends_is_read_before_a_manager_is_sought() {
     let failure = dispatch(Cli::try_parse_from(line).unwrap()).unwrap_err();
     assert_eq!(failure.attempted, "cannot create config web");
     assert!(failure.message.starts_with("cannot read /nonexistent/file"), "{}", failure.message);
+    assert!(failure.hint.contains("a file that is there"), "{}", failure.hint);
 }
 
 #[test]

@@ -197,10 +197,16 @@ fn what_the_ring_no_longer_holds_ends_the_watch() {
     let mut swarm = Swarm::with_ring(1000);
     let mut slow = Watcher::begin(&swarm, WatchRequest::default());
     slow.check(&swarm, "begin 0");
+    let request = WatchRequest { kinds: vec![Kind::Secret], ..WatchRequest::default() };
+    let mut of_others = Watcher::begin(&swarm, request);
+    of_others.check(&swarm, "begin 0");
     for number in 0..20 {
         swarm.create_config(&format!("c{number}"));
     }
     slow.check(&swarm, "end OutOfRange");
+    // Whether there was anything for it among them nobody can say.
+    assert!(of_others.has_news(&swarm));
+    of_others.check(&swarm, "end OutOfRange");
     let from = |lineage, revision| WatchRequest { from: Some((lineage, revision)), ..WatchRequest::default() };
     let status = Watch::begin(swarm.control.store(), from(Lineage(7), Revision(1))).unwrap_err();
     assert_eq!(status.code, Code::OutOfRange);
