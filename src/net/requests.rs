@@ -14,8 +14,8 @@
 //! * A refusal that was drawn from the store, and every linearizable read, is sent only after a ReadIndex round that
 //!   began after the request arrived. Requests of one turn of the loop share a round; later ones take a later round.
 //! * A call that another manager passed on is never passed on again.
-//! * Changes of one object go to the log one at a time, in order of arrival: whoever names no version is not refused for
-//!   what others write at the same moment.
+//! * Updates of one object that callers ask for go to the log one at a time, in order of arrival: whoever names no version
+//!   is not refused for what other callers write at the same moment.
 //! * A stream sends no more than its receiver has credit for, and keeps nothing back but its place in the store's ring.
 //!
 //! Not here: what a request means ([`Service`]), who may make it ([`super::routes`]), bytes on sockets.

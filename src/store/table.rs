@@ -55,7 +55,6 @@ impl NameKey {
     fn new(name: &str) -> Self {
         let head = Self::head(name, 0);
         // Names that collide on purpose share an entry: a comparison for each of them, and a copy of their ids.
-        let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         let mut hash = mix(mix(name.len() as u64, head.0), head.1);
         for chunk in name.as_bytes().get(16..).unwrap_or_default().chunks(8) {
             hash = mix(hash, word(chunk, 0));
@@ -74,6 +73,11 @@ impl NameKey {
         let last = Self { head: Self::head(prefix, 0xff), hash: u64::MAX };
         first..=last
     }
+}
+
+/// Takes one more word into a hash.
+const fn mix(hash: u64, word: u64) -> u64 {
+    (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
 /// The first eight bytes in lower case, padded, as a big-endian number.
@@ -384,8 +388,8 @@ fn resource_kind(object: &Object) -> Option<(&str, &Object)> {
 
 /// What `object` is found by; may repeat. Resources, the many and small, have none and cost no allocation here.
 fn relations(object: Option<&Object>) -> Vec<Relation> {
+    let Some(object) = object else { return Vec::new() };
     let mut relations = Vec::new();
-    let Some(object) = object else { return relations };
     match object {
         Object::Resource(_) => return relations,
         Object::Node(node) => {
@@ -404,4 +408,69 @@ fn relations(object: Option<&Object>) -> Vec<Relation> {
     relations.extend(object.referenced_secrets().map(Relation::Secret));
     relations.extend(object.referenced_configs().map(Relation::Config));
     relations
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::sys::entropy::{Entropy as _, SeededEntropy};
+    use crate::types::object::Resource;
+
+    /// Two names with one key: the second differs in the two words after the head, so that what the first of them
+    /// changes in the hash the other takes back.
+    fn colliding() -> (String, String) {
+        const NAME: &str = "sixteen-letters-and-sixteen-more";
+        let words = |name: &str| (word(&name.as_bytes()[16..], 0), word(&name.as_bytes()[24..], 0));
+        let after = |first: u64| {
+            let head = NameKey::head(NAME, 0);
+            mix(mix(mix(NAME.len() as u64, head.0), head.1), first)
+        };
+        let (first, second) = words(NAME);
+        let mut entropy = SeededEntropy::new(1);
+        loop {
+            let other = entropy.next_u64() & 0x1f1f_1f1f_1f1f_1f1f | 0x2020_2020_2020_2020;
+            let back = second ^ after(first) ^ after(other);
+            let bytes = [other.to_be_bytes(), back.to_be_bytes()].concat();
+            if let Ok(text) = String::from_utf8(bytes)
+                && text.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase())
+            {
+                return (NAME.to_owned(), format!("{}{text}", &NAME[..16]));
+            }
+        }
+    }
+
+    fn stored(id: u128, name: &str) -> Arc<Stored> {
+        let mut resource = Resource { id: ObjectId(id), kind: "k".to_owned(), ..Resource::default() };
+        resource.annotations.name = name.to_owned();
+        Arc::new(Stored::new(Object::Resource(resource)))
+    }
+
+    fn ids<'a>(found: impl Iterator<Item = &'a Arc<Stored>>) -> Vec<u128> {
+        found.map(|stored| stored.object.id().0).collect()
+    }
+
+    #[test]
+    fn names_that_share_a_key_are_told_apart() {
+        let (one, other) = colliding();
+        assert!(one != other && NameKey::new(&one) == NameKey::new(&other), "{one} {other}");
+        let objects = [stored(1, &other), stored(2, &one), stored(3, &one.to_ascii_uppercase()), stored(4, "else")];
+        let (mut built, mut loaded) = (Table::default(), Table::default());
+        for number in [2, 0, 3, 1] {
+            let object = objects[number].clone();
+            built.replace(object.object.id(), Some(object));
+        }
+        loaded.load(&objects);
+        for table in [&mut built, &mut loaded] {
+            assert_eq!((ids(table.named(&one)), ids(table.named(&other))), (vec![2, 3], vec![1]));
+            assert_eq!(ids(table.find(&[Selector::NamePrefix(one[..17].to_owned())]).into_iter()), [2, 3]);
+            table.replace(ObjectId(2), None);
+            assert_eq!((ids(table.named(&one)), ids(table.named(&other))), (vec![3], vec![1]));
+            table.replace(ObjectId(3), Some(stored(3, &other)));
+            assert_eq!((ids(table.named(&one)), ids(table.named(&other))), (vec![], vec![1, 3]));
+            table.replace(ObjectId(1), None);
+            table.replace(ObjectId(3), None);
+            assert_eq!(table.names.len(), 1, "only the fourth is left");
+        }
+    }
 }

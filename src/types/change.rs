@@ -23,7 +23,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// The one object that it writes; `None` if it writes none or several.
+    /// The one object that it creates, replaces or removes; `None` if there is none, or several.
     pub fn written(&self) -> Option<ObjectId> {
         let mut written = self.operations.iter().filter_map(|operation| match operation {
             Operation::Create(object) | Operation::Update(object) => Some(object.id()),

@@ -288,8 +288,6 @@ impl<'a> Driver<'a> {
         // No two alike: a manager that left out an update that changes nothing would be measured doing nothing.
         let mut payload = vec![b'x'; self.plan.size];
         payload.iter_mut().zip(sequence.to_le_bytes()).for_each(|(to, byte)| *to = byte);
-        // Of ten operations of a mixed run one is a write.
-        let number = if self.plan.work == Work::Mixed { sequence / 10 } else { sequence };
         let over = &self.plan.overwrite;
         if over.is_empty() {
             return Write::CreateResource {
@@ -300,6 +298,8 @@ impl<'a> Driver<'a> {
                 payload,
             };
         }
+        // Of ten operations of a mixed run one is a write.
+        let number = if self.plan.work == Work::Mixed { sequence / 10 } else { sequence };
         Write::UpdateResource {
             object: over[(number % over.len() as u64) as usize].to_string(),
             payload: Some(Sensitive(payload)),

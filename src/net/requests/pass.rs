@@ -119,7 +119,8 @@ impl<S: Service> Requests<S> {
 
     fn propose(&mut self, key: Key, change: Change, effects: &mut Vec<Effect>) {
         let object = change.written();
-        // Only people and scripts write the same object from many sides at once.
+        // A node's request changes the node's own object, which nobody else is after; and what counts how often a node
+        // asks counts each time a request is decided on.
         let is_write = self.requests.get(&key).is_some_and(|pending| pending.incoming.call == Call::Write);
         let turn = turns::changed(&change).filter(|_| is_write);
         let command = envelope::encode(&Command::Change(change));

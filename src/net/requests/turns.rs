@@ -1,4 +1,4 @@
-//! Changes of one object, one at a time.
+//! Updates of one object, one at a time.
 //!
 //! An update is made from the object as it is, and apply takes it only while the object still is so. Of many that are
 //! under way at once only the first would be taken, and the others built again, to meet the same: 128 writers of one
