@@ -70,7 +70,7 @@ pub fn name(object: &Object) -> &str {
         Object::Secret(secret) => &secret.spec.annotations.name,
         Object::Config(config) => &config.spec.annotations.name,
         Object::Extension(extension) => &extension.annotations.name,
-        Object::Resource(resource) => &resource.annotations.name,
+        Object::Resource(resource) => resource.name(),
         Object::Service(_) | Object::Task(_) | Object::Network(_) | Object::Volume(_) | Object::Token(_) => "",
     }
 }
@@ -89,8 +89,8 @@ pub fn row(object: &Object) -> Value {
         Object::Config(config) => row["size"] = config.spec.data.len().into(),
         Object::Extension(extension) => row["description"] = extension.description.as_str().into(),
         Object::Resource(resource) => {
-            row["kind"] = resource.kind.as_str().into();
-            row["size"] = resource.payload.len().into();
+            row["kind"] = resource.kind().into();
+            row["size"] = resource.payload().len().into();
         }
         Object::Node(node) => {
             row["role"] = node.role.name().into();
@@ -193,7 +193,7 @@ pub fn document(object: &Object) -> Value {
     }
     match object {
         Object::Config(config) => value["spec"]["data"] = base64(&config.spec.data).into(),
-        Object::Resource(resource) => value["payload"] = base64(&resource.payload).into(),
+        Object::Resource(resource) => value["payload"] = base64(resource.payload()).into(),
         Object::Node(node) => {
             value["description"]["certificate_issuer"] = base64(&node.description.certificate_issuer).into();
             if node.manager_until == Timestamp(0) {
@@ -210,7 +210,7 @@ pub fn document_for_people(object: &Object) -> Value {
     let mut value = document(object);
     match object {
         Object::Config(config) => value["spec"]["data"] = text_or_size(&config.spec.data).into(),
-        Object::Resource(resource) => value["payload"] = text_or_size(&resource.payload).into(),
+        Object::Resource(resource) => value["payload"] = text_or_size(resource.payload()).into(),
         Object::Node(node) if node.manager_until == Timestamp(0) => remove(&mut value, "/manager_until"),
         _ => {}
     }
@@ -291,7 +291,7 @@ mod tests {
     fn a_row_is_flat_and_stable() {
         let meta = Meta { version: Revision(7), created_at: Timestamp(0), updated_at: Timestamp(1000) };
         let spec = ConfigSpec { annotations: annotations("web"), data: b"abc".to_vec(), templating: None };
-        let config = Object::Config(Config { id: ObjectId(1), meta, spec });
+        let config = Object::from(Config { id: ObjectId(1), meta, spec });
         let expected = r#"{"created_at":"1970-01-01T00:00:00.000Z","id":"0000000000000000000000001","name":"web","size":3,"updated_at":"1970-01-01T00:00:01.000Z","version":7}"#;
         assert_eq!(row(&config).to_string(), expected);
         assert_eq!(document(&config)["spec"]["data"], "YWJj");

@@ -308,7 +308,7 @@ fn bytes_that_no_manager_sends_are_an_error() {
 
 #[test]
 fn a_list_follows_its_pages_and_pings_are_answered() {
-    let object = |id| Object::Config(Config { id: ObjectId(id), ..Config::default() });
+    let object = |id| Object::from(Config { id: ObjectId(id), ..Config::default() });
     let (_dir, path, server) = serve(vec![Box::new(move |served| {
         let mut served = served.greet();
         let ping = Ping { sent_ns: 77, ..Ping::default() };
@@ -332,7 +332,7 @@ fn a_list_follows_its_pages_and_pings_are_answered() {
 
 fn change(revision: u64, bytes: usize) -> WatchItem {
     let spec = ConfigSpec { data: vec![7; bytes], ..ConfigSpec::default() };
-    let object = Object::Config(Config { id: ObjectId(1), spec, ..Config::default() });
+    let object = Object::from(Config { id: ObjectId(1), spec, ..Config::default() });
     let event = WatchEvent { action: Action::Create, object, old: None };
     WatchItem::Change { revision: Revision(revision), events: vec![event] }
 }

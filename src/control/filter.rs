@@ -54,7 +54,7 @@ fn identity(filter: &Filter, object: &Object) -> bool {
 
 fn labels(filter: &Filter, object: &Object) -> bool {
     filter.labels.iter().all(|(key, wanted)| {
-        let value = object.annotations().labels.get(key);
+        let value = object.labels().get(key);
         match (value, wanted) {
             (Some(value), Some(wanted)) => value == wanted,
             (found, None) => found.is_some(),
@@ -86,12 +86,12 @@ mod tests {
 
     #[test]
     fn fields_narrow_and_values_widen() {
-        let web = Object::Config(Config {
+        let web = Object::from(Config {
             id: ObjectId(1),
             spec: ConfigSpec { annotations: annotations("Web", "tier"), ..ConfigSpec::default() },
             ..Config::default()
         });
-        let dish = Object::Resource(Resource {
+        let dish = Object::from(Resource {
             id: ObjectId(2),
             annotations: annotations("soup", "hot"),
             kind: "dish".to_owned(),

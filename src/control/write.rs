@@ -97,7 +97,7 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
             validate::attributes([labels])?;
             let annotations = Annotations { name: name.clone(), labels: labels.clone(), ..Annotations::default() };
             let spec = ConfigSpec { annotations, data: data.clone(), templating: None };
-            create(state, request, Object::Config(Config { id: ObjectId(0), meta: Meta::default(), spec }), None)
+            create(state, request, Config { id: ObjectId(0), meta: Meta::default(), spec }.into(), None)
         }
         Write::CreateSecret { name, labels, data } => {
             validate::data_name(Kind::Secret, name)?;
@@ -114,7 +114,7 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
             let annotations = Annotations { name: name.clone(), labels: labels.clone(), ..Annotations::default() };
             let description = description.clone();
             let extension = Extension { id: ObjectId(0), meta: Meta::default(), annotations, description };
-            create(state, request, Object::Extension(extension), None)
+            create(state, request, extension.into(), None)
         }
         Write::CreateResource { name, kind, labels, indices, payload } => {
             validate::free_name(Kind::Resource, name)?;
@@ -132,7 +132,7 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
                 Operation::Require { kind: Kind::Extension, id: extension.object.id(), expect: Expect::Present };
             let meta = Meta::default();
             let resource = Resource { id: ObjectId(0), meta, annotations, kind: registered, payload: payload.clone() };
-            create(state, request, Object::Resource(resource), Some(require))
+            create(state, request, resource.into(), Some(require))
         }
         Write::UpdateLabels { kind, object, set, remove, .. } => {
             if !matches!(kind, Kind::Config | Kind::Secret) {
@@ -155,7 +155,8 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
                 validate::payload(&payload.0)?;
             }
             update(state, request, Kind::Resource, object, |object| {
-                let Object::Resource(resource) = object else { return Ok(()) };
+                let Object::Resource(kept) = object else { return Ok(()) };
+                let mut resource = kept.unpacked();
                 if let Some(payload) = payload {
                     resource.payload.clone_from(&payload.0);
                 }
@@ -165,7 +166,9 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
                 if let Some(indices) = indices {
                     resource.annotations.indices.clone_from(indices);
                 }
-                validate::attributes([&resource.annotations.labels, &resource.annotations.indices])
+                validate::attributes([&resource.annotations.labels, &resource.annotations.indices])?;
+                *kept = resource.into();
+                Ok(())
             })
         }
         Write::UpdateNode { node, role, availability, set, remove, .. } => {

@@ -131,7 +131,7 @@ fn cluster() -> Object {
 fn shown(change: &Change) -> String {
     let steps = change.operations.iter().map(|operation| match operation {
         Operation::Update(Object::Node(node)) => format!("{} is a {}", node.id.0, node.role.name()),
-        Operation::Remove { id, .. } => format!("forget {}", id.0),
+        Operation::Remove { id, .. } => format!("forget {}", { id.0 }),
         Operation::Revoke { node, until } => format!("revoke {} until {}", node.0, until.0),
         other => panic!("{other:?}"),
     });

@@ -40,6 +40,7 @@
 //! changes.
 
 mod anew;
+mod by_age;
 mod change;
 mod handle;
 mod membership;

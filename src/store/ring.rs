@@ -16,8 +16,13 @@ use crate::types::{ChangeId, Outcome, Refusal, Revision};
 /// Remembered changes, oldest first. A clone shares everything until one side writes.
 #[derive(Clone)]
 pub(super) struct Ring {
-    by_id: OrdMap<ChangeId, Remembered>,
-    order: Vector<ChangeId>,
+    order: Vector<Remembered>,
+    /// The places of the records, by the first halves of their ids. Those are nearly always different.
+    places: OrdMap<Half, Place>,
+    /// The places of the records that came when another one had taken their half.
+    more_places: OrdMap<ChangeId, Place>,
+    /// The refusals among the records, by their places: they are few, and larger than what was committed.
+    refused: OrdMap<Place, Arc<(Revision, Outcome)>>,
     /// How many records have left: the number of the oldest one here.
     forgotten: u64,
     bytes: u64,
@@ -56,19 +61,36 @@ pub(super) struct Record {
     pub outcome: Outcome,
 }
 
-/// A record without its id. Commits, nearly all of them, take 16 bytes.
-#[derive(Clone)]
-enum Remembered {
-    /// At this revision, so judged against the one before.
-    Committed(Revision),
-    Refused(Arc<(Revision, Outcome)>),
+/// A record in 24 bytes.
+#[derive(Clone, Copy)]
+struct Remembered {
+    id: [u64; 2],
+    /// The revision that it was committed at, so that it was judged against the one before; zero for one that is among
+    /// the refused.
+    committed: Revision,
 }
+
+/// The first half of a change's id, which orders those that are made one after the other. Beside a place it takes 12 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(packed(4))]
+struct Half(u64);
+
+impl Half {
+    const fn of(id: ChangeId) -> Self {
+        Self((id.0 >> 64) as u64)
+    }
+}
+
+/// The number of a record, as far as 32 bits hold it: of those that are here at a time no two have the same.
+type Place = u32;
 
 impl Ring {
     pub fn new(limits: Limits) -> Self {
         Self {
-            by_id: OrdMap::new(),
             order: Vector::new(),
+            places: OrdMap::new(),
+            more_places: OrdMap::new(),
+            refused: OrdMap::new(),
             forgotten: 0,
             bytes: 0,
             horizons: Horizons::default(),
@@ -83,7 +105,35 @@ impl Ring {
     }
 
     pub fn get(&self, id: ChangeId) -> Option<Outcome> {
-        self.by_id.get(&id).map(Remembered::outcome)
+        self.find(id).map(|(place, remembered)| self.record(place, remembered).outcome)
+    }
+
+    fn find(&self, id: ChangeId) -> Option<(Place, Remembered)> {
+        let at = |place: &Place| Some((*place, *self.order.get(self.position(*place))?));
+        let same_half = self.places.get(&Half::of(id)).and_then(at);
+        same_half.filter(|(_, found)| found.id() == id).or_else(|| self.more_places.get(&id).and_then(at))
+    }
+
+    /// Where in the order a record stands.
+    const fn position(&self, place: Place) -> usize {
+        place.wrapping_sub(self.forgotten as Place) as usize
+    }
+
+    /// The place of what stands there in the order.
+    const fn place(&self, position: u64) -> Place {
+        (self.forgotten + position) as Place
+    }
+
+    fn record(&self, place: Place, remembered: Remembered) -> Record {
+        let id = remembered.id();
+        match remembered.committed {
+            Revision(0) => {
+                let (at, outcome) =
+                    self.refused.get(&place).map(|refused| (**refused).clone()).expect("one or the other");
+                Record { id, at, outcome }
+            }
+            revision => Record { id, at: Revision(revision.0 - 1), outcome: Outcome::Committed(revision) },
+        }
     }
 
     /// Whether a change made after `after` would be found here if it had been judged before.
@@ -102,13 +152,19 @@ impl Ring {
 
     /// Remembers an outcome; forgets the oldest ones that no longer fit.
     pub fn push(&mut self, record: &Record) {
-        debug_assert!(!self.by_id.contains_key(&record.id), "a change is judged once");
+        debug_assert!(self.find(record.id).is_none(), "a change is judged once");
         let number = self.forgotten + self.order.len() as u64;
         self.hash = self.hash.wrapping_add(digest(number, record));
-        let remembered = Remembered::new(record);
+        let (place, remembered) = (self.place(self.order.len() as u64), Remembered::new(record));
+        if remembered.committed == Revision(0) {
+            self.refused.insert(place, Arc::new((record.at, record.outcome.clone())));
+        }
+        if let Some(other) = self.places.insert(Half::of(record.id), place) {
+            self.places.insert(Half::of(record.id), other);
+            self.more_places.insert(record.id, place);
+        }
         self.bytes += remembered.bytes();
-        self.by_id.insert(record.id, remembered);
-        self.order.push_back(record.id);
+        self.order.push_back(remembered);
         let most = if planted(Fault::ChangeForgottenEarly) { 8 } else { self.limits.records };
         while self.order.len() as u64 > most || self.bytes > self.limits.bytes {
             self.pop();
@@ -140,9 +196,13 @@ impl Ring {
     }
 
     fn pop(&mut self) {
-        let Some(id) = self.order.pop_front() else { return };
-        let remembered = self.by_id.remove(&id).expect("every id in the order has its record");
-        let record = remembered.record(id);
+        let Some(remembered) = self.order.pop_front() else { return };
+        let place = self.place(0);
+        let record = self.record(place, remembered);
+        if self.more_places.remove(&record.id).is_none() {
+            self.places.remove(&Half::of(record.id));
+        }
+        self.refused.remove(&place);
         self.bytes -= remembered.bytes();
         self.hash = self.hash.wrapping_sub(digest(self.forgotten, &record));
         self.forgotten += 1;
@@ -154,23 +214,24 @@ impl Ring {
 
     /// Every record, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = Record> + '_ {
-        self.order.iter().filter_map(|id| Some(self.by_id.get(id)?.record(*id)))
+        (0..).zip(&self.order).map(|(position, remembered)| self.record(self.place(position), *remembered))
     }
 
-    pub fn get_at(&self, place: u64) -> Option<Record> {
-        let id = *self.order.get(usize::try_from(place).ok()?)?;
-        Some(self.by_id.get(&id)?.record(id))
+    pub fn get_at(&self, position: u64) -> Option<Record> {
+        let remembered = *self.order.get(usize::try_from(position).ok()?)?;
+        Some(self.record(self.place(position), remembered))
     }
 
-    /// The digest of the record at this place; zero where the order names a record that is not there.
-    pub fn digest_at(&self, place: u64) -> u128 {
-        self.get_at(place).map_or(0, |record| digest(self.forgotten + place, &record))
+    /// The digest of the record that stands there in the order; zero where there is none.
+    pub fn digest_at(&self, position: u64) -> u128 {
+        self.get_at(position).map_or(0, |record| digest(self.forgotten + position, &record))
     }
 
     /// Changes a record behind the sum's back.
     #[cfg(test)]
     pub fn rot(&mut self, id: ChangeId) {
-        self.by_id.insert(id, Remembered::Committed(Revision(1 << 40)));
+        let (place, remembered) = self.find(id).expect("a test rots what is there");
+        self.order.set(self.position(place), Remembered { committed: Revision(1 << 40), ..remembered });
     }
 
     pub fn len(&self) -> u64 {
@@ -204,34 +265,20 @@ pub(super) fn digest(number: u64, record: &Record) -> u128 {
 
 impl Remembered {
     fn new(record: &Record) -> Self {
-        match record.outcome {
-            Outcome::Committed(revision) if revision.0.checked_sub(1) == Some(record.at.0) => Self::Committed(revision),
-            _ => Self::Refused(Arc::new((record.at, record.outcome.clone()))),
-        }
+        let committed = match record.outcome {
+            Outcome::Committed(revision) if revision.0.checked_sub(1) == Some(record.at.0) => revision,
+            _ => Revision(0),
+        };
+        Self { id: [(record.id.0 >> 64) as u64, record.id.0 as u64], committed }
     }
 
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::Committed(revision) => Outcome::Committed(*revision),
-            Self::Refused(refused) => refused.1.clone(),
-        }
-    }
-
-    fn record(&self, id: ChangeId) -> Record {
-        match self {
-            Self::Committed(revision) => {
-                Record { id, at: Revision(revision.0 - 1), outcome: Outcome::Committed(*revision) }
-            }
-            Self::Refused(refused) => Record { id, at: refused.0, outcome: refused.1.clone() },
-        }
+    fn id(self) -> ChangeId {
+        ChangeId(u128::from(self.id[0]) << 64 | u128::from(self.id[1]))
     }
 
     /// What a record counts for: id and content in the maps, rounded. Part of the replicated rule of what is forgotten,
     /// so it must never change.
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Committed(_) => 32,
-            Self::Refused(_) => 128,
-        }
+    const fn bytes(self) -> u64 {
+        if self.committed.0 == 0 { 128 } else { 32 }
     }
 }

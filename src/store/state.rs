@@ -16,8 +16,8 @@ use crate::types::{
     Position, RaftId, Refusal, Revision, Role, Selector, Standing, Term, Timestamp,
 };
 
-/// An object as the store keeps it.
-#[derive(Debug)]
+/// An object as the store keeps it. Packed for the digest's sake, which would align all of it to 16 bytes.
+#[repr(packed(8))]
 pub struct Stored {
     /// The object.
     pub object: Object,
@@ -25,6 +25,12 @@ pub struct Stored {
     pub hash: u128,
     /// The length of its encoding.
     pub bytes: u32,
+}
+
+impl std::fmt::Debug for Stored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.object.fmt(f)
+    }
 }
 
 impl Stored {

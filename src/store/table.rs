@@ -7,19 +7,23 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::Stored;
+use super::by_age::{ByAge, Place, twice};
 use crate::sys::faults::{Fault, planted};
 use crate::types::object::{MembershipState, TaskState};
-use crate::types::{Object, ObjectId, Role, Selector, Timestamp};
+use crate::types::{Object, ObjectId, Role, Selector};
 
 /// The objects of one kind. A clone shares everything until one side writes.
 #[derive(Clone, Default)]
 pub(super) struct Table {
     objects: OrdMap<ObjectId, Arc<Stored>>,
     bytes: u64,
-    names: OrdMap<NameKey, Holders>,
-    /// Lower-case kinds of resources, and the resources of each by age: a new one goes to the end, which is in the
-    /// processor's cache, where random ids would each touch another leaf.
-    kinds: OrdMap<Arc<str>, OrdSet<(Timestamp, ObjectId)>>,
+    /// Of every name who has it; of several the one of the lowest id.
+    names: OrdMap<NameKey, ObjectId>,
+    /// Everyone who has a name that several have, in order of id. Few: of most kinds the names are unique, and their keys
+    /// nearly so.
+    shared_names: OrdMap<NameKey, Arc<[ObjectId]>>,
+    /// Lower-case kinds of resources, and the resources of each.
+    kinds: OrdMap<Arc<str>, ByAge>,
     /// Custom indices: for each the values, and who has them.
     custom: OrdMap<Arc<str>, OrdSet<(Arc<str>, ObjectId)>>,
     relations: OrdSet<(Relation, ObjectId)>,
@@ -45,33 +49,28 @@ enum Relation {
 /// object's name, which is exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct NameKey {
-    /// The first 16 bytes in lower case, padded with zeros, as a big-endian number in two halves: in the order of the names.
-    head: (u64, u64),
+    /// The first twelve bytes in lower case, padded with zeros, as big-endian numbers: in the order of the names.
+    head: u64,
+    then: u32,
     /// Of the whole name in lower case.
-    hash: u64,
+    hash: u32,
 }
 
 impl NameKey {
     fn new(name: &str) -> Self {
-        let head = Self::head(name, 0);
         // Names that collide on purpose share an entry: a comparison for each of them, and a copy of their ids.
-        let mut hash = mix(mix(name.len() as u64, head.0), head.1);
-        for chunk in name.as_bytes().get(16..).unwrap_or_default().chunks(8) {
-            hash = mix(hash, word(chunk, 0));
-        }
-        Self { head, hash: mix(hash, 0) }
+        let hash = name.as_bytes().chunks(8).fold(name.len() as u64, |hash, chunk| mix(hash, word(chunk, 0)));
+        Self::of(name, 0, (mix(hash, 0) >> 32) as u32)
     }
 
-    fn head(name: &str, padding: u8) -> (u64, u64) {
+    fn of(name: &str, padding: u8, hash: u32) -> Self {
         let (first, second) = name.as_bytes().split_at(name.len().min(8));
-        (word(first, padding), word(second, padding))
+        Self { head: word(first, padding), then: (word(second, padding) >> 32) as u32, hash }
     }
 
     /// The keys of every name that begins with `prefix`, and of some that do not.
     fn with_prefix(prefix: &str) -> RangeInclusive<Self> {
-        let first = Self { head: Self::head(prefix, 0), hash: 0 };
-        let last = Self { head: Self::head(prefix, 0xff), hash: u64::MAX };
-        first..=last
+        Self::of(prefix, 0, 0)..=Self::of(prefix, 0xff, u32::MAX)
     }
 }
 
@@ -87,33 +86,6 @@ fn word(bytes: &[u8], padding: u8) -> u64 {
     word[..length].copy_from_slice(&bytes[..length]);
     word.make_ascii_lowercase();
     u64::from_be_bytes(word)
-}
-
-/// Who has a name, in order of id. Nearly always one, which then needs no memory besides its place in the tree.
-#[derive(Clone, Debug)]
-enum Holders {
-    /// The bytes of its id: an integer of that size would make the entry larger by its alignment.
-    One([u8; 16]),
-    /// Several of a kind whose names need not be unique, or whose names only have the same key.
-    Many(Arc<[ObjectId]>),
-}
-
-impl Holders {
-    /// `ids` in order, at least one.
-    fn new(ids: &[ObjectId]) -> Self {
-        match ids {
-            [id] => Self::One(id.0.to_ne_bytes()),
-            ids => Self::Many(ids.into()),
-        }
-    }
-
-    fn ids(&self) -> impl Iterator<Item = ObjectId> {
-        let (one, many) = match self {
-            Self::One(id) => (Some(ObjectId(u128::from_ne_bytes(*id))), &[][..]),
-            Self::Many(ids) => (None, &**ids),
-        };
-        one.into_iter().chain(many.iter().copied())
-    }
 }
 
 impl Table {
@@ -173,14 +145,14 @@ impl Table {
             .filter_map(|stored| Some((NameKey::new(stored.object.name()?), stored.object.id())))
             .collect();
         names.sort_unstable();
-        let names: Vec<(NameKey, Holders)> = names
-            .chunk_by(|one, other| one.0 == other.0)
-            .map(|same| (same[0].0, Holders::new(&same.iter().map(|(_, id)| *id).collect::<Vec<_>>())))
-            .collect();
-        for (name, holders) in twice(&names) {
-            self.names.insert(*name, holders.clone());
+        for same in names.chunk_by(|one, other| one.0 == other.0).filter(|same| same.len() > 1) {
+            self.shared_names.insert(same[0].0, same.iter().map(|(_, id)| *id).collect());
         }
-        let mut kinds: BTreeMap<Arc<str>, Vec<(Timestamp, ObjectId)>> = BTreeMap::new();
+        names.dedup_by_key(|(name, _)| *name);
+        for (name, id) in twice(&names) {
+            self.names.insert(*name, *id);
+        }
+        let mut kinds: BTreeMap<Arc<str>, Vec<Place>> = BTreeMap::new();
         for (kind, object) in objects.iter().filter_map(|stored| resource_kind(&stored.object)) {
             match kinds.get_mut(kind) {
                 Some(members) => members.push(place(object)),
@@ -189,10 +161,7 @@ impl Table {
         }
         for (kind, mut members) in kinds {
             members.sort_unstable();
-            let set = self.kinds.entry(kind).or_default();
-            for member in twice(&members) {
-                set.insert(*member);
-            }
+            self.kinds.entry(kind).or_default().settle(&members);
         }
         for stored in objects {
             let (id, object) = (stored.object.id(), Some(&stored.object));
@@ -205,7 +174,11 @@ impl Table {
 
     /// The objects with this name, ignoring case, in order of id.
     pub fn named<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 'n> {
-        self.holders(NameKey::new(name))
+        let key = NameKey::new(name);
+        self.names
+            .get(&key)
+            .into_iter()
+            .flat_map(move |id| self.holders(key, id))
             .filter_map(|id| self.objects.get(&id))
             .filter(move |stored| stored.object.name().is_some_and(|other| other.eq_ignore_ascii_case(name)))
     }
@@ -236,13 +209,14 @@ impl Table {
             Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
             Selector::Name(name) => ids.extend(self.named(name).map(|stored| stored.object.id())),
             Selector::NamePrefix(prefix) => {
-                let candidates = self.names.range(NameKey::with_prefix(prefix)).flat_map(|(_, holders)| holders.ids());
+                let candidates =
+                    self.names.range(NameKey::with_prefix(prefix)).flat_map(|(key, id)| self.holders(*key, id));
                 let matching =
                     candidates.filter_map(|id| self.objects.get(&id)).filter(|stored| selector.matches(&stored.object));
                 ids.extend(matching.map(|stored| stored.object.id()));
             }
             Selector::Kind(kind) => {
-                ids.extend(self.kinds.get(&*lower(kind)).into_iter().flatten().map(|(_, id)| *id));
+                ids.extend(self.kinds.get(&*lower(kind)).into_iter().flat_map(ByAge::ids));
             }
             Selector::Custom { index, value } => {
                 let from = self.custom_from(index, value);
@@ -298,7 +272,12 @@ impl Table {
             return;
         }
         for (index, value) in before.into_iter().flatten() {
-            remove_from(&mut self.custom, index, &(Arc::from(value.as_str()), id));
+            if let Some(values) = self.custom.get_mut(index.as_str()) {
+                values.remove(&(Arc::from(value.as_str()), id));
+                if values.is_empty() {
+                    self.custom.remove(index.as_str());
+                }
+            }
         }
         for (index, value) in after.into_iter().flatten() {
             let values = self.custom.entry(Arc::from(index.as_str())).or_default();
@@ -312,24 +291,36 @@ impl Table {
         }
         if let Some(old) = old {
             let key = NameKey::new(old);
-            let left: Vec<_> = self.holders(key).filter(|holder| *holder != id).collect();
-            match left.as_slice() {
-                [] => drop(self.names.remove(&key)),
-                left => drop(self.names.insert(key, Holders::new(left))),
-            }
+            self.set_holders(key, |ids| ids.retain(|holder| *holder != id));
         }
         if let Some(new) = new {
             let key = NameKey::new(new);
-            if let Some(before) = self.names.insert(key, Holders::new(&[id])) {
-                let mut ids: Vec<_> = before.ids().filter(|holder| *holder != id).chain([id]).collect();
-                ids.sort_unstable();
-                self.names.insert(key, Holders::new(&ids));
+            // Nearly always nobody had it.
+            if let Some(before) = self.names.insert(key, id) {
+                self.names.insert(key, before);
+                self.set_holders(key, |ids| ids.push(id));
             }
         }
     }
 
-    fn holders(&self, key: NameKey) -> impl Iterator<Item = ObjectId> {
-        self.names.get(&key).into_iter().flat_map(Holders::ids)
+    /// Everyone who has a name, of whom `first` is the first.
+    fn holders<'a>(&'a self, key: NameKey, first: &'a ObjectId) -> impl Iterator<Item = ObjectId> + use<'a> {
+        self.shared_names.get(&key).map_or(std::slice::from_ref(first), |ids| ids).iter().copied()
+    }
+
+    fn set_holders(&mut self, key: NameKey, change: impl FnOnce(&mut Vec<ObjectId>)) {
+        let mut ids: Vec<_> = self.names.get(&key).into_iter().flat_map(|first| self.holders(key, first)).collect();
+        change(&mut ids);
+        ids.sort_unstable();
+        match ids.first() {
+            Some(first) => drop(self.names.insert(key, *first)),
+            None => drop(self.names.remove(&key)),
+        }
+        if ids.len() > 1 {
+            self.shared_names.insert(key, ids.into());
+        } else {
+            self.shared_names.remove(&key);
+        }
     }
 
     fn swap_kind(&mut self, old: Option<&Object>, new: Option<&Object>) {
@@ -338,23 +329,19 @@ impl Table {
             return;
         }
         if let Some((kind, object)) = old {
-            remove_from(&mut self.kinds, &lower(kind), &place(object));
+            let kind = lower(kind);
+            if let Some(set) = self.kinds.get_mut(&kind) {
+                set.remove(place(object));
+                if set.is_empty() {
+                    self.kinds.remove(&kind);
+                }
+            }
         }
         if let Some((kind, object)) = new {
             match self.kinds.get_mut(kind) {
-                Some(set) => drop(set.insert(place(object))),
-                None => drop(self.kinds.entry(lower(kind)).or_default().insert(place(object))),
+                Some(set) => set.insert(place(object)),
+                None => self.kinds.entry(lower(kind)).or_default().insert(place(object)),
             }
-        }
-    }
-}
-
-/// Removes a member of a set, and the set with its last member.
-fn remove_from<T: Ord + Clone>(sets: &mut OrdMap<Arc<str>, OrdSet<T>>, key: &str, member: &T) {
-    if let Some(set) = sets.get_mut(key) {
-        set.remove(member);
-        if set.is_empty() {
-            sets.remove(key);
         }
     }
 }
@@ -369,19 +356,13 @@ fn lower(text: &str) -> Arc<str> {
 }
 
 /// A resource's place among those of its kind.
-fn place(object: &Object) -> (Timestamp, ObjectId) {
+fn place(object: &Object) -> Place {
     (object.meta().created_at, object.id())
-}
-
-/// Every second element, and then the others. A tree that is filled in order splits each leaf that is full and never comes
-/// back to its first half; the second round fills those.
-fn twice<T>(sorted: &[T]) -> impl Iterator<Item = &T> {
-    sorted.iter().step_by(2).chain(sorted.iter().skip(1).step_by(2))
 }
 
 fn resource_kind(object: &Object) -> Option<(&str, &Object)> {
     match object {
-        Object::Resource(resource) => Some((&resource.kind, object)),
+        Object::Resource(resource) => Some((resource.kind(), object)),
         _ => None,
     }
 }
@@ -417,20 +398,20 @@ mod tests {
     use crate::sys::entropy::{Entropy as _, SeededEntropy};
     use crate::types::object::Resource;
 
-    /// Two names with one key: the second differs in the two words after the head, so that what the first of them
+    /// Two names with one key: the second differs in the two words after its first half, so that what the first of them
     /// changes in the hash the other takes back.
     fn colliding() -> (String, String) {
         const NAME: &str = "sixteen-letters-and-sixteen-more";
         let words = |name: &str| (word(&name.as_bytes()[16..], 0), word(&name.as_bytes()[24..], 0));
-        let after = |first: u64| {
-            let head = NameKey::head(NAME, 0);
-            mix(mix(mix(NAME.len() as u64, head.0), head.1), first)
+        let after = |third: u64| {
+            let (first, second) = (word(NAME.as_bytes(), 0), word(&NAME.as_bytes()[8..], 0));
+            mix(mix(mix(NAME.len() as u64, first), second), third)
         };
-        let (first, second) = words(NAME);
+        let (third, fourth) = words(NAME);
         let mut entropy = SeededEntropy::new(1);
         loop {
             let other = entropy.next_u64() & 0x1f1f_1f1f_1f1f_1f1f | 0x2020_2020_2020_2020;
-            let back = second ^ after(first) ^ after(other);
+            let back = fourth ^ after(third) ^ after(other);
             let bytes = [other.to_be_bytes(), back.to_be_bytes()].concat();
             if let Ok(text) = String::from_utf8(bytes)
                 && text.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase())
@@ -443,7 +424,7 @@ mod tests {
     fn stored(id: u128, name: &str) -> Arc<Stored> {
         let mut resource = Resource { id: ObjectId(id), kind: "k".to_owned(), ..Resource::default() };
         resource.annotations.name = name.to_owned();
-        Arc::new(Stored::new(Object::Resource(resource)))
+        Arc::new(Stored::new(Object::from(resource)))
     }
 
     fn ids<'a>(found: impl Iterator<Item = &'a Arc<Stored>>) -> Vec<u128> {

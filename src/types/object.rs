@@ -16,6 +16,7 @@ mod container;
 mod network;
 mod node;
 pub mod readable;
+mod resource;
 mod rotation;
 mod service;
 mod task;
@@ -26,6 +27,7 @@ pub use cluster::*;
 pub use container::*;
 pub use network::*;
 pub use node::*;
+pub use resource::*;
 pub use rotation::*;
 pub use service::*;
 pub use task::*;
@@ -212,22 +214,6 @@ pub struct Extension {
     pub description: String,
 }
 
-/// An object of a registered kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resource {
-    /// Identity.
-    pub id: ObjectId,
-    /// Version and times.
-    pub meta: Meta,
-    /// Name, labels and indices.
-    pub annotations: Annotations,
-    /// The extension's name.
-    pub kind: String,
-    /// The user's bytes; at most [`super::limits::MAX_CONFIG_BYTES`].
-    #[serde(with = "readable")]
-    pub payload: Vec<u8>,
-}
-
 /// A named plugin and its options.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Driver {
@@ -237,7 +223,7 @@ pub struct Driver {
     pub options: BTreeMap<String, String>,
 }
 
-/// An object of any kind. The large and few kinds are boxed, so that the small and many ones do not pay for them.
+/// An object of any kind. All but resources, the small and many, are boxed: those do not pay for the size of the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Object {
@@ -254,11 +240,11 @@ pub enum Object {
     /// Sensitive data.
     Secret(Box<Secret>),
     /// Plain data.
-    Config(Config),
+    Config(Box<Config>),
     /// A registered kind.
-    Extension(Extension),
+    Extension(Box<Extension>),
     /// An object of a registered kind.
-    Resource(Resource),
+    Resource(PackedResource),
     /// A volume.
     Volume(Box<Volume>),
     /// A join token with conditions.
@@ -266,17 +252,22 @@ pub enum Object {
 }
 
 macro_rules! from {
-    ($($kind:ident $(in $box:ident)?),*) => {
+    ($($kind:ident),*) => {
         $(impl From<$kind> for Object {
             fn from(object: $kind) -> Self {
-                Self::$kind($($box::new)?(object))
+                Self::$kind(Box::new(object))
             }
         })*
     };
 }
 
-from!(Node in Box, Service in Box, Task in Box, Network in Box, Cluster in Box, Secret in Box, Volume in Box, Token in Box);
-from!(Config, Extension, Resource);
+from!(Node, Service, Task, Network, Cluster, Secret, Config, Extension, Volume, Token);
+
+impl From<Resource> for Object {
+    fn from(resource: Resource) -> Self {
+        Self::Resource(resource.into())
+    }
+}
 
 macro_rules! each {
     ($object:expr, $inner:ident => $value:expr) => {
@@ -341,9 +332,10 @@ impl Object {
         each!(self, object => &mut object.meta)
     }
 
-    /// Name, labels and custom indices. A node's name there is unused: see [`Object::name`].
-    pub const fn annotations(&self) -> &Annotations {
-        match self {
+    /// Name, labels and custom indices; `None` for a resource, which keeps them in another form. A node's name there is
+    /// unused: see [`Object::name`].
+    const fn annotations(&self) -> Option<&Annotations> {
+        Some(match self {
             Self::Node(node) => &node.spec.annotations,
             Self::Service(service) => &service.spec.annotations,
             Self::Task(task) => &task.annotations,
@@ -352,19 +344,20 @@ impl Object {
             Self::Secret(secret) => &secret.spec.annotations,
             Self::Config(config) => &config.spec.annotations,
             Self::Extension(extension) => &extension.annotations,
-            Self::Resource(resource) => &resource.annotations,
+            Self::Resource(_) => return None,
             Self::Volume(volume) => &volume.spec.annotations,
             Self::Token(token) => &token.annotations,
-        }
+        })
     }
 
     /// The name: a node's is its host name. `None` where there is none, as for most tasks.
     pub fn name(&self) -> Option<&str> {
         let name = match self {
             Self::Node(node) => &node.description.hostname,
-            _ => &self.annotations().name,
+            Self::Resource(resource) => resource.name(),
+            _ => &self.annotations()?.name,
         };
-        Some(name.as_str()).filter(|name| !name.is_empty())
+        Some(name).filter(|name| !name.is_empty())
     }
 
     /// Whether this is its name, ignoring case.
@@ -384,17 +377,23 @@ impl Object {
 
     /// Whether it is a resource of this kind, ignoring case.
     pub fn is_resource_of(&self, kind: &str) -> bool {
-        matches!(self, Self::Resource(own) if own.kind.eq_ignore_ascii_case(kind))
+        matches!(self, Self::Resource(own) if own.kind().eq_ignore_ascii_case(kind))
     }
 
     /// The labels that people gave it.
     pub fn labels(&self) -> &BTreeMap<String, String> {
-        &self.annotations().labels
+        match self {
+            Self::Resource(resource) => resource.labels(),
+            _ => self.annotations().map_or(&NO_ATTRIBUTES, |annotations| &annotations.labels),
+        }
     }
 
     /// The custom indices: name to value.
     pub fn indices(&self) -> &BTreeMap<String, String> {
-        &self.annotations().indices
+        match self {
+            Self::Resource(resource) => resource.indices(),
+            _ => self.annotations().map_or(&NO_ATTRIBUTES, |annotations| &annotations.indices),
+        }
     }
 
     /// What its tasks run, for services and tasks.

@@ -126,7 +126,7 @@ fn payload(value: u64) -> Vec<u8> {
 /// A register's value and the revision that wrote it.
 fn value(object: &Object) -> (u64, Revision) {
     let Object::Resource(resource) = object else { panic!("{object:?}") };
-    let bytes = resource.payload.as_slice().try_into().expect("eight bytes were written");
+    let bytes = resource.payload().try_into().expect("eight bytes were written");
     (u64::from_le_bytes(bytes), object.meta().version)
 }
 

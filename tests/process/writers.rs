@@ -104,9 +104,9 @@ impl Finished {
         let mut found = BTreeMap::new();
         for object in &store {
             if let Object::Resource(resource) = object
-                && resource.kind == KIND
+                && resource.kind() == KIND
             {
-                found.insert(resource.annotations.name.clone(), (resource.id, object.meta().version));
+                found.insert(resource.name().to_owned(), (resource.id, object.meta().version));
             }
         }
         for (name, (id, revision)) in &self.acknowledged {

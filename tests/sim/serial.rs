@@ -456,7 +456,7 @@ pub fn value_of(object: &Object) -> u64 {
     let data = match object {
         Object::Config(config) => &config.spec.data,
         Object::Secret(secret) => &secret.spec.data.0,
-        Object::Resource(resource) => &resource.payload,
+        Object::Resource(resource) => resource.payload(),
         Object::Node(_) | Object::Cluster(_) => return 0,
         other => fail("serial order", format!("nobody wrote a {}", other.kind())),
     };

@@ -214,11 +214,11 @@ impl Workload {
         let data = self.data(value);
         match self.groups[at].style {
             Style::Registers => {
-                Object::Config(Config { id, meta, spec: ConfigSpec { annotations, data, templating: None } })
+                Object::from(Config { id, meta, spec: ConfigSpec { annotations, data, templating: None } })
             }
             Style::Set => {
                 annotations.indices.insert("set".to_owned(), format!("s{at}"));
-                Object::Resource(Resource { id, meta, annotations, kind: "element".to_owned(), payload: data })
+                Object::from(Resource { id, meta, annotations, kind: "element".to_owned(), payload: data })
             }
             Style::Bank => {
                 let spec = SecretSpec { annotations, data: Sensitive(data), ..SecretSpec::default() };
@@ -228,9 +228,9 @@ impl Workload {
     }
 
     fn fresh_object(&self, id: ObjectId) -> Object {
-        let annotations = Annotations { name: format!("fresh-{}", id.0), ..Annotations::default() };
+        let annotations = Annotations { name: format!("fresh-{}", { id.0 }), ..Annotations::default() };
         let spec = ConfigSpec { annotations, data: self.data(id.0 as u64), templating: None };
-        Object::Config(Config { id, meta: Meta::default(), spec })
+        Object::from(Config { id, meta: Meta::default(), spec })
     }
 
     fn named_object(&self, id: ObjectId, name: u64, meta: Meta) -> Object {
@@ -238,7 +238,7 @@ impl Workload {
         let name = if id.0.is_multiple_of(2) { format!("name-{name}") } else { format!("NAME-{name}") };
         let annotations = Annotations { name, ..Annotations::default() };
         let spec = ConfigSpec { annotations, data: self.data(id.0 as u64), templating: None };
-        Object::Config(Config { id, meta, spec })
+        Object::from(Config { id, meta, spec })
     }
 
     fn data(&self, value: u64) -> Vec<u8> {

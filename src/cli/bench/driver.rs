@@ -413,7 +413,7 @@ impl<'a> Driver<'a> {
 
     fn write_time(&self, object: &Object) -> Option<Instant> {
         let Object::Resource(resource) = object else { return None };
-        let (_, sequence) = resource.annotations.name.strip_prefix(&self.plan.extension)?.rsplit_once('-')?;
+        let (_, sequence) = resource.name().strip_prefix(&self.plan.extension)?.rsplit_once('-')?;
         self.write_times.get(&sequence.parse().ok()?).copied()
     }
 

@@ -93,7 +93,7 @@ fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
                 let wanted = name.clone();
                 let revision = Revision(9 + state.names.len() as u64);
                 let annotations = Annotations { name, ..Annotations::default() };
-                let object = Object::Resource(Resource { annotations, kind, ..Resource::default() });
+                let object = Object::from(Resource { annotations, kind, ..Resource::default() });
                 let events = vec![WatchEvent { action: Action::Create, object, old: None }];
                 let item = envelope::encode(&WatchItem::Change { revision, events });
                 for (watcher, number, prefixes) in &mut state.watchers {
@@ -106,7 +106,7 @@ fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
             }
             Call::Query => {
                 state.reads += 1;
-                let answer = Answer::Object(Box::new(Object::Resource(Resource::default())));
+                let answer = Answer::Object(Box::new(Object::from(Resource::default())));
                 send(&mut stream, FrameKind::Answer, END, header.stream, &envelope::encode(&answer));
             }
             Call::Watch => {

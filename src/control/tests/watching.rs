@@ -138,7 +138,7 @@ fn a_change_is_one_item_with_all_its_events() {
     let make = |id: u128| {
         let mut config = object::Config { id: ObjectId(id), ..Default::default() };
         config.spec.annotations.name = format!("c{id}");
-        Operation::Create(Object::Config(config))
+        Operation::Create(Object::from(config))
     };
     swarm.apply(vec![make(2), make(1)]);
     watcher.check(&swarm, "begin 0; 1: +c2 +c1; mark 1");
@@ -242,7 +242,7 @@ fn a_large_snapshot_comes_in_parts_in_order() {
             let mut config = object::Config { id: ObjectId(id), ..Default::default() };
             config.spec.annotations.name = format!("c{id}");
             config.spec.data = vec![7; 200];
-            Operation::Create(Object::Config(config))
+            Operation::Create(Object::from(config))
         })
         .collect();
     swarm.apply(operations);

@@ -72,7 +72,7 @@ fn labels_are_set_and_removed() {
     };
     assert_eq!(swarm.write(write), Ok((id, Revision(3))));
     let stored = swarm.view(|state| state.get(Kind::Config, id).unwrap().clone());
-    assert_eq!(stored.object.annotations().labels, map(&[("b", "3")]));
+    assert_eq!(*stored.object.labels(), map(&[("b", "3")]));
     assert_eq!(stored.object.meta().updated_at, Timestamp(NOW_MS));
 }
 
@@ -131,12 +131,9 @@ fn a_resource_keeps_what_an_update_does_not_name() {
     swarm.write(write).unwrap();
     let stored = swarm.view(|state| state.get(Kind::Resource, id).unwrap().clone());
     let Object::Resource(resource) = &stored.object else { panic!() };
-    assert_eq!(resource.payload, b"old");
-    assert_eq!(resource.kind, "dish", "the name as it was registered");
-    assert_eq!(
-        (&resource.annotations.labels, &resource.annotations.indices),
-        (&map(&[("l", "2")]), &map(&[("i", "1")]))
-    );
+    assert_eq!(resource.payload(), b"old");
+    assert_eq!(resource.kind(), "dish", "the name as it was registered");
+    assert_eq!((resource.labels(), resource.indices()), (&map(&[("l", "2")]), &map(&[("i", "1")])));
 }
 
 #[test]
@@ -184,7 +181,7 @@ fn what_must_hold_is_checked_again_when_the_change_is_applied() {
             |_| {
                 let mut soup = object::Resource { id: ObjectId(9), kind: "dish".to_owned(), ..Default::default() };
                 soup.annotations.name = "soup".to_owned();
-                vec![Operation::Create(Object::Resource(soup))]
+                vec![Operation::Create(Object::from(soup))]
             },
             "InvalidArgument: extension 'dish' is in use by the following resource(s): soup",
         ),
@@ -200,7 +197,7 @@ fn what_must_hold_is_checked_again_when_the_change_is_applied() {
             |_| {
                 let mut other = object::Config { id: ObjectId(9), ..Default::default() };
                 other.spec.annotations.name = "Web".to_owned();
-                vec![Operation::Create(Object::Config(other))]
+                vec![Operation::Create(Object::from(other))]
             },
             "AlreadyExists: config web already exists, with id 0000000000000000000000009",
         ),
@@ -287,7 +284,7 @@ fn a_conflict_with_another_writer_is_built_again_and_repeats_the_same() {
 
     // Whoever carries the request on finds that its first attempt was refused, and makes the second.
     assert_eq!(swarm.send(&request), Ok((id, Revision(3))));
-    let labels = swarm.view(|state| state.get(Kind::Config, id).unwrap().object.annotations().labels.clone());
+    let labels = swarm.view(|state| state.get(Kind::Config, id).unwrap().object.labels().clone());
     assert_eq!(labels, map(&[("mine", "1"), ("theirs", "1")]));
     // Asked again, after more changes too: the same answer, and nothing is written twice.
     swarm.write(label(Kind::Config, "web", &[("mine", "2")], None)).unwrap();

@@ -107,13 +107,13 @@ fn text(request: &Incoming) -> String {
 fn change(attempt: u32, bytes: usize) -> Change {
     let mut config = crate::types::object::Config::default();
     config.spec.data = vec![0; bytes];
-    let operations = vec![crate::types::Operation::Create(crate::types::Object::Config(config))];
+    let operations = vec![crate::types::Operation::Create(crate::types::Object::from(config))];
     Change { id: ChangeId(attempt.into()), after: Revision(0), time: Timestamp(0), term: None, operations }
 }
 
 fn update(attempt: u32, object: u128) -> Change {
     let config = crate::types::object::Config { id: ObjectId(object), ..Default::default() };
-    let operations = vec![Operation::Update(crate::types::Object::Config(config))];
+    let operations = vec![Operation::Update(crate::types::Object::from(config))];
     Change { operations, ..change(attempt, 0) }
 }
 

@@ -64,7 +64,7 @@ impl Log {
 pub(super) fn config(id: u128, name: &str) -> Object {
     let mut config = Config { id: ObjectId(id), ..Config::default() };
     config.spec.annotations = Annotations { name: name.to_owned(), ..Annotations::default() };
-    Object::Config(config)
+    Object::from(config)
 }
 
 /// Every object, in order of kind and id.

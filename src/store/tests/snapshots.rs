@@ -31,7 +31,7 @@ fn some_state() -> State {
         let mut resource = Resource { id: ObjectId(id), kind: "blob".into(), ..Resource::default() };
         resource.annotations.name = format!("blob-{id}");
         resource.payload = vec![id as u8; 100_000 * (id % 4) as usize];
-        log.run(vec![Operation::Create(Object::Resource(resource)), Operation::Create(config(id, &format!("c{id}")))]);
+        log.run(vec![Operation::Create(Object::from(resource)), Operation::Create(config(id, &format!("c{id}")))]);
     }
     log.run(Vec::new());
     log.state.mark(&[(RaftId(1), Index(7))]);

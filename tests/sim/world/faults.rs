@@ -156,7 +156,7 @@ impl World {
             data: vec![0; 8],
             templating: None,
         };
-        let object = Object::Config(Config { id: ObjectId(0xbad), meta: Meta::default(), spec });
+        let object = Object::from(Config { id: ObjectId(0xbad), meta: Meta::default(), spec });
         let operations = vec![Operation::Create(object)];
         let change = Change { id: ChangeId(0xbad), after: Revision(0), time: Timestamp(1), term: None, operations };
         let store = node.run.as_ref().expect("it runs").applier.store();
