@@ -436,7 +436,8 @@ impl Machine {
             self.effects.replies.push(Reply::ReadReady(ready));
         }
         let done = self.applied.min(self.durable.last.index);
-        self.node.mut_store().evict(done);
+        let everywhere = self.matched_everywhere();
+        self.node.mut_store().evict(done, everywhere);
         self.effects.fetch = self.node.mut_store().take_fetches();
         self.set_election_timeout();
         self.check_snapshot_due(now);

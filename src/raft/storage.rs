@@ -1,8 +1,8 @@
 //! What raft-rs reads of the log: the recent entries in memory, and the terms of all of it.
 //!
 //! Everything unapplied or unsynced stays in memory, because raft-rs reads those entries synchronously. Older ones are
-//! kept up to a budget; beyond it a read for a lagging follower is recorded as a [`Fetch`] and answered later. Terms are
-//! kept as runs (the first position of each term), so that `term()` never reads the disk.
+//! kept up to a budget, a larger one for those that a member lacks; beyond it a read for a lagging follower is recorded as
+//! a [`Fetch`] and answered later. Terms are kept as runs (the first position of each term), so that `term()` never reads the disk.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,8 +14,11 @@ use crate::sys::faults::{Fault, planted};
 use crate::types::log::Configuration;
 use crate::types::{Index, Position, Term};
 
-/// Bytes of applied and synced entries kept in memory for followers that are a little behind.
-const RECENT_BYTES: u64 = 8 << 20;
+/// Bytes of applied and synced entries kept in memory for members that lack them.
+const LACKED_BYTES: u64 = 8 << 20;
+/// Of those that every member has; a follower, which does not know, keeps no more either. What a new leader may have to
+/// send of them is the end.
+const RECENT_BYTES: u64 = 1 << 20;
 /// What an entry costs besides its payload.
 const ENTRY_OVERHEAD: u64 = 48;
 
@@ -205,9 +208,11 @@ impl LogView {
         }
     }
 
-    /// Lets go of entries at or before `done` (applied and synced) beyond the memory budget.
-    pub fn evict(&mut self, done: Index) {
-        while self.tail_bytes > RECENT_BYTES && self.tail.front().is_some_and(|entry| entry.index <= done.0) {
+    /// Lets go of entries at or before `done` (applied and synced) beyond the memory budget, which is larger for those
+    /// after `everywhere`.
+    pub fn evict(&mut self, done: Index, everywhere: Index) {
+        let budget = |entry: &Entry| if entry.index <= everywhere.0 { RECENT_BYTES } else { LACKED_BYTES };
+        while self.tail.front().is_some_and(|entry| entry.index <= done.0 && self.tail_bytes > budget(entry)) {
             let entry = self.tail.pop_front().expect("front() was there");
             self.tail_bytes -= entry_bytes(&entry);
         }
@@ -411,7 +416,12 @@ mod tests {
             })
             .collect();
         log.append(&entries);
-        log.evict(Index(150));
+        log.evict(Index(150), Index(0));
+        assert_eq!(log.tail.len(), 83, "8 MiB, for someone lacks them");
+        log.evict(Index(140), Index(170));
+        assert_eq!(log.tail.len(), 61, "nothing that is not done");
+        log.evict(Index(200), Index(170));
+        assert_eq!(log.tail.len(), 31, "those that everyone has");
         assert_eq!(log.entries(180, 202, None, GetEntriesContext::empty(false)).expect("in memory").len(), 22);
         let missing = log.entries(10, 20, Some(1), GetEntriesContext::empty(true));
         assert!(matches!(missing, Err(Error::Store(StorageError::LogTemporarilyUnavailable))));

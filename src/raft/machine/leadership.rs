@@ -102,6 +102,12 @@ impl Machine {
         self.effects.replies.push(Reply::Order(token, OrderResult::Refused(status)));
     }
 
+    /// The last entry that every member is known to have; of all of them while another one leads.
+    pub(super) fn matched_everywhere(&self) -> Index {
+        let matched = self.node.raft.prs().iter().map(|(_, progress)| progress.matched);
+        matched.min().filter(|_| self.is_leader()).map_or(Index(u64::MAX), Index)
+    }
+
     pub(super) fn propose_mark(&mut self, now: Instant) {
         let due = self.changes_since_mark >= MARK_CHANGES
             || (self.changes_since_mark > 0 && now.since(self.last_change) > MARK_IDLE);
