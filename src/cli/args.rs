@@ -778,7 +778,7 @@ pub enum BenchCommand {
         #[command(flatten)]
         write: WriteBenchArgs,
     },
-    /// Watch from every client while 16 more write; an operation is one change delivered to one watcher
+    /// Watch from every client while others write; an operation is one change delivered to one watcher
     Watch {
         #[command(flatten)]
         bench: BenchArgs,
@@ -802,10 +802,13 @@ pub struct WatchBenchArgs {
     /// Watchers besides that want every change, of all kinds
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub unfiltered: u32,
+    /// Clients besides that write
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub writers: u32,
 }
 
 impl Default for WatchBenchArgs {
     fn default() -> Self {
-        Self { one_in: 1, unfiltered: 0 }
+        Self { one_in: 1, unfiltered: 0, writers: 16 }
     }
 }

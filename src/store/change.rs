@@ -110,7 +110,7 @@ fn update(state: &mut State, object: Object, revision: Revision, time: Timestamp
         return Err(Refusal::OutOfSequence { kind, id, found: Some(found.version) });
     }
     // One that keeps its name has it.
-    if object.name() != old.object.name() {
+    if object.name_bytes() != old.object.name_bytes() {
         check_name(state, &object)?;
     }
     let meta = Meta { version: revision, created_at: found.created_at, updated_at: time };
@@ -132,7 +132,7 @@ fn require(state: &State, kind: Kind, id: ObjectId, expect: Expect) -> Result<()
 }
 
 fn check_shape(object: &Object) -> Result<(), Refusal> {
-    if object.kind().has_unique_names() && object.name().is_none() {
+    if object.kind().has_unique_names() && object.name_bytes().is_none() {
         return Err(Refusal::Invalid(InvalidChange::NameMissing));
     }
     let maps = [object.labels(), object.indices()];
@@ -145,8 +145,8 @@ fn check_shape(object: &Object) -> Result<(), Refusal> {
 
 fn check_name(state: &State, object: &Object) -> Result<(), Refusal> {
     let (kind, id) = (object.kind(), object.id());
-    let Some(name) = object.name().filter(|_| kind.has_unique_names()) else { return Ok(()) };
-    match state.by_name(kind, name).map(|holder| holder.object.id()) {
+    let Some(name) = object.name_bytes().filter(|_| kind.has_unique_names()) else { return Ok(()) };
+    match state.table(kind).named(name).next().map(|holder| holder.object.id()) {
         Some(holder) if holder != id && !planted(Fault::NameUnchecked) => Err(Refusal::NameConflict { kind, holder }),
         _ => Ok(()),
     }

@@ -117,7 +117,7 @@ impl State {
     /// The object of this name, ignoring the case of ASCII letters. Where names may repeat (nodes, tasks), the one of
     /// the lowest id.
     pub fn by_name(&self, kind: Kind, name: &str) -> Option<&Arc<Stored>> {
-        self.table(kind).named(name).next()
+        self.table(kind).named(name.as_bytes()).next()
     }
 
     /// The object that a person means: by id, by name, or by the beginning of an id that no other object's has.
@@ -128,7 +128,7 @@ impl State {
         if let Some(stored) = reference.parse().ok().and_then(|id| self.get(kind, id)) {
             return Ok(stored.clone());
         }
-        match one(self.table(kind).named(reference)) {
+        match one(self.table(kind).named(reference.as_bytes())) {
             Err(ResolveError::NotFound) => one(self.table(kind).with_id_prefix(reference)),
             found => found,
         }

@@ -23,7 +23,7 @@ pub(super) struct Table {
     /// nearly so.
     shared_names: OrdMap<NameKey, Arc<[ObjectId]>>,
     /// Lower-case kinds of resources, and the resources of each.
-    kinds: OrdMap<Arc<str>, ByAge>,
+    kinds: OrdMap<Arc<[u8]>, ByAge>,
     /// Custom indices: for each the values, and who has them.
     custom: OrdMap<Arc<str>, OrdSet<(Arc<str>, ObjectId)>>,
     relations: OrdSet<(Relation, ObjectId)>,
@@ -57,19 +57,19 @@ struct NameKey {
 }
 
 impl NameKey {
-    fn new(name: &str) -> Self {
+    fn new(name: &[u8]) -> Self {
         // Names that collide on purpose share an entry: a comparison for each of them, and a copy of their ids.
-        let hash = name.as_bytes().chunks(8).fold(name.len() as u64, |hash, chunk| mix(hash, word(chunk, 0)));
+        let hash = name.chunks(8).fold(name.len() as u64, |hash, chunk| mix(hash, word(chunk, 0)));
         Self::of(name, 0, (mix(hash, 0) >> 32) as u32)
     }
 
-    fn of(name: &str, padding: u8, hash: u32) -> Self {
-        let (first, second) = name.as_bytes().split_at(name.len().min(8));
+    fn of(name: &[u8], padding: u8, hash: u32) -> Self {
+        let (first, second) = name.split_at(name.len().min(8));
         Self { head: word(first, padding), then: (word(second, padding) >> 32) as u32, hash }
     }
 
     /// The keys of every name that begins with `prefix`, and of some that do not.
-    fn with_prefix(prefix: &str) -> RangeInclusive<Self> {
+    fn with_prefix(prefix: &[u8]) -> RangeInclusive<Self> {
         Self::of(prefix, 0, 0)..=Self::of(prefix, 0xff, u32::MAX)
     }
 }
@@ -142,7 +142,7 @@ impl Table {
         }
         let mut names: Vec<(NameKey, ObjectId)> = objects
             .iter()
-            .filter_map(|stored| Some((NameKey::new(stored.object.name()?), stored.object.id())))
+            .filter_map(|stored| Some((NameKey::new(stored.object.name_bytes()?), stored.object.id())))
             .collect();
         names.sort_unstable();
         for same in names.chunk_by(|one, other| one.0 == other.0).filter(|same| same.len() > 1) {
@@ -152,7 +152,7 @@ impl Table {
         for (name, id) in twice(&names) {
             self.names.insert(*name, *id);
         }
-        let mut kinds: BTreeMap<Arc<str>, Vec<Place>> = BTreeMap::new();
+        let mut kinds: BTreeMap<Arc<[u8]>, Vec<Place>> = BTreeMap::new();
         for (kind, object) in objects.iter().filter_map(|stored| resource_kind(&stored.object)) {
             match kinds.get_mut(kind) {
                 Some(members) => members.push(place(object)),
@@ -173,14 +173,14 @@ impl Table {
     }
 
     /// The objects with this name, ignoring case, in order of id.
-    pub fn named<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 'n> {
+    pub fn named<'a, 'n>(&'a self, name: &'n [u8]) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 'n> {
         let key = NameKey::new(name);
         self.names
             .get(&key)
             .into_iter()
             .flat_map(move |id| self.holders(key, id))
             .filter_map(|id| self.objects.get(&id))
-            .filter(move |stored| stored.object.name().is_some_and(|other| other.eq_ignore_ascii_case(name)))
+            .filter(move |stored| stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name)))
     }
 
     /// Everything that matches any of the selectors, in order of id, each once.
@@ -207,16 +207,18 @@ impl Table {
         match selector {
             Selector::All => ids.extend(self.objects.keys()),
             Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
-            Selector::Name(name) => ids.extend(self.named(name).map(|stored| stored.object.id())),
+            Selector::Name(name) => ids.extend(self.named(name.as_bytes()).map(|stored| stored.object.id())),
             Selector::NamePrefix(prefix) => {
-                let candidates =
-                    self.names.range(NameKey::with_prefix(prefix)).flat_map(|(key, id)| self.holders(*key, id));
+                let candidates = self
+                    .names
+                    .range(NameKey::with_prefix(prefix.as_bytes()))
+                    .flat_map(|(key, id)| self.holders(*key, id));
                 let matching =
                     candidates.filter_map(|id| self.objects.get(&id)).filter(|stored| selector.matches(&stored.object));
                 ids.extend(matching.map(|stored| stored.object.id()));
             }
             Selector::Kind(kind) => {
-                ids.extend(self.kinds.get(&*lower(kind)).into_iter().flat_map(ByAge::ids));
+                ids.extend(self.kinds.get(&*lower(kind.as_bytes())).into_iter().flat_map(ByAge::ids));
             }
             Selector::Custom { index, value } => {
                 let from = self.custom_from(index, value);
@@ -253,7 +255,7 @@ impl Table {
     /// Takes the old object out of every index and puts the new one in, leaving alone what both have.
     fn reindex(&mut self, id: ObjectId, old: Option<&Stored>, new: Option<&Stored>) {
         let (old, new) = (old.map(|stored| &stored.object), new.map(|stored| &stored.object));
-        self.swap_name(id, old.and_then(Object::name), new.and_then(Object::name));
+        self.swap_name(id, old.and_then(Object::name_bytes), new.and_then(Object::name_bytes));
         self.swap_kind(old, new);
         self.swap_custom(id, old, new);
         let (before, after) = (relations(old), relations(new));
@@ -285,7 +287,7 @@ impl Table {
         }
     }
 
-    fn swap_name(&mut self, id: ObjectId, old: Option<&str>, new: Option<&str>) {
+    fn swap_name(&mut self, id: ObjectId, old: Option<&[u8]>, new: Option<&[u8]>) {
         if old == new || planted(Fault::NameIndexStale) && old.is_some() && new.is_some() {
             return;
         }
@@ -347,12 +349,8 @@ impl Table {
 }
 
 /// Lower case of ASCII letters only: Unicode's tables change between compilers, and replicas may be built by several.
-fn lower(text: &str) -> Arc<str> {
-    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Arc::from(text.to_ascii_lowercase())
-    } else {
-        Arc::from(text)
-    }
+fn lower(text: &[u8]) -> Arc<[u8]> {
+    if text.iter().any(u8::is_ascii_uppercase) { text.to_ascii_lowercase().into() } else { text.into() }
 }
 
 /// A resource's place among those of its kind.
@@ -360,9 +358,9 @@ fn place(object: &Object) -> Place {
     (object.meta().created_at, object.id())
 }
 
-fn resource_kind(object: &Object) -> Option<(&str, &Object)> {
+fn resource_kind(object: &Object) -> Option<(&[u8], &Object)> {
     match object {
-        Object::Resource(resource) => Some((resource.kind(), object)),
+        Object::Resource(resource) => Some((resource.kind_bytes(), object)),
         _ => None,
     }
 }
@@ -434,7 +432,7 @@ mod tests {
     #[test]
     fn names_that_share_a_key_are_told_apart() {
         let (one, other) = colliding();
-        assert!(one != other && NameKey::new(&one) == NameKey::new(&other), "{one} {other}");
+        assert!(one != other && NameKey::new(one.as_bytes()) == NameKey::new(other.as_bytes()), "{one} {other}");
         let objects = [stored(1, &other), stored(2, &one), stored(3, &one.to_ascii_uppercase()), stored(4, "else")];
         let (mut built, mut loaded) = (Table::default(), Table::default());
         for number in [2, 0, 3, 1] {
@@ -443,12 +441,12 @@ mod tests {
         }
         loaded.load(&objects);
         for table in [&mut built, &mut loaded] {
-            assert_eq!((ids(table.named(&one)), ids(table.named(&other))), (vec![2, 3], vec![1]));
+            assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![2, 3], vec![1]));
             assert_eq!(ids(table.find(&[Selector::NamePrefix(one[..17].to_owned())]).into_iter()), [2, 3]);
             table.replace(ObjectId(2), None);
-            assert_eq!((ids(table.named(&one)), ids(table.named(&other))), (vec![3], vec![1]));
+            assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![3], vec![1]));
             table.replace(ObjectId(3), Some(stored(3, &other)));
-            assert_eq!((ids(table.named(&one)), ids(table.named(&other))), (vec![], vec![1, 3]));
+            assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![], vec![1, 3]));
             table.replace(ObjectId(1), None);
             table.replace(ObjectId(3), None);
             assert_eq!(table.names.len(), 1, "only the fourth is left");

@@ -360,14 +360,24 @@ impl Object {
         Some(name).filter(|name| !name.is_empty())
     }
 
+    /// The same to compare and to hash, which is cheaper: a resource keeps bytes, and need not look whether they are text.
+    pub fn name_bytes(&self) -> Option<&[u8]> {
+        let name = match self {
+            Self::Node(node) => node.description.hostname.as_bytes(),
+            Self::Resource(resource) => resource.name_bytes(),
+            _ => self.annotations()?.name.as_bytes(),
+        };
+        Some(name).filter(|name| !name.is_empty())
+    }
+
     /// Whether this is its name, ignoring case.
     pub fn has_name(&self, name: &str) -> bool {
-        self.name().is_some_and(|own| own.eq_ignore_ascii_case(name))
+        self.name_bytes().is_some_and(|own| own.eq_ignore_ascii_case(name.as_bytes()))
     }
 
     /// Whether its name begins so, ignoring case.
     pub fn has_name_prefix(&self, prefix: &str) -> bool {
-        self.name().is_some_and(|own| starts_with_ignoring_case(own, prefix))
+        self.name_bytes().is_some_and(|own| starts_with_ignoring_case(own, prefix.as_bytes()))
     }
 
     /// Whether its id, as it is printed, begins so.
@@ -377,7 +387,7 @@ impl Object {
 
     /// Whether it is a resource of this kind, ignoring case.
     pub fn is_resource_of(&self, kind: &str) -> bool {
-        matches!(self, Self::Resource(own) if own.kind().eq_ignore_ascii_case(kind))
+        matches!(self, Self::Resource(own) if own.kind_bytes().eq_ignore_ascii_case(kind.as_bytes()))
     }
 
     /// The labels that people gave it.
@@ -491,6 +501,6 @@ fn task_matches(task: &Task, selector: &Selector) -> bool {
     }
 }
 
-fn starts_with_ignoring_case(text: &str, prefix: &str) -> bool {
-    text.as_bytes().get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+fn starts_with_ignoring_case(text: &[u8], prefix: &[u8]) -> bool {
+    text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix))
 }

@@ -84,8 +84,7 @@ enum Operation {
 impl<'a> Driver<'a> {
     fn connect(plan: &'a Plan) -> Result<Self, Failure> {
         let watchers = plan.watchers();
-        let writers = if plan.work == Work::Watch { WATCH_WRITERS } else { 0 };
-        let all = if plan.work == Work::Watch { watchers + writers } else { plan.clients };
+        let all = if plan.work == Work::Watch { watchers + plan.writers } else { plan.clients };
         allow_descriptors(all);
         let poll = Poll::new().map_err(|error| Failure::internal(format!("cannot poll sockets: {error}")))?;
         let mut clients = Vec::with_capacity(all);
@@ -509,8 +508,6 @@ fn allow_descriptors(clients: usize) {
 
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
-/// Writers beside the watchers.
-const WATCH_WRITERS: usize = 16;
 /// How long the loop waits for sockets before it looks at pauses.
 const POLL: Duration = Duration::from_millis(10);
 /// A client that was refused waits so long.

@@ -45,6 +45,8 @@ pub struct Plan {
     pub clients: usize,
     /// Watchers besides that want every change, of all kinds.
     pub unfiltered: usize,
+    /// Clients besides that write while others watch.
+    pub writers: usize,
     /// A change belongs to one of so many groups, and a client that watches wants those of one.
     pub groups: u64,
     /// Operations in all.
@@ -190,6 +192,7 @@ fn prepare(
         sockets,
         clients: args.clients as usize,
         unfiltered: watch.unfiltered as usize,
+        writers: watch.writers as usize,
         groups: u64::from(watch.one_in),
         total: args.total,
         size,
@@ -218,6 +221,7 @@ fn report(plan: &Plan, measured: &Measured, costs: Vec<Value>, out: &mut Output)
         }
         if plan.work == Work::Watch {
             value["unfiltered"] = plan.unfiltered.into();
+            value["writers"] = plan.writers.into();
             value["one_in"] = plan.groups.into();
             value["write"] = figures(&measured.writes, measured.elapsed);
         }

@@ -143,6 +143,7 @@ fn plan() -> Plan {
         sockets: Vec::new(),
         clients: 1,
         unfiltered: 0,
+        writers: 16,
         groups: 1,
         total: 100,
         size: 256,

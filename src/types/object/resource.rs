@@ -33,8 +33,8 @@ pub struct PackedResource {
     pub meta: Meta,
     /// Name, kind and payload, one after the other.
     bytes: Box<[u8]>,
-    name_bytes: u32,
-    kind_bytes: u32,
+    name_length: u32,
+    kind_length: u32,
     /// `None` when both are empty.
     attributes: Option<Box<Attributes>>,
 }
@@ -56,25 +56,35 @@ impl PackedResource {
             id,
             meta,
             bytes: [name.as_bytes(), kind.as_bytes(), payload].concat().into(),
-            name_bytes: length(name),
-            kind_bytes: length(kind),
+            name_length: length(name),
+            kind_length: length(kind),
             attributes: has_some.then(|| Box::new(attributes)),
         }
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
-        text(&self.bytes[..self.name_bytes as usize])
+        text(self.name_bytes())
+    }
+
+    /// Its name, to compare and to hash.
+    pub fn name_bytes(&self) -> &[u8] {
+        &self.bytes[..self.name_length as usize]
     }
 
     /// The extension's name.
     pub fn kind(&self) -> &str {
-        text(&self.bytes[self.name_bytes as usize..][..self.kind_bytes as usize])
+        text(self.kind_bytes())
+    }
+
+    /// The extension's name, to compare and to hash.
+    pub fn kind_bytes(&self) -> &[u8] {
+        &self.bytes[self.name_length as usize..][..self.kind_length as usize]
     }
 
     /// The user's bytes.
     pub fn payload(&self) -> &[u8] {
-        &self.bytes[self.name_bytes as usize + self.kind_bytes as usize..]
+        &self.bytes[self.name_length as usize + self.kind_length as usize..]
     }
 
     /// The labels that people gave it.
@@ -117,47 +127,75 @@ impl fmt::Debug for PackedResource {
     }
 }
 
-/// The fields of a [`Resource`] as they are written and read, borrowed where they can be.
-#[derive(Serialize, Deserialize)]
+/// The fields of a [`Resource`] as they are written.
+#[derive(Serialize)]
 #[serde(rename = "Resource")]
-struct Fields<'a> {
+struct Written<'a> {
     id: ObjectId,
     meta: Meta,
-    #[serde(borrow)]
-    annotations: AnnotationFields<'a>,
-    #[serde(borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow, serialize_with = "readable::serialize", deserialize_with = "readable::borrow")]
-    payload: Cow<'a, [u8]>,
+    annotations: WrittenAnnotations<'a>,
+    kind: Text<'a>,
+    #[serde(with = "readable")]
+    payload: &'a [u8],
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 #[serde(rename = "Annotations")]
-struct AnnotationFields<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    labels: Cow<'a, BTreeMap<String, String>>,
-    indices: Cow<'a, BTreeMap<String, String>>,
+struct WrittenAnnotations<'a> {
+    name: Text<'a>,
+    labels: &'a BTreeMap<String, String>,
+    indices: &'a BTreeMap<String, String>,
+}
+
+/// Text. The binary form, in which every object is hashed, has the same for its bytes, without a look at them.
+struct Text<'a>(&'a [u8]);
+
+impl Serialize for Text<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.serialize_str(text(self.0))
+        } else {
+            serializer.serialize_bytes(self.0)
+        }
+    }
 }
 
 impl Serialize for PackedResource {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let annotations = AnnotationFields {
-            name: self.name().into(),
-            labels: Cow::Borrowed(self.labels()),
-            indices: Cow::Borrowed(self.indices()),
-        };
-        let (kind, payload) = (self.kind().into(), self.payload().into());
-        Fields { id: self.id, meta: self.meta, annotations, kind, payload }.serialize(serializer)
+        let (name, kind) = (Text(self.name_bytes()), Text(self.kind_bytes()));
+        let annotations = WrittenAnnotations { name, labels: self.labels(), indices: self.indices() };
+        Written { id: self.id, meta: self.meta, annotations, kind, payload: self.payload() }.serialize(serializer)
     }
+}
+
+/// The same as they are read, borrowed where they can be.
+#[derive(Deserialize)]
+#[serde(rename = "Resource")]
+struct Read<'a> {
+    id: ObjectId,
+    meta: Meta,
+    #[serde(borrow)]
+    annotations: ReadAnnotations<'a>,
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow, deserialize_with = "readable::borrow")]
+    payload: Cow<'a, [u8]>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename = "Annotations")]
+struct ReadAnnotations<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    labels: BTreeMap<String, String>,
+    indices: BTreeMap<String, String>,
 }
 
 impl<'de> Deserialize<'de> for PackedResource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Fields { id, meta, annotations, kind, payload } = Fields::deserialize(deserializer)?;
-        let AnnotationFields { name, labels, indices } = annotations;
-        let attributes = Attributes { labels: labels.into_owned(), indices: indices.into_owned() };
-        Ok(Self::new(id, meta, (&name, &kind, &payload), attributes))
+        let Read { id, meta, annotations, kind, payload } = Read::deserialize(deserializer)?;
+        let ReadAnnotations { name, labels, indices } = annotations;
+        Ok(Self::new(id, meta, (&name, &kind, &payload), Attributes { labels, indices }))
     }
 }
 
