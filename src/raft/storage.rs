@@ -1,8 +1,9 @@
 //! What raft-rs reads of the log: the recent entries in memory, and the terms of all of it.
 //!
 //! Everything unapplied or unsynced stays in memory, because raft-rs reads those entries synchronously. Older ones are
-//! kept up to a budget, a larger one for those that a member lacks; beyond it a read for a lagging follower is recorded as
-//! a [`Fetch`] and answered later. Terms are kept as runs (the first position of each term), so that `term()` never reads the disk.
+//! kept up to a budget, a larger one for those that a member lacks; beyond it a read for a lagging follower is recorded
+//! as a [`Fetch`] and answered later. Terms are kept as runs (the first position of each term), so that `term()` never
+//! reads the disk.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -109,6 +110,11 @@ impl LogView {
             configuration: conf_state(configuration),
             asked: RefCell::default(),
         }
+    }
+
+    /// The first entry that is in memory; the one after the last if there is none.
+    pub fn first_in_memory(&self) -> Index {
+        self.tail.front().map_or(self.last.index.next(), |entry| Index(entry.index))
     }
 
     /// The last entry.
@@ -257,7 +263,7 @@ impl LogView {
     }
 
     fn tail_range(&self, low: u64, high: u64, max_bytes: Option<u64>) -> Vec<Entry> {
-        let first = self.tail.front().map_or(self.last.index.0 + 1, |entry| entry.index);
+        let first = self.first_in_memory().0;
         limit(self.tail.range((low - first) as usize..(high - first) as usize).cloned(), max_bytes)
     }
 }
@@ -312,7 +318,7 @@ impl Storage for LogView {
         if !asked.outstanding.contains(&low) {
             asked.outstanding.push(low);
             // The end of the log may not be durable yet; what is in memory need not be read.
-            let in_memory = self.tail.front().map_or(self.last.index.0 + 1, |entry| entry.index);
+            let in_memory = self.first_in_memory().0;
             let (low, high) = (Index(low), Index(high.min(in_memory)));
             asked.fetches.push(Fetch { low, high, max_bytes: max_size.unwrap_or(1 << 20), context });
         }

@@ -8,7 +8,7 @@ use crate::types::{ObjectId, Timestamp};
 /// random ids would each touch another leaf.
 pub(super) type Place = (Timestamp, ObjectId);
 
-/// How many wait for their place.
+/// How many wait for their place: enough to fill some of the tree's leaves, which have sixteen, and few to look through.
 const YOUNG: usize = 64;
 
 /// Places of resources. A tree that is filled at its end splits each leaf that is full and never comes back to its first
@@ -16,7 +16,7 @@ const YOUNG: usize = 64;
 #[derive(Clone, Default)]
 pub(super) struct ByAge {
     settled: OrdSet<Place>,
-    /// In the order they came.
+    /// In no order.
     young: Vec<Place>,
 }
 

@@ -84,6 +84,8 @@ impl Half {
 /// The number of a record, as far as 32 bits hold it: of those that are here at a time no two have the same.
 type Place = u32;
 
+const REFUSED: &str = "what was not committed was refused";
+
 impl Ring {
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -105,7 +107,7 @@ impl Ring {
     }
 
     pub fn get(&self, id: ChangeId) -> Option<Outcome> {
-        self.find(id).map(|(place, remembered)| self.record(place, remembered).outcome)
+        self.find(id).map(|(place, remembered)| self.record(place, remembered).expect(REFUSED).outcome)
     }
 
     fn find(&self, id: ChangeId) -> Option<(Place, Remembered)> {
@@ -124,16 +126,13 @@ impl Ring {
         (self.forgotten + position) as Place
     }
 
-    fn record(&self, place: Place, remembered: Remembered) -> Record {
-        let id = remembered.id();
-        match remembered.committed {
-            Revision(0) => {
-                let (at, outcome) =
-                    self.refused.get(&place).map(|refused| (**refused).clone()).expect("one or the other");
-                Record { id, at, outcome }
-            }
-            revision => Record { id, at: Revision(revision.0 - 1), outcome: Outcome::Committed(revision) },
-        }
+    /// `None` for a refused one that is not among the refused, which only memory that rots makes.
+    fn record(&self, place: Place, remembered: Remembered) -> Option<Record> {
+        let (at, outcome) = match remembered.committed {
+            Revision(0) => (**self.refused.get(&place)?).clone(),
+            revision => (Revision(revision.0 - 1), Outcome::Committed(revision)),
+        };
+        Some(Record { id: remembered.id(), at, outcome })
     }
 
     /// Whether a change made after `after` would be found here if it had been judged before.
@@ -198,7 +197,9 @@ impl Ring {
     fn pop(&mut self) {
         let Some(remembered) = self.order.pop_front() else { return };
         let place = self.place(0);
-        let record = self.record(place, remembered);
+        let record = self.record(place, remembered).expect(REFUSED);
+        // It is in one of the two. One that came when its half was taken stays where it is when that one leaves first, and
+        // the half goes to the next that comes.
         if self.more_places.remove(&record.id).is_none() {
             self.places.remove(&Half::of(record.id));
         }
@@ -214,17 +215,18 @@ impl Ring {
 
     /// Every record, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = Record> + '_ {
-        (0..).zip(&self.order).map(|(position, remembered)| self.record(self.place(position), *remembered))
+        (0..).zip(&self.order).filter_map(|(position, remembered)| self.record(self.place(position), *remembered))
     }
 
     pub fn get_at(&self, position: u64) -> Option<Record> {
         let remembered = *self.order.get(usize::try_from(position).ok()?)?;
-        Some(self.record(self.place(position), remembered))
+        self.record(self.place(position), remembered)
     }
 
-    /// The digest of the record that stands there in the order; zero where there is none.
+    /// The digest of the record that stands there in the order; zero where there is none that its id leads to.
     pub fn digest_at(&self, position: u64) -> u128 {
-        self.get_at(position).map_or(0, |record| digest(self.forgotten + position, &record))
+        let is_found = |record: &Record| self.find(record.id).is_some_and(|(place, _)| place == self.place(position));
+        self.get_at(position).filter(is_found).map_or(0, |record| digest(self.forgotten + position, &record))
     }
 
     /// Changes a record behind the sum's back.
@@ -232,6 +234,20 @@ impl Ring {
     pub fn rot(&mut self, id: ChangeId) {
         let (place, remembered) = self.find(id).expect("a test rots what is there");
         self.order.set(self.position(place), Remembered { committed: Revision(1 << 40), ..remembered });
+    }
+
+    /// Makes a commit of the record look like a refusal.
+    #[cfg(test)]
+    pub fn rot_outcome(&mut self, id: ChangeId) {
+        let (place, remembered) = self.find(id).expect("a test rots what is there");
+        self.order.set(self.position(place), Remembered { committed: Revision(0), ..remembered });
+    }
+
+    /// Loses what leads to a record.
+    #[cfg(test)]
+    pub fn rot_place(&mut self, id: ChangeId) {
+        self.places.remove(&Half::of(id));
+        self.more_places.remove(&id);
     }
 
     pub fn len(&self) -> u64 {
@@ -280,5 +296,63 @@ impl Remembered {
     /// so it must never change.
     const fn bytes(self) -> u64 {
         if self.committed.0 == 0 { 128 } else { 32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::sys::entropy::{Entropy as _, SeededEntropy};
+
+    /// That the ring holds these records, finds each, and keeps nothing of others.
+    fn check(ring: &Ring, expected: &VecDeque<Record>) {
+        assert!(ring.iter().eq(expected.iter().cloned()));
+        assert_eq!(ring.places.len() + ring.more_places.len(), expected.len());
+        let refused = expected.iter().filter(|record| matches!(record.outcome, Outcome::Refused(_)));
+        assert_eq!(ring.refused.len(), refused.count());
+        assert_eq!(ring.hash(), ring.recompute_hash());
+        for (position, record) in (0..).zip(expected) {
+            assert_eq!(ring.get(record.id).as_ref(), Some(&record.outcome));
+            assert_ne!(ring.digest_at(position), 0);
+        }
+    }
+
+    fn id(half: u64, rest: u64) -> ChangeId {
+        ChangeId(u128::from(half) << 64 | u128::from(rest))
+    }
+
+    #[test]
+    fn ids_that_share_a_half_are_told_apart_and_nothing_stays_of_what_left() {
+        let mut entropy = SeededEntropy::new(3);
+        // Places begin again at zero after 2^32 records.
+        for forgotten in [0, (1 << 32) - 9] {
+            for limits in [Limits { records: 40, bytes: 1 << 20 }, Limits { records: 1000, bytes: 600 }] {
+                let mut ring = Ring::resume(limits, forgotten, Horizons::default());
+                let (mut expected, mut revision) = (VecDeque::<Record>::new(), 1);
+                for step in 0..500 {
+                    let half = if entropy.next_u64() % 4 == 0 { entropy.next_u64() } else { entropy.next_u64() % 3 };
+                    let id = id(half, entropy.next_u64() % 20);
+                    if expected.iter().any(|record| record.id == id) {
+                        continue;
+                    }
+                    let at = Revision(revision);
+                    let outcome = if entropy.next_u64() % 3 == 0 {
+                        Outcome::Refused(Refusal::TermChanged)
+                    } else {
+                        revision += 1;
+                        Outcome::Committed(Revision(revision))
+                    };
+                    let record = Record { id, at, outcome };
+                    ring.push(&record);
+                    expected.push_back(record);
+                    expected.drain(..expected.len() - ring.len() as usize);
+                    check(&ring, &expected);
+                    assert_eq!(ring.get(self::id(half, 20)), None, "after {step}");
+                }
+                assert!(ring.forgotten() > forgotten + 100, "many have left");
+            }
+        }
     }
 }

@@ -14,11 +14,11 @@
 //!    twice, which is no loss: they are young.
 //! 2. *Remembered changes*. Records have no digests of their own, only a sum over all, so the ring has to stand still
 //!    while it is looked through. The ring alone is held, without the tables; it is bounded (4 MiB), and so is what a
-//!    writer copies of it.
+//!    writer copies of it. Each record must also be the one that its id leads to.
 //! 3. *The sum*: do the digests in the tables add up to the incremental sum? An object that fell out of a tree, or a bit
 //!    of the sum itself, is found only here. It is one walk without encoding, over one clone, some 50 ns an object.
 //!
-//! What has no second copy in memory cannot be checked here: counters, members, indexes. Members and counters enter the
+//! What has no second copy in memory cannot be checked here: counters, members, the tables' indexes. Members and counters enter the
 //! state hash afresh at each mark, where the other replicas contradict them.
 
 mod run;
@@ -297,6 +297,8 @@ mod tests {
     #[test]
     fn a_remembered_change_that_differs_is_found() {
         check(|state| state.ring.rot(ChangeId(9)), Some("the remembered changes"));
+        check(|state| state.ring.rot_outcome(ChangeId(9)), Some("the remembered changes"));
+        check(|state| state.ring.rot_place(ChangeId(9)), Some("the remembered changes"));
     }
 
     #[test]

@@ -362,12 +362,10 @@ impl Object {
 
     /// The same to compare and to hash, which is cheaper: a resource keeps bytes, and need not look whether they are text.
     pub fn name_bytes(&self) -> Option<&[u8]> {
-        let name = match self {
-            Self::Node(node) => node.description.hostname.as_bytes(),
-            Self::Resource(resource) => resource.name_bytes(),
-            _ => self.annotations()?.name.as_bytes(),
-        };
-        Some(name).filter(|name| !name.is_empty())
+        match self {
+            Self::Resource(resource) => Some(resource.name_bytes()).filter(|name| !name.is_empty()),
+            _ => self.name().map(str::as_bytes),
+        }
     }
 
     /// Whether this is its name, ignoring case.

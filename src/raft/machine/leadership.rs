@@ -102,10 +102,15 @@ impl Machine {
         self.effects.replies.push(Reply::Order(token, OrderResult::Refused(status)));
     }
 
-    /// The last entry that every member is known to have; of all of them while another one leads.
+    /// The last entry that every member is known to have. Only a leader knows; to anyone else no entry counts as lacked.
+    /// A member that lacks more than memory holds is left out: it begins on the disk.
     pub(super) fn matched_everywhere(&self) -> Index {
-        let matched = self.node.raft.prs().iter().map(|(_, progress)| progress.matched);
-        matched.min().filter(|_| self.is_leader()).map_or(Index(u64::MAX), Index)
+        if !self.is_leader() {
+            return Index(u64::MAX);
+        }
+        let in_memory = self.node.store().first_in_memory();
+        let matched = self.node.raft.prs().iter().map(|(_, progress)| Index(progress.matched));
+        matched.filter(|matched| matched.next() >= in_memory).min().unwrap_or(Index(u64::MAX))
     }
 
     pub(super) fn propose_mark(&mut self, now: Instant) {
