@@ -31,14 +31,17 @@
 //! | ids in time order, so that new objects are neighbours | nothing, and ids that all begin alike |
 //! | applying a request of few entries on the thread that hands it in | kept: with Raft's turns in the same way, see `raft` |
 //! | a map of our own instead of `imbl`'s B-trees for objects, names and remembered changes: a trie of 64-way branches by the bits of the key, where the ways of a whole batch of entries are fetched side by side before the first is applied | this thread alone, by `cargo bench --bench apply`: a sixth to a third less, 6.3 to 5.3 and 9.1 to 5.8 µs. Three managers: 59 and 59 µs a write, because two threads of one core already work while the other waits for memory. A start with a million changes, on a slow day: 6.8 s, without it 6.1 to 7.5, and 842 MB instead of 789. Thrown out |
+//! | a resource in one allocation for name, kind and payload; keys of 16 and 12 bytes where names and change ids stood; ids aligned as their halves; the index by kind filled in two rounds | kept: 898 to 636 bytes resident for a resource with 100,000 (303 of them its own) and 5.3 to 4.3 µs for this thread alone, by `cargo bench --bench apply`; three managers 112 to 80 MB together with what `raft` keeps |
+//! | sixteen entries decoded and looked up before the first is applied, so that their cache misses overlap | nothing at a start with a million changes: `imbl`'s descents do not overlap. Thrown out |
 //! | secrets and template engines boxed, so that every object is 80 bytes smaller | kept: 197 to 164 MB resident with 150,000 resources |
 //!
-//! Starting with a million changes behind the last snapshot, each a new resource of 256 bytes, takes 5.4 s; the aim is 3. Tried
-//! and thrown out: a thread that reads, opens and decodes ahead, with the events dropped that no watcher could ask for. It
-//! took 30 % of the work off this one and gave nothing: on two processors that share their caches, what another thread made
-//! is as cold as what lies on the disk. Transparent huge pages gave nothing either. A quarter of the time is cache misses in
-//! the two maps by random key. From a snapshot of 1.1 million objects it is 3.0 s, because each map is filled in its own
-//! order (`store`).
+//! Starting with a million changes behind the last snapshot, each a new resource of 256 bytes, took 5.4 s on a good
+//! day; the aim is 3. Packed resources took a twelfth off that, in pairs on a slow one: 6.6, 6.3 and 6.3 s to 6.1, 5.8
+//! and 5.9. Tried and thrown out: a thread that reads, opens and decodes ahead, with the events dropped that no watcher
+//! could ask for. It took 30 % of the work off this one and gave nothing: on two processors that share their caches,
+//! what another thread made is as cold as what lies on the disk. Transparent huge pages gave nothing either. A quarter
+//! of the time is cache misses in the two maps by random key. From a snapshot of 1.1 million objects it is 3.0 s,
+//! because each map is filled in its own order (`store`).
 //!
 //! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same
 //! entries to the same [`Applier`] without a thread.
