@@ -72,7 +72,7 @@ struct Remembered {
 
 /// The first half of a change's id, which orders those that are made one after the other. Beside a place it takes 12 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(packed(4))]
+#[repr(Rust, packed(4))]
 struct Half(u64);
 
 impl Half {
@@ -332,13 +332,14 @@ mod tests {
                 let mut ring = Ring::resume(limits, forgotten, Horizons::default());
                 let (mut expected, mut revision) = (VecDeque::<Record>::new(), 1);
                 for step in 0..500 {
-                    let half = if entropy.next_u64() % 4 == 0 { entropy.next_u64() } else { entropy.next_u64() % 3 };
+                    let half =
+                        if entropy.next_u64().is_multiple_of(4) { entropy.next_u64() } else { entropy.next_u64() % 3 };
                     let id = id(half, entropy.next_u64() % 20);
                     if expected.iter().any(|record| record.id == id) {
                         continue;
                     }
                     let at = Revision(revision);
-                    let outcome = if entropy.next_u64() % 3 == 0 {
+                    let outcome = if entropy.next_u64().is_multiple_of(3) {
                         Outcome::Refused(Refusal::TermChanged)
                     } else {
                         revision += 1;

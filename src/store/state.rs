@@ -17,7 +17,7 @@ use crate::types::{
 };
 
 /// An object as the store keeps it. Packed for the digest's sake, which would align all of it to 16 bytes.
-#[repr(packed(8))]
+#[repr(Rust, packed(8))]
 pub struct Stored {
     /// The object.
     pub object: Object,

@@ -130,7 +130,7 @@ macro_rules! counter {
 id!(
     /// An object of any kind; unique within its kind.
     // Aligned as its halves: with a word beside it, as in most entries of the store's trees, it takes 24 bytes, not 32.
-    #[repr(packed(8))]
+    #[repr(Rust, packed(8))]
     ObjectId
 );
 id!(
