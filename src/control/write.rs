@@ -155,20 +155,10 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
                 validate::payload(&payload.0)?;
             }
             update(state, request, Kind::Resource, object, |object| {
-                let Object::Resource(kept) = object else { return Ok(()) };
-                let mut resource = kept.unpacked();
-                if let Some(payload) = payload {
-                    resource.payload.clone_from(&payload.0);
-                }
-                if let Some(labels) = labels {
-                    resource.annotations.labels.clone_from(labels);
-                }
-                if let Some(indices) = indices {
-                    resource.annotations.indices.clone_from(indices);
-                }
-                validate::attributes([&resource.annotations.labels, &resource.annotations.indices])?;
-                *kept = resource.into();
-                Ok(())
+                let Object::Resource(resource) = object else { return Ok(()) };
+                *resource =
+                    resource.changed(payload.as_ref().map(|payload| &*payload.0), labels.as_ref(), indices.as_ref());
+                validate::attributes([resource.labels(), resource.indices()])
             })
         }
         Write::UpdateNode { node, role, availability, set, remove, .. } => {

@@ -17,6 +17,7 @@ use crate::types::{ChangeId, ClusterId, Code, Lineage, NodeId, Object, Revision,
 
 #[derive(Default)]
 struct State {
+    connections: usize,
     changes: BTreeSet<ChangeId>,
     names: BTreeSet<String>,
     /// How often each object was written over, and with what.
@@ -61,6 +62,7 @@ fn read_frame(stream: &mut UnixStream) -> std::io::Result<(Header, Vec<u8>)> {
 }
 
 fn serve_one(mut stream: UnixStream, state: &Mutex<State>) {
+    state.lock().unwrap().connections += 1;
     send(&mut stream, FrameKind::Hello, 0, 0, &envelope::encode(&hello()));
     while let Ok((header, body)) = read_frame(&mut stream) {
         if header.kind != FrameKind::Request {
@@ -213,8 +215,10 @@ fn a_mixed_run_writes_once_for_nine_reads() {
 
 #[test]
 fn every_watcher_gets_every_change() {
-    let (measured, _) = drive(Work::Watch, 5, 500, None);
+    let plan = Plan { work: Work::Watch, clients: 5, writers: 3, total: 500, ..plan() };
+    let (measured, state) = drive_plan(plan, None);
     assert_eq!((measured.writes.total(), measured.deliveries.total(), measured.errors), (100, 500, 0));
+    assert_eq!(state.lock().unwrap().connections, 8, "watchers and writers");
 }
 
 #[test]

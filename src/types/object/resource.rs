@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Annotations, Meta, ObjectId, readable};
 
-/// An object of a registered kind, as it is made and changed.
+/// An object of a registered kind, as it is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resource {
     /// Identity.
@@ -99,7 +99,21 @@ impl PackedResource {
         self.attributes.as_ref().map_or(&NO_ATTRIBUTES, |attributes| &attributes.indices)
     }
 
-    /// The form that can be changed.
+    /// The same with what is given in the place of what it has.
+    #[must_use]
+    pub fn changed(
+        &self,
+        payload: Option<&[u8]>,
+        labels: Option<&BTreeMap<String, String>>,
+        indices: Option<&BTreeMap<String, String>>,
+    ) -> Self {
+        let labels = labels.unwrap_or_else(|| self.labels()).clone();
+        let indices = indices.unwrap_or_else(|| self.indices()).clone();
+        let payload = payload.unwrap_or_else(|| self.payload());
+        Self::new(self.id, self.meta, (self.name(), self.kind(), payload), Attributes { labels, indices })
+    }
+
+    /// The form that is made of plain parts.
     pub fn unpacked(&self) -> Resource {
         let (labels, indices) = (self.labels().clone(), self.indices().clone());
         Resource {
@@ -236,6 +250,10 @@ mod tests {
                 let packed = PackedResource::from(plain.clone());
                 assert_eq!(packed.unpacked(), plain);
                 assert_eq!((packed.name(), packed.kind(), packed.payload()), (name, kind, payload));
+                let changed = packed.changed(Some(b"new"), None, Some(&one("k"))).unpacked();
+                let indices = one("k");
+                let annotations = Annotations { indices, ..annotations.clone() };
+                assert_eq!(changed, Resource { payload: b"new".to_vec(), annotations, ..plain });
                 assert_eq!(bincode::serialize(&packed).unwrap(), encoded);
                 assert_eq!(serde_json::to_string(&packed).unwrap(), json);
                 assert_eq!(bincode::deserialize::<PackedResource>(&encoded).unwrap(), packed);
