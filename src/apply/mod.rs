@@ -35,13 +35,21 @@
 //! | sixteen entries decoded and looked up before the first is applied, so that their cache misses overlap | nothing at a start with a million changes: `imbl`'s descents do not overlap. Thrown out |
 //! | secrets and template engines boxed, so that every object is 80 bytes smaller | kept: 197 to 164 MB resident with 150,000 resources |
 //!
-//! Starting with a million changes behind the last snapshot, each a new resource of 256 bytes, took 5.4 s on a good
-//! day; the aim is 3. Packed resources took a twelfth off that, in pairs on a slow one: 6.6, 6.3 and 6.3 s to 6.1, 5.8
-//! and 5.9. Tried and thrown out: a thread that reads, opens and decodes ahead, with the events dropped that no watcher
-//! could ask for. It took 30 % of the work off this one and gave nothing: on two processors that share their caches,
-//! what another thread made is as cold as what lies on the disk. Transparent huge pages gave nothing either. A quarter
-//! of the time is cache misses in the two maps by random key. From a snapshot of 1.1 million objects it is 3.0 s,
-//! because each map is filled in its own order (`store`).
+//! Starting with a million changes behind the last snapshot, each a new resource of 256 bytes, takes 2.4 s where it took
+//! 3.6 to 3.9 (pairs on a good day; on a slow one the older figure was 6). What gave it, each step measured with the ones
+//! before it:
+//!
+//! | what | seconds |
+//! |---|---|
+//! | as entries are applied otherwise | 3.6 to 3.9 |
+//! | what is created waits in hash maps and goes into the trees in order when the log has ended (`store`, staged) | 3.0 |
+//! | no digests of remembered changes that leave again, no events that the watch ring would have no room for | 2.8 |
+//! | objects moved into the tree, without touching each to count references | 2.65 |
+//! | names put into their tree by a second thread meanwhile | 2.45 |
+//!
+//! Tried and thrown out before: a thread that reads, opens and decodes ahead. It took 30 % of the work off this one and gave
+//! nothing: on two processors that share their caches, what another thread made is as cold as what lies on the disk.
+//! Transparent huge pages gave nothing either.
 //!
 //! Not here: whether an entry is committed (`raft`); what a change may do (`store`); recovery, which feeds the same
 //! entries to the same [`Applier`] without a thread.

@@ -209,13 +209,15 @@ pub fn recover(
 
 /// Applies the entries of the log from `next` to `last`.
 pub fn replay(applier: &mut Applier, reader: &LogReader, mut next: Index, last: Index) -> Result<(), RecoverError> {
-    while next <= last {
-        for entry in reader.read(next, last.next(), REPLAY_BYTES)? {
-            applier.apply(&entry)?;
-            next = Index(entry.index).next();
+    applier.replay(last, |applier| {
+        while next <= last {
+            for entry in reader.read(next, last.next(), REPLAY_BYTES)? {
+                applier.apply(&entry)?;
+                next = Index(entry.index).next();
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The first position of every term after the log's base. The log's own list leaves out a first run in the base's term.

@@ -65,7 +65,7 @@ fn step(
             Ok(Some(Event { action: Action::Remove, object: old, old: None }))
         }
         Operation::Require { kind, id, expect } => require(state, kind, id, expect).map(|()| None),
-        Operation::RequireNone { kind, any_of } => match state.find(kind, &any_of).first() {
+        Operation::RequireNone { kind, any_of } => match state.find_in_replay(kind, &any_of).first() {
             Some(stored) => Err(Refusal::Referenced { kind, by: stored.object.id() }),
             None => Ok(None),
         },
@@ -97,7 +97,7 @@ fn create(state: &mut State, object: Object, revision: Revision, time: Timestamp
     check_name(state, &object)?;
     let meta = Meta { version: revision, created_at: time, updated_at: time };
     let stored = with_meta(object, meta);
-    state.replace(kind, id, Some(stored.clone()));
+    state.add(stored.clone());
     Ok(Event { action: Action::Create, object: stored, old: None })
 }
 

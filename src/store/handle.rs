@@ -9,7 +9,7 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::state::State;
-use super::watch::{Cursor, EventBatch, WatchError};
+use super::watch::{Cursor, EVENT_OVERHEAD_BYTES, EventBatch, WatchError};
 use crate::sys::faults::{Fault, planted};
 use crate::types::{Lineage, Revision};
 
@@ -75,6 +75,22 @@ impl Store {
         // Old events are freed after the lock.
         drop(evicted);
         result
+    }
+
+    /// [`Self::write`] during a replay: nobody watches yet, and the ring, in which later events will leave no room for these,
+    /// begins after them.
+    pub fn write_unwatched<T>(&self, write: impl FnOnce(&mut State) -> (T, Option<EventBatch>)) -> T {
+        let mut inner = self.lock();
+        let (result, _) = write(&mut inner.state);
+        assert!(inner.ring.batches.is_empty(), "what is watched has no gaps");
+        inner.ring.base = inner.state.revision();
+        self.revision.store(inner.state.revision().0, Release);
+        result
+    }
+
+    /// The most entries whose events the ring can hold.
+    pub fn most_watched(&self) -> u64 {
+        self.lock().ring.capacity / EVENT_OVERHEAD_BYTES
     }
 
     /// Replaces the state by one from a snapshot. The events between are not known, so the ring starts over: watchers

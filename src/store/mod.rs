@@ -27,6 +27,9 @@
 //! - *Memory that rots is found.* The digests that the state hash sums up are those of the moment of writing; [`scrub`]
 //!   computes them again from what is in memory now, slowly and without end, and names the first that differs.
 //!
+//! A start replays the log into a state that *stages* ([`State::stage`]): what entries create is found by id and name, and
+//! goes into the trees, and the sums into the state hash, all at once when the log has ended.
+//!
 //! To read a little, [`Store::view`]; to read much, [`Store::snapshot`] and drop it soon: as long as a clone is held the
 //! writer copies each node of a tree that it touches, once.
 //!
@@ -44,10 +47,12 @@ mod by_age;
 mod change;
 mod handle;
 mod membership;
+mod names;
 mod revoked;
 mod ring;
 pub mod scrub;
 mod snapshot;
+mod staged;
 mod state;
 mod table;
 #[cfg(test)]

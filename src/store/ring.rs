@@ -27,8 +27,10 @@ pub(super) struct Ring {
     forgotten: u64,
     bytes: u64,
     horizons: Horizons,
-    /// The wrapping sum of the records' digests.
+    /// The wrapping sum of the records' digests, of those before [`Self::deferred`].
     hash: u128,
+    /// During a replay the number of the first record whose digest is not in the sum yet: most leave before anyone asks.
+    deferred: Option<u64>,
     limits: Limits,
 }
 
@@ -97,6 +99,7 @@ impl Ring {
             bytes: 0,
             horizons: Horizons::default(),
             hash: 0,
+            deferred: None,
             limits,
         }
     }
@@ -153,7 +156,9 @@ impl Ring {
     pub fn push(&mut self, record: &Record) {
         debug_assert!(self.find(record.id).is_none(), "a change is judged once");
         let number = self.forgotten + self.order.len() as u64;
-        self.hash = self.hash.wrapping_add(digest(number, record));
+        if self.deferred.is_none() {
+            self.hash = self.hash.wrapping_add(digest(number, record));
+        }
         let (place, remembered) = (self.place(self.order.len() as u64), Remembered::new(record));
         if remembered.committed == Revision(0) {
             self.refused.insert(place, Arc::new((record.at, record.outcome.clone())));
@@ -205,7 +210,9 @@ impl Ring {
         }
         self.refused.remove(&place);
         self.bytes -= remembered.bytes();
-        self.hash = self.hash.wrapping_sub(digest(self.forgotten, &record));
+        if self.deferred.is_none_or(|first| self.forgotten < first) {
+            self.hash = self.hash.wrapping_sub(digest(self.forgotten, &record));
+        }
         self.forgotten += 1;
         // Records are made at revisions that never fall, so they leave in that order too.
         if self.horizons.newest != Some(record.at) && !planted(Fault::ChangeForgottenEarly) {
@@ -262,8 +269,31 @@ impl Ring {
         self.horizons
     }
 
+    /// # Panics
+    ///
+    /// When digests are deferred.
     pub fn hash(&self) -> u128 {
+        assert!(self.deferred.is_none(), "a replay asks for no sum before it settles");
         self.hash
+    }
+
+    /// From here to the next [`Self::settle`] the sum is not kept up.
+    pub fn defer(&mut self) {
+        self.deferred.get_or_insert(self.forgotten + self.len());
+    }
+
+    /// Brings the sum up to date.
+    pub fn settle(&mut self) {
+        let Some(first) = self.deferred.take() else { return };
+        let skipped = first.saturating_sub(self.forgotten) as usize;
+        let missing = (self.forgotten..).zip(self.iter()).skip(skipped);
+        let sum = missing.fold(0, |sum: u128, (number, record)| sum.wrapping_add(digest(number, &record)));
+        self.hash = self.hash.wrapping_add(sum);
+    }
+
+    /// Whether the sum is not kept up.
+    pub fn is_deferred(&self) -> bool {
+        self.deferred.is_some()
     }
 
     /// The hash from the records themselves.

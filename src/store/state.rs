@@ -322,13 +322,44 @@ impl State {
         old
     }
 
-    /// Fills the tables of a state that has no objects yet with these, which are in order of kind and id, each once.
+    /// Puts objects in their tables that are in none yet; those of a kind stand together, each once.
     pub(super) fn load(&mut self, objects: Vec<Arc<Stored>>) {
         self.objects_hash = objects.iter().fold(self.objects_hash, |sum, stored| sum.wrapping_add(stored.hash));
         for of_kind in objects.chunk_by(|one, other| one.object.kind() == other.object.kind()) {
             let kind = of_kind.first().expect("a chunk is not empty").object.kind();
-            self.tables[kind as usize].load(of_kind);
+            self.tables[kind as usize].load(of_kind.to_vec());
         }
+    }
+
+    /// Puts an object, whose id nothing has, in its table without judging it.
+    pub(super) fn add(&mut self, stored: Arc<Stored>) {
+        self.objects_hash = self.objects_hash.wrapping_add(stored.hash);
+        self.tables[stored.object.kind() as usize].add(stored);
+    }
+
+    /// Before a replay of many entries: what they create is put into the trees by [`Self::settle`], all at once, which is
+    /// several times faster. Until then nothing may be asked of this state but what entries ask for.
+    pub fn stage(&mut self) {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.has_unique_names()) {
+            self.tables[kind as usize].stage();
+        }
+        self.ring.defer();
+    }
+
+    /// Ends what [`Self::stage`] began.
+    pub fn settle(&mut self) {
+        self.tables.iter_mut().for_each(Table::settle);
+        self.ring.settle();
+    }
+
+    /// [`Self::find`] for an entry, which may come during a replay.
+    pub(super) fn find_in_replay(&mut self, kind: Kind, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
+        let table = &mut self.tables[kind as usize];
+        if table.is_staging() {
+            table.settle();
+            table.stage();
+        }
+        table.find(any_of)
     }
 
     /// Changes an object in memory and neither its digest nor any index or sum, as a bit that flips does; false when there
@@ -370,10 +401,11 @@ impl State {
     }
 
     /// Notes how far each voter's log was, and gives the hash of the state at the mark, whose entry is the one applied
-    /// last.
-    pub fn mark(&mut self, floors: &[(RaftId, Index)]) -> StateHash {
+    /// last. In a replay there is none, and nobody who compares it.
+    pub fn mark(&mut self, floors: &[(RaftId, Index)]) -> Option<StateHash> {
         Arc::make_mut(&mut self.membership).raise_floors(floors);
-        StateHash { index: self.applied.index, revision: self.revision, sum: self.hash() }
+        let hash = || StateHash { index: self.applied.index, revision: self.revision, sum: self.hash() };
+        (!self.ring.is_deferred()).then(hash)
     }
 
     fn try_change(&mut self, change: Change, term: Term) -> Result<EventBatch, Refusal> {

@@ -1,13 +1,15 @@
 //! One table: objects by id, and the indexes that answer every selector without a scan.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::thread;
 
 use imbl::{OrdMap, OrdSet};
 
 use super::Stored;
-use super::by_age::{ByAge, Place, twice};
+use super::by_age::{ByAge, Place};
+use super::names::{NameKey, Names};
+use super::staged::Staged;
 use crate::sys::faults::{Fault, planted};
 use crate::types::object::{MembershipState, TaskState};
 use crate::types::{Object, ObjectId, Role, Selector};
@@ -17,16 +19,14 @@ use crate::types::{Object, ObjectId, Role, Selector};
 pub(super) struct Table {
     objects: OrdMap<ObjectId, Arc<Stored>>,
     bytes: u64,
-    /// Of every name who has it; of several the one of the lowest id.
-    names: OrdMap<NameKey, ObjectId>,
-    /// Everyone who has a name that several have, in order of id. Few: of most kinds the names are unique, and their keys
-    /// nearly so.
-    shared_names: OrdMap<NameKey, Arc<[ObjectId]>>,
+    names: Names,
     /// Lower-case kinds of resources, and the resources of each.
     kinds: OrdMap<Arc<[u8]>, ByAge>,
     /// Custom indices: for each the values, and who has them.
     custom: OrdMap<Arc<str>, OrdSet<(Arc<str>, ObjectId)>>,
     relations: OrdSet<(Relation, ObjectId)>,
+    /// During a replay, objects that are in none of the above yet, see [`Self::stage`].
+    staged: Option<Box<Staged>>,
 }
 
 /// What an object is found by besides text: of fixed size, so that an index entry costs no allocation.
@@ -44,67 +44,36 @@ enum Relation {
     Config(ObjectId),
 }
 
-/// A name as the index orders it: its first bytes, then a hash of all of it. Unlike the name itself this has a fixed size:
-/// a comparison follows no pointer, and copying a node of the tree counts no references. Whoever finds a key compares the
-/// object's name, which is exact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct NameKey {
-    /// The first twelve bytes in lower case, padded with zeros, as big-endian numbers: in the order of the names.
-    head: u64,
-    then: u32,
-    /// Of the whole name in lower case.
-    hash: u32,
-}
-
-impl NameKey {
-    fn new(name: &[u8]) -> Self {
-        // Names that collide on purpose share an entry: a comparison for each of them, and a copy of their ids.
-        let hash = name.chunks(8).fold(name.len() as u64, |hash, chunk| mix(hash, word(chunk, 0)));
-        Self::of(name, 0, (mix(hash, 0) >> 32) as u32)
-    }
-
-    fn of(name: &[u8], padding: u8, hash: u32) -> Self {
-        let (first, second) = name.split_at(name.len().min(8));
-        Self { head: word(first, padding), then: (word(second, padding) >> 32) as u32, hash }
-    }
-
-    /// The keys of every name that begins with `prefix`, and of some that do not.
-    fn with_prefix(prefix: &[u8]) -> RangeInclusive<Self> {
-        Self::of(prefix, 0, 0)..=Self::of(prefix, 0xff, u32::MAX)
-    }
-}
-
-/// Takes one more word into a hash.
-const fn mix(hash: u64, word: u64) -> u64 {
-    (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-}
-
-/// The first eight bytes in lower case, padded, as a big-endian number.
-fn word(bytes: &[u8], padding: u8) -> u64 {
-    let mut word = [padding; 8];
-    let length = bytes.len().min(8);
-    word[..length].copy_from_slice(&bytes[..length]);
-    word.make_ascii_lowercase();
-    u64::from_be_bytes(word)
-}
+/// Objects that are worth a thread to put them in.
+const MANY: usize = 10_000;
 
 impl Table {
     pub fn get(&self, id: ObjectId) -> Option<&Arc<Stored>> {
-        self.objects.get(&id)
+        let staged = self.staged.as_ref().and_then(|staged| staged.get(id));
+        staged.or_else(|| self.objects.get(&id))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Stored>> {
-        self.objects.values()
+        self.all().values()
     }
 
     /// The objects of this id and the ones after it.
     pub fn since(&self, id: ObjectId) -> impl Iterator<Item = &Arc<Stored>> {
-        self.objects.range(id..).map(|(_, stored)| stored)
+        self.all().range(id..).map(|(_, stored)| stored)
     }
 
     /// The same with the places they stand in.
     pub fn entries_since(&self, id: ObjectId) -> impl Iterator<Item = (ObjectId, &Arc<Stored>)> {
-        self.objects.range(id..).map(|(key, stored)| (*key, stored))
+        self.all().range(id..).map(|(key, stored)| (*key, stored))
+    }
+
+    /// The objects, none of which is staged. Whoever asks for many asks here: what is staged has no order and no indexes.
+    fn all(&self) -> &OrdMap<ObjectId, Arc<Stored>> {
+        assert!(
+            self.staged.as_ref().is_none_or(|staged| staged.len() == 0),
+            "a replay reads no index before it settles"
+        );
+        &self.objects
     }
 
     /// Puts `stored` in a place without telling the indexes, as a fault of memory would.
@@ -113,45 +82,84 @@ impl Table {
     }
 
     pub fn len(&self) -> usize {
-        self.objects.len()
+        self.objects.len() + self.staged.as_ref().map_or(0, |staged| staged.len())
     }
 
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
+    /// From here to the next [`Self::settle`] new objects are staged: [`Self::get`] and [`Self::named`] find them, and nothing
+    /// else may be asked for. Of a kind whose names are unique.
+    pub fn stage(&mut self) {
+        self.staged.get_or_insert_default();
+    }
+
+    /// Puts what is staged into the trees. Nothing is staged any more.
+    pub fn settle(&mut self) {
+        if let Some(staged) = self.staged.take() {
+            self.plant(staged.into_objects());
+        }
+    }
+
+    /// Whether new objects are staged.
+    pub fn is_staging(&self) -> bool {
+        self.staged.is_some()
+    }
+
+    /// Puts in an object whose id nothing has.
+    pub fn add(&mut self, stored: Arc<Stored>) {
+        self.bytes += u64::from(stored.bytes);
+        self.place(stored);
+    }
+
     /// Puts `stored` in the place of what has its id, or removes what is there; gives back what was.
     pub fn replace(&mut self, id: ObjectId, stored: Option<Arc<Stored>>) -> Option<Arc<Stored>> {
+        self.bytes += stored.as_ref().map_or(0, |new| u64::from(new.bytes));
+        let old = if let Some(staged) = self.staged.as_mut().and_then(|staged| staged.take(id)) {
+            stored.into_iter().for_each(|new| self.place(new));
+            Some(staged)
+        } else {
+            self.exchange(id, stored)
+        };
+        self.bytes -= old.as_ref().map_or(0, |old| u64::from(old.bytes));
+        old
+    }
+
+    /// Stages a new object, or puts it into the trees.
+    fn place(&mut self, stored: Arc<Stored>) {
+        let left = match &mut self.staged {
+            Some(staged) => staged.put(stored).err(),
+            None => Some(stored),
+        };
+        if let Some(stored) = left {
+            self.exchange(stored.object.id(), Some(stored));
+        }
+    }
+
+    /// [`Self::replace`] in the trees.
+    fn exchange(&mut self, id: ObjectId, stored: Option<Arc<Stored>>) -> Option<Arc<Stored>> {
         let old = match &stored {
             Some(new) => self.objects.insert(id, new.clone()),
             None => self.objects.remove(&id),
         };
-        self.bytes -= old.as_ref().map_or(0, |old| u64::from(old.bytes));
-        self.bytes += stored.as_ref().map_or(0, |new| u64::from(new.bytes));
         self.reindex(id, old.as_deref(), stored.as_deref());
         old
     }
 
-    /// Fills an empty table with objects in order of id, each once. Every index is filled in its own order, so that each
+    /// Puts in many objects whose ids nothing has, each once.
+    pub fn load(&mut self, objects: Vec<Arc<Stored>>) {
+        self.bytes += objects.iter().map(|stored| u64::from(stored.bytes)).sum::<u64>();
+        self.plant(objects);
+    }
+
+    /// Puts objects into the trees that are counted and in none. Every index is filled in its own order, so that each
     /// insertion finds its neighbours in the processor's cache: a million objects take a second instead of ten.
-    pub fn load(&mut self, objects: &[Arc<Stored>]) {
-        debug_assert!(self.objects.is_empty() && objects.is_sorted_by_key(|stored| stored.object.id()));
-        self.bytes = objects.iter().map(|stored| u64::from(stored.bytes)).sum();
-        for stored in twice(objects) {
-            self.objects.insert(stored.object.id(), stored.clone());
-        }
-        let mut names: Vec<(NameKey, ObjectId)> = objects
+    fn plant(&mut self, objects: Vec<Arc<Stored>>) {
+        let names: Vec<(NameKey, ObjectId)> = objects
             .iter()
             .filter_map(|stored| Some((NameKey::new(stored.object.name_bytes()?), stored.object.id())))
             .collect();
-        names.sort_unstable();
-        for same in names.chunk_by(|one, other| one.0 == other.0).filter(|same| same.len() > 1) {
-            self.shared_names.insert(same[0].0, same.iter().map(|(_, id)| *id).collect());
-        }
-        names.dedup_by_key(|(name, _)| *name);
-        for (name, id) in twice(&names) {
-            self.names.insert(*name, *id);
-        }
         let mut kinds: BTreeMap<Arc<[u8]>, Vec<Place>> = BTreeMap::new();
         for (kind, object) in objects.iter().filter_map(|stored| resource_kind(&stored.object)) {
             match kinds.get_mut(kind) {
@@ -159,34 +167,52 @@ impl Table {
                 None => kinds.entry(lower(kind)).or_default().push(place(object)),
             }
         }
-        for (kind, mut members) in kinds {
-            members.sort_unstable();
-            self.kinds.entry(kind).or_default().settle(&members);
-        }
-        for stored in objects {
+        for stored in &objects {
             let (id, object) = (stored.object.id(), Some(&stored.object));
             self.swap_custom(id, None, object);
             for relation in relations(object) {
                 self.relations.insert((relation, id));
             }
         }
+        let mut objects: Vec<_> = objects.into_iter().map(|stored| (stored.object.id(), Some(stored))).collect();
+        let (by_id, by_name, by_kind) = (&mut self.objects, &mut self.names, &mut self.kinds);
+        thread::scope(|scope| {
+            // Many are worth a thread for a moment: the processor waits for memory most of the time.
+            let load_names = || by_name.load(names);
+            if objects.len() < MANY {
+                load_names();
+            } else {
+                scope.spawn(load_names);
+            }
+            objects.sort_unstable_by_key(|(id, _)| *id);
+            // Twice, as `twice` does, and moved: to count references would touch each object.
+            for first in [0, 1] {
+                for (id, stored) in objects.iter_mut().skip(first).step_by(2) {
+                    by_id.insert(*id, stored.take().expect("each is visited once"));
+                }
+            }
+            for (kind, mut members) in kinds {
+                members.sort_unstable();
+                by_kind.entry(kind).or_default().settle(&members);
+            }
+        });
     }
 
     /// The objects with this name, ignoring case, in order of id.
     pub fn named<'a, 'n>(&'a self, name: &'n [u8]) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 'n> {
-        let key = NameKey::new(name);
-        self.names
-            .get(&key)
-            .into_iter()
-            .flat_map(move |id| self.holders(key, id))
+        let staged = self.staged.as_ref().and_then(|staged| staged.named(name));
+        let settled = self
+            .names
+            .holders(NameKey::new(name))
             .filter_map(|id| self.objects.get(&id))
-            .filter(move |stored| stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name)))
+            .filter(move |stored| stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name)));
+        staged.into_iter().chain(settled)
     }
 
     /// Everything that matches any of the selectors, in order of id, each once.
     pub fn find(&self, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
         if any_of.contains(&Selector::All) {
-            return self.objects.values().collect();
+            return self.iter().collect();
         }
         let mut ids = Vec::new();
         for selector in any_of {
@@ -194,13 +220,13 @@ impl Table {
         }
         ids.sort_unstable();
         ids.dedup();
-        ids.into_iter().filter_map(|id| self.objects.get(&id)).collect()
+        ids.into_iter().filter_map(|id| self.all().get(&id)).collect()
     }
 
     /// Ids whose printed form begins with `prefix`.
     pub fn with_id_prefix(&self, prefix: &str) -> impl Iterator<Item = &Arc<Stored>> {
         let range = crate::types::ids::prefix_range(prefix);
-        range.into_iter().flat_map(|(first, last)| self.objects.range(ObjectId(first)..=ObjectId(last))).map(|(_, o)| o)
+        range.into_iter().flat_map(|(first, last)| self.all().range(ObjectId(first)..=ObjectId(last))).map(|(_, o)| o)
     }
 
     fn collect(&self, selector: &Selector, ids: &mut Vec<ObjectId>) {
@@ -209,12 +235,8 @@ impl Table {
             Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
             Selector::Name(name) => ids.extend(self.named(name.as_bytes()).map(|stored| stored.object.id())),
             Selector::NamePrefix(prefix) => {
-                let candidates = self
-                    .names
-                    .range(NameKey::with_prefix(prefix.as_bytes()))
-                    .flat_map(|(key, id)| self.holders(*key, id));
-                let matching =
-                    candidates.filter_map(|id| self.objects.get(&id)).filter(|stored| selector.matches(&stored.object));
+                let candidates = self.names.with_prefix(prefix.as_bytes()).filter_map(|id| self.objects.get(&id));
+                let matching = candidates.filter(|stored| selector.matches(&stored.object));
                 ids.extend(matching.map(|stored| stored.object.id()));
             }
             Selector::Kind(kind) => {
@@ -292,36 +314,10 @@ impl Table {
             return;
         }
         if let Some(old) = old {
-            let key = NameKey::new(old);
-            self.set_holders(key, |ids| ids.retain(|holder| *holder != id));
+            self.names.remove(NameKey::new(old), id);
         }
         if let Some(new) = new {
-            let key = NameKey::new(new);
-            // Nearly always nobody had it.
-            if let Some(before) = self.names.insert(key, id) {
-                self.names.insert(key, before);
-                self.set_holders(key, |ids| ids.push(id));
-            }
-        }
-    }
-
-    /// Everyone who has a name, of whom `first` is the first.
-    fn holders<'a>(&'a self, key: NameKey, first: &'a ObjectId) -> impl Iterator<Item = ObjectId> + use<'a> {
-        self.shared_names.get(&key).map_or(std::slice::from_ref(first), |ids| ids).iter().copied()
-    }
-
-    fn set_holders(&mut self, key: NameKey, change: impl FnOnce(&mut Vec<ObjectId>)) {
-        let mut ids: Vec<_> = self.names.get(&key).into_iter().flat_map(|first| self.holders(key, first)).collect();
-        change(&mut ids);
-        ids.sort_unstable();
-        match ids.first() {
-            Some(first) => drop(self.names.insert(key, *first)),
-            None => drop(self.names.remove(&key)),
-        }
-        if ids.len() > 1 {
-            self.shared_names.insert(key, ids.into());
-        } else {
-            self.shared_names.remove(&key);
+            self.names.add(NameKey::new(new), &[id]);
         }
     }
 
@@ -393,31 +389,8 @@ fn relations(object: Option<&Object>) -> Vec<Relation> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::sys::entropy::{Entropy as _, SeededEntropy};
+    use crate::store::names::tests::colliding;
     use crate::types::object::Resource;
-
-    /// Two names with one key: the second differs in the two words after its first half, so that what the first of them
-    /// changes in the hash the other takes back.
-    fn colliding() -> (String, String) {
-        const NAME: &str = "sixteen-letters-and-sixteen-more";
-        let words = |name: &str| (word(&name.as_bytes()[16..], 0), word(&name.as_bytes()[24..], 0));
-        let after = |third: u64| {
-            let (first, second) = (word(NAME.as_bytes(), 0), word(&NAME.as_bytes()[8..], 0));
-            mix(mix(mix(NAME.len() as u64, first), second), third)
-        };
-        let (third, fourth) = words(NAME);
-        let mut entropy = SeededEntropy::new(1);
-        loop {
-            let other = entropy.next_u64() & 0x1f1f_1f1f_1f1f_1f1f | 0x2020_2020_2020_2020;
-            let back = fourth ^ after(third) ^ after(other);
-            let bytes = [other.to_be_bytes(), back.to_be_bytes()].concat();
-            if let Ok(text) = String::from_utf8(bytes)
-                && text.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase())
-            {
-                return (NAME.to_owned(), format!("{}{text}", &NAME[..16]));
-            }
-        }
-    }
 
     fn stored(id: u128, name: &str) -> Arc<Stored> {
         let mut resource = Resource { id: ObjectId(id), kind: "k".to_owned(), ..Resource::default() };
@@ -430,17 +403,79 @@ mod tests {
     }
 
     #[test]
+    fn what_is_staged_is_found_and_goes_into_the_trees() {
+        // The second's id has the first's half, and the third has a name with the first's key: both are in the trees at once.
+        let (name, same_key) = colliding();
+        let half = 1 | 1 << 64;
+        let objects = [stored(1, &name), stored(half, "b"), stored(3, &same_key), stored(4, "d"), stored(5, "e")];
+        let mut table = Table::default();
+        table.stage();
+        objects.iter().for_each(|object| table.add(object.clone()));
+        assert_eq!((table.len(), table.objects.len()), (5, 2));
+        for object in &objects {
+            let (id, name) = (object.object.id(), object.object.name_bytes().unwrap());
+            assert_eq!((table.get(id).unwrap().object.id(), ids(table.named(name))), (id, vec![id.0]));
+        }
+        assert!(table.get(ObjectId(2)).is_none() && table.get(ObjectId(3 | 1 << 64)).is_none());
+        // Renamed, removed, and made again in the place of the one removed.
+        assert_eq!(table.replace(ObjectId(4), Some(stored(4, "D2"))).unwrap().object.name(), Some("d"));
+        assert!(table.replace(ObjectId(5), None).is_some() && table.replace(ObjectId(5), None).is_none());
+        table.add(stored(6, "E"));
+        assert_eq!(
+            (ids(table.named(b"d")), ids(table.named(b"d2")), ids(table.named(b"e"))),
+            (vec![], vec![4], vec![6])
+        );
+        // Takes a name whose key is another's, and so leaves the stage.
+        table.replace(ObjectId(6), Some(stored(6, "B")));
+        table.replace(ObjectId(half), None);
+        table.replace(ObjectId(3), None);
+        table.replace(ObjectId(4), Some(stored(4, &same_key)));
+        assert_eq!((ids(table.named(same_key.as_bytes())), ids(table.named(name.as_bytes()))), (vec![4], vec![1]));
+        let bytes = table.bytes();
+        table.settle();
+        assert_eq!((ids(table.iter()), table.len(), table.bytes()), (vec![1, 4, 6], 3, bytes));
+        assert_eq!(bytes, table.iter().map(|stored| u64::from(stored.bytes)).sum::<u64>());
+        assert_eq!((ids(table.named(same_key.as_bytes())), ids(table.named(b"b"))), (vec![4], vec![6]));
+        assert_eq!(ids(table.find(&[Selector::Kind("K".to_owned())]).into_iter()), [1, 4, 6]);
+    }
+
+    #[test]
+    fn many_go_into_the_trees_side_by_side() {
+        let mut table = Table::default();
+        table.stage();
+        let count = MANY as u128 + 1;
+        for number in (0..count).rev() {
+            table.add(stored(number, &format!("r{number}")));
+        }
+        table.settle();
+        assert!(table.iter().map(|stored| stored.object.id().0).eq(0..count));
+        assert_eq!((table.names.len(), table.find(&[Selector::Kind("k".to_owned())]).len()), (MANY + 1, MANY + 1));
+        assert_eq!(ids(table.named(b"R77")), [77]);
+    }
+
+    #[test]
+    #[should_panic(expected = "before it settles")]
+    fn what_is_staged_is_in_no_index() {
+        let mut table = Table::default();
+        table.stage();
+        table.add(stored(1, "a"));
+        table.find(&[Selector::All]);
+    }
+
+    #[test]
     fn names_that_share_a_key_are_told_apart() {
         let (one, other) = colliding();
-        assert!(one != other && NameKey::new(one.as_bytes()) == NameKey::new(other.as_bytes()), "{one} {other}");
         let objects = [stored(1, &other), stored(2, &one), stored(3, &one.to_ascii_uppercase()), stored(4, "else")];
-        let (mut built, mut loaded) = (Table::default(), Table::default());
+        let (mut built, mut loaded, mut staged) = (Table::default(), Table::default(), Table::default());
+        staged.stage();
         for number in [2, 0, 3, 1] {
             let object = objects[number].clone();
-            built.replace(object.object.id(), Some(object));
+            built.replace(object.object.id(), Some(object.clone()));
+            staged.add(object);
         }
-        loaded.load(&objects);
-        for table in [&mut built, &mut loaded] {
+        staged.settle();
+        loaded.load(objects.to_vec());
+        for table in [&mut built, &mut loaded, &mut staged] {
             assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![2, 3], vec![1]));
             assert_eq!(ids(table.find(&[Selector::NamePrefix(one[..17].to_owned())]).into_iter()), [2, 3]);
             table.replace(ObjectId(2), None);

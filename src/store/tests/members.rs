@@ -178,7 +178,7 @@ fn an_address_is_noted_only_for_the_member_that_has_both_ids() {
 fn a_floor_never_falls_and_goes_with_its_member() {
     let mut state = check(&[(add(2, 2), true)]);
     let floors = |state: &State| state.floors().iter().map(|(id, index)| (id.0, index.0)).collect::<Vec<_>>();
-    let mark = state.mark(&[(RaftId(1), Index(10)), (RaftId(2), Index(5)), (RaftId(9), Index(5))]);
+    let mark = state.mark(&[(RaftId(1), Index(10)), (RaftId(2), Index(5)), (RaftId(9), Index(5))]).unwrap();
     assert_eq!((mark.index, mark.revision, mark.sum), (state.applied().index, state.revision(), state.hash()));
     assert_eq!(floors(&state), [(1, 10), (2, 5)]);
     state.mark(&[(RaftId(1), Index(0)), (RaftId(2), Index(7))]);

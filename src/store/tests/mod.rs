@@ -55,6 +55,13 @@ impl Log {
         result
     }
 
+    /// The same of a state that is staging, of which no sum can be asked.
+    pub fn replay(&mut self, change: &Change) -> Outcome {
+        let index = self.state.applied().index.next();
+        self.state.advance(Position { term: self.term, index });
+        self.state.apply_change(change.clone(), self.term).0
+    }
+
     pub fn run(&mut self, operations: Vec<Operation>) -> Outcome {
         let change = self.change(operations);
         self.apply(&change).0

@@ -185,7 +185,7 @@ const KINDS: [Kind; 7] =
 const NAMES: [&str; 8] =
     ["", "web", "WEB", "webber", "Ä-b", "x", "the-same-sixteen-bytes-a", "The-Same-Sixteen-Bytes-B"];
 /// Ids at both ends of what is printed, with common beginnings.
-const IDS: [u128; 5] = [1, 2, 36, u128::MAX / 3, u128::MAX];
+const IDS: [u128; 5] = [1, 1 | 1 << 64, 36, u128::MAX / 3, u128::MAX];
 
 impl Shape {
     fn bits(&self, from: u32, modulus: u16) -> u16 {
@@ -404,6 +404,9 @@ proptest! {
     fn the_store_does_what_the_model_does(scripts in prop::collection::vec(script(), 1..60)) {
         let mut log = Log::with_ring(RING);
         let mut twin = Log::with_ring(RING);
+        // It replays the entries, once from nothing and once on top of what is there.
+        let mut replay = Log::with_ring(RING);
+        replay.state.stage();
         let mut model = Model::default();
         let mut changes = Vec::new();
         let mut clones = Vec::new();
@@ -414,6 +417,12 @@ proptest! {
             prop_assert_eq!(&outcome, &model.apply(&change, log.term), "{:?}", change);
             prop_assert_eq!(&twin.apply(&change).0, &outcome);
             prop_assert_eq!(log.state.hash(), twin.state.hash());
+            prop_assert_eq!(&replay.replay(&change), &outcome);
+            if changes.len() == scripts.len() / 2 {
+                replay.state.settle();
+                prop_assert_eq!(replay.state.hash(), log.state.hash());
+                replay.state.stage();
+            }
             prop_assert_eq!(log.state.revision().0, model.revision);
             prop_assert!(contents(&log.state).iter().eq(model.objects.values()));
             // A committed change has its events, and nothing else has.
@@ -424,6 +433,9 @@ proptest! {
         }
         let selectors = selectors();
         check_indexes(&log.state, &selectors);
+        replay.state.settle();
+        prop_assert_eq!((replay.state.hash(), replay.state.recompute_hash()), (log.state.hash(), log.state.hash()));
+        check_indexes(&replay.state, &selectors);
         for (clone, hash) in clones.iter().step_by(7) {
             prop_assert_eq!(clone.recompute_hash(), *hash);
             check_indexes(clone, &selectors[..20]);

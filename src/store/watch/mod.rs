@@ -55,7 +55,7 @@ impl EventBatch {
 }
 
 /// Reference counts, the batch itself and its place in the ring, about.
-const EVENT_OVERHEAD_BYTES: u64 = 96;
+pub(super) const EVENT_OVERHEAD_BYTES: u64 = 96;
 
 /// How far a watcher has seen. Costs the store nothing: a watcher that is gone leaves nothing behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
