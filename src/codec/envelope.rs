@@ -12,8 +12,8 @@ use super::DecodeError;
 /// The version that every envelope is written with today.
 pub const VERSION: u8 = 1;
 
-fn options(limit: usize) -> impl Options {
-    bincode::DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(limit as u64)
+fn options() -> impl Options {
+    bincode::DefaultOptions::new().with_fixint_encoding().with_little_endian()
 }
 
 /// Encodes `value` under [`VERSION`].
@@ -27,7 +27,8 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// Appends `value` under [`VERSION`] to `bytes`.
 pub fn encode_into<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
     bytes.push(VERSION);
-    options(usize::MAX >> 1)
+    // Without a limit: to check one, bincode would walk through every value twice.
+    options()
         .serialize_into(bytes, value)
         .expect("our types have no unsized sequences, and a Vec takes every write");
 }
@@ -45,7 +46,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, Deco
     if body.len() > limit {
         return Err(DecodeError::TooLong { length: body.len() as u64, limit: limit as u64 });
     }
-    options(limit).deserialize(body).map_err(|_| DecodeError::Malformed)
+    options().with_limit(limit as u64).deserialize(body).map_err(|_| DecodeError::Malformed)
 }
 
 #[cfg(test)]
