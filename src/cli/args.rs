@@ -758,6 +758,10 @@ pub struct BenchArgs {
     /// Bytes of each resource
     #[arg(long, value_name = "BYTES", default_value = "256", value_parser = parse::payload_size)]
     pub size: u64,
+    /// Begin N operations a second instead of as many as are answered; one that must wait for a client counts from
+    /// when it was due
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub rate: Option<u64>,
 }
 
 #[derive(Clone, Debug, Subcommand)]

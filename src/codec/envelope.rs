@@ -28,9 +28,7 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 pub fn encode_into<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
     bytes.push(VERSION);
     // Without a limit: to check one, bincode would walk through every value twice.
-    options()
-        .serialize_into(bytes, value)
-        .expect("our types have no unsized sequences, and a Vec takes every write");
+    options().serialize_into(bytes, value).expect("our types have no unsized sequences, and a Vec takes every write");
 }
 
 /// Decodes what [`encode`] wrote. `limit` bounds the memory a hostile length can claim.

@@ -7,7 +7,7 @@ use crate::types::api::{Answer, Autolock, Write, WriteRequest};
 use crate::types::error::{Code, Status};
 use crate::types::object::{
     AcceptancePolicy, Annotations, Cluster, Config, ConfigSpec, EncryptionKey, Extension, Kind, MANAGER_SUBSYSTEM,
-    Meta, Resource, Secret, SecretSpec, Sensitive, Token,
+    Meta, PackedResource, Secret, SecretSpec, Sensitive, Token,
 };
 use crate::types::{
     Change, ChangeId, Expect, NodeId, Object, ObjectId, Operation, Outcome, Refusal, Revision, Role, Selector,
@@ -124,15 +124,14 @@ fn operations(state: &State, request: &WriteRequest, now_ms: u64, reachable: &[N
             }
             validate::payload(payload)?;
             validate::attributes([labels, indices])?;
-            let annotations = Annotations { name: name.clone(), labels: labels.clone(), indices: indices.clone() };
             let extension =
                 state.by_name(Kind::Extension, kind).ok_or_else(|| No::Now(refusal::not_registered(kind)))?;
-            let registered = extension.object.name().unwrap_or(kind).to_owned();
+            let registered = extension.object.name().unwrap_or(kind);
             let require =
                 Operation::Require { kind: Kind::Extension, id: extension.object.id(), expect: Expect::Present };
-            let meta = Meta::default();
-            let resource = Resource { id: ObjectId(0), meta, annotations, kind: registered, payload: payload.clone() };
-            create(state, request, resource.into(), Some(require))
+            let text = (name.as_str(), registered, payload.as_slice());
+            let resource = PackedResource::new(ObjectId(0), Meta::default(), text, labels.clone(), indices.clone());
+            create(state, request, Object::Resource(resource), Some(require))
         }
         Write::UpdateLabels { kind, object, set, remove, .. } => {
             if !matches!(kind, Kind::Config | Kind::Secret) {

@@ -32,6 +32,8 @@ struct Driver<'a> {
     plan: &'a Plan,
     poll: Poll,
     clients: Vec<Client>,
+    /// When the first operation could begin.
+    start: Instant,
     /// Operations begun.
     begun: u64,
     /// Operations that have ended, with an answer or an error.
@@ -109,6 +111,7 @@ impl<'a> Driver<'a> {
             plan,
             poll,
             clients,
+            start: monotonic(),
             begun: 0,
             ended: 0,
             revision: Revision(0),
@@ -146,6 +149,7 @@ impl<'a> Driver<'a> {
 
     fn work(&mut self) -> Result<(), Failure> {
         let start = monotonic();
+        self.start = start;
         let (mut last_ended, mut last_progress, mut last_shown) = (0, start, start);
         while !self.is_done() {
             let now = monotonic();
@@ -154,13 +158,15 @@ impl<'a> Driver<'a> {
                     State::Pausing { until } if until <= now => self.revive(number),
                     _ => {}
                 }
-                self.begin(number);
+                self.begin(number, false);
             }
-            self.turn(POLL, true)?;
+            let wait = self.due().map_or(POLL, |due| due.since(monotonic()).min(POLL));
+            self.turn(wait, true)?;
             self.none_left()?;
             let now = monotonic();
             let done = self.ended + self.measured.deliveries.total();
-            if done != last_ended {
+            let none_due = self.plan.rate.is_some() && self.begun == self.ended;
+            if done != last_ended || none_due {
                 (last_ended, last_progress) = (done, now);
             } else if now.since(last_progress) > self.plan.timeout + STALL_SLACK {
                 return Err(stalled(self.plan.timeout));
@@ -231,16 +237,25 @@ impl<'a> Driver<'a> {
                 self.lose(number, &error);
             }
             if begin {
-                self.begin(number);
+                self.begin(number, true);
             }
         }
         Ok(())
     }
 
-    /// Begins the client's next operation if it may and one is left.
-    fn begin(&mut self, number: usize) {
+    /// When the next operation is due, if there is a rate.
+    fn due(&self) -> Option<Instant> {
+        let nanos = u128::from(self.begun) * 1_000_000_000 / u128::from(self.plan.rate?);
+        Some(self.start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    /// Begins the client's next operation if it may and one is left and due. With a client that was busy until now it
+    /// counts from when it was due; else it is late because timers are, which is no fault of the swarm's.
+    fn begin(&mut self, number: usize, was_busy: bool) {
+        let now = monotonic();
+        let due = self.due().unwrap_or(now);
         let client = &mut self.clients[number];
-        if client.state != State::Ready || client.watches || self.begun >= self.writes_wanted() {
+        if due > now || client.state != State::Ready || client.watches || self.begun >= self.writes_wanted() {
             return;
         }
         let operation = match self.plan.work {
@@ -250,7 +265,7 @@ impl<'a> Driver<'a> {
         };
         self.begun += 1;
         let body = self.encode(operation);
-        let since = monotonic();
+        let since = if was_busy && self.plan.rate.is_some() { due } else { monotonic() };
         if let (Operation::Write(sequence), Work::Watch) = (operation, self.plan.work) {
             self.write_times.insert(sequence, since);
         }

@@ -1,7 +1,8 @@
 //! `skep bench`: many clients in one event loop, and what they measured.
 //!
 //! A client is one connection with one request outstanding, an operation is one answer to it. Nothing is retried: a
-//! refusal is an error and counts as one. The driver shares the machine with the managers that it measures, so it is
+//! refusal is an error and counts as one. With `--rate` operations begin at even distances instead of one after the other:
+//! what a swarm does under a load that it does not slow down. The driver shares the machine with the managers that it measures, so it is
 //! one thread that spends its time in the kernel; threads per client would measure the scheduler.
 
 use std::io::IsTerminal as _;
@@ -51,6 +52,8 @@ pub struct Plan {
     pub groups: u64,
     /// Operations in all.
     pub total: u64,
+    /// Operations begun in a second; `None` for one as soon as the one before is answered.
+    pub rate: Option<u64>,
     /// Bytes of each resource.
     pub size: usize,
     /// Reads may be answered from the local store.
@@ -195,6 +198,7 @@ fn prepare(
         writers: watch.writers as usize,
         groups: u64::from(watch.one_in),
         total: args.total,
+        rate: args.rate,
         size,
         stale: common.stale,
         timeout: common.timeout,
@@ -213,6 +217,7 @@ fn report(plan: &Plan, measured: &Measured, costs: Vec<Value>, out: &mut Output)
         value["errors"] = measured.errors.into();
         value["clients"] = plan.clients.into();
         value["size"] = plan.size.into();
+        value["rate"] = plan.rate.into();
         value["overwrite"] = plan.overwrite.len().into();
         value["elapsed_ms"] = json!(u64::try_from(measured.elapsed.as_millis()).unwrap_or(u64::MAX));
         if plan.work == Work::Mixed {
@@ -271,8 +276,9 @@ fn report(plan: &Plan, measured: &Measured, costs: Vec<Value>, out: &mut Output)
         ];
         out.text(&table(&columns, &costs))?;
     }
+    let rate = plan.rate.map_or(String::new(), |rate| format!(", {rate} asked for in a second"));
     out.line(&format!(
-        "{} clients, {} bytes, {} errors, {:.2} s",
+        "{} clients{rate}, {} bytes, {} errors, {:.2} s",
         plan.clients,
         plan.size,
         measured.errors,

@@ -148,6 +148,7 @@ fn plan() -> Plan {
         writers: 16,
         groups: 1,
         total: 100,
+        rate: None,
         size: 256,
         stale: false,
         timeout: Duration::from_secs(20),
@@ -181,6 +182,17 @@ fn every_write_is_one_operation_with_an_id_and_a_name_of_its_own() {
     assert_eq!((measured.writes.total(), measured.errors), (500, 0));
     let state = state.lock().unwrap();
     assert_eq!((state.changes.len(), state.names.len()), (500, 500));
+}
+
+#[test]
+fn a_rate_is_not_exceeded_and_waiting_for_a_client_counts() {
+    let (measured, _) = drive_plan(Plan { clients: 8, total: 51, rate: Some(500), ..plan() }, None);
+    assert_eq!((measured.writes.total(), measured.errors), (51, 0));
+    assert!(measured.elapsed >= Duration::from_millis(100), "the last was due then: {:?}", measured.elapsed);
+    // One client cannot keep this up: whatever the machine, the last operation waits for nearly all the others.
+    let (measured, _) = drive_plan(Plan { total: 2000, rate: Some(10_000_000), ..plan() }, None);
+    let (last, elapsed) = (measured.writes.max(), measured.elapsed.as_micros() as u64);
+    assert!(last >= elapsed / 2, "{last} of {elapsed} µs");
 }
 
 #[test]

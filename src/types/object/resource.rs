@@ -49,16 +49,23 @@ struct Attributes {
 pub(super) static NO_ATTRIBUTES: BTreeMap<String, String> = BTreeMap::new();
 
 impl PackedResource {
-    fn new(id: ObjectId, meta: Meta, (name, kind, payload): (&str, &str, &[u8]), attributes: Attributes) -> Self {
+    /// One of this name, kind and payload, copied once, and of these labels and indices.
+    pub fn new(
+        id: ObjectId,
+        meta: Meta,
+        (name, kind, payload): (&str, &str, &[u8]),
+        labels: BTreeMap<String, String>,
+        indices: BTreeMap<String, String>,
+    ) -> Self {
         let length = |text: &str| u32::try_from(text.len()).expect("it came in a frame of at most 4 MiB");
-        let has_some = !attributes.labels.is_empty() || !attributes.indices.is_empty();
+        let has_some = !labels.is_empty() || !indices.is_empty();
         Self {
             id,
             meta,
             bytes: [name.as_bytes(), kind.as_bytes(), payload].concat().into(),
             name_length: length(name),
             kind_length: length(kind),
-            attributes: has_some.then(|| Box::new(attributes)),
+            attributes: has_some.then(|| Box::new(Attributes { labels, indices })),
         }
     }
 
@@ -110,7 +117,7 @@ impl PackedResource {
         let labels = labels.unwrap_or_else(|| self.labels()).clone();
         let indices = indices.unwrap_or_else(|| self.indices()).clone();
         let payload = payload.unwrap_or_else(|| self.payload());
-        Self::new(self.id, self.meta, (self.name(), self.kind(), payload), Attributes { labels, indices })
+        Self::new(self.id, self.meta, (self.name(), self.kind(), payload), labels, indices)
     }
 
     /// The form that is made of plain parts.
@@ -133,7 +140,7 @@ fn text(bytes: &[u8]) -> &str {
 impl From<Resource> for PackedResource {
     fn from(resource: Resource) -> Self {
         let Resource { id, meta, annotations: Annotations { name, labels, indices }, kind, payload } = resource;
-        Self::new(id, meta, (&name, &kind, &payload), Attributes { labels, indices })
+        Self::new(id, meta, (&name, &kind, &payload), labels, indices)
     }
 }
 
@@ -211,7 +218,7 @@ impl<'de> Deserialize<'de> for PackedResource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Read { id, meta, annotations, kind, payload } = Read::deserialize(deserializer)?;
         let ReadAnnotations { name, labels, indices } = annotations;
-        Ok(Self::new(id, meta, (&name, &kind, &payload), Attributes { labels, indices }))
+        Ok(Self::new(id, meta, (&name, &kind, &payload), labels, indices))
     }
 }
 
