@@ -118,7 +118,7 @@ impl Applier {
             match command {
                 Command::Change(change) => {
                     let (outcome, events) = state.apply_change(change, position.term);
-                    departed.extend(events.iter().flat_map(|batch| &batch.events).filter_map(gone));
+                    departed.extend(events.iter().flat_map(|batch| &*batch.events).filter_map(gone));
                     (Effect::Outcome(outcome), events)
                 }
                 Command::SetAddress { raft_id, node_id, addr } => {

@@ -323,7 +323,7 @@ impl Leader {
         loop {
             match self.store.poll(&mut current.cursor, EVENTS) {
                 Ok(batches) => {
-                    let kinds = batches.iter().flat_map(|batch| &batch.events).map(|event| event.object.object.kind());
+                    let kinds = batches.iter().flat_map(|batch| &*batch.events).map(|event| event.object.object.kind());
                     news.kinds.extend(kinds.filter(|kind| current.machine.concerns(*kind)));
                     if batches.len() < EVENTS {
                         break;

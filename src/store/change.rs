@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::state::{State, Stored};
+use super::table::Taken;
 use super::watch::{Event, EventBatch};
 use crate::sys::faults::{Fault, planted};
 use crate::sys::time;
@@ -19,7 +20,6 @@ pub(super) fn execute(state: &mut State, change: Change) -> Result<EventBatch, R
     }
     let revision = state.revision.next();
     let made = if planted(Fault::ClockInApply) { Timestamp(time::monotonic().as_nanos()) } else { change.time };
-    // Nearly every change has one operation, and what is kept of it lives as long as the watch ring: no slack.
     let mut events = Vec::with_capacity(change.operations.len());
     // Carried out when nothing can be refused any more: there is no event to take them back by.
     let mut revoked = Vec::new();
@@ -91,13 +91,13 @@ fn use_token(state: &mut State, id: ObjectId, revision: Revision, time: Timestam
 fn create(state: &mut State, object: Object, revision: Revision, time: Timestamp) -> Result<Event, Refusal> {
     let (kind, id) = (object.kind(), object.id());
     check_shape(&object)?;
-    if state.get(kind, id).is_some() {
-        return Err(Refusal::Exists { kind, id });
-    }
-    check_name(state, &object)?;
     let meta = Meta { version: revision, created_at: time, updated_at: time };
     let stored = with_meta(object, meta);
-    state.add(stored.clone());
+    match state.create(stored.clone()) {
+        Err(Taken::Id) => return Err(Refusal::Exists { kind, id }),
+        Err(Taken::Name(holder)) => return Err(Refusal::NameConflict { kind, holder }),
+        Ok(()) => {}
+    }
     Ok(Event { action: Action::Create, object: stored, old: None })
 }
 

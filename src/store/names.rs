@@ -69,15 +69,21 @@ impl Names {
         self.shared.get(&key).map_or(std::slice::from_ref(first), |ids| ids).iter().copied()
     }
 
-    /// `holders`, of which there is one at least, have the name besides those who have it already.
+    /// `holder` has the name, if nobody has one with this key yet; tells whether.
+    pub fn claim(&mut self, key: NameKey, holder: ObjectId) -> bool {
+        let before = self.first.insert(key, holder);
+        if let Some(before) = before {
+            self.first.insert(key, before);
+        }
+        before.is_none()
+    }
+
+    /// `holders` have the name besides those who have it already.
     pub fn add(&mut self, key: NameKey, holders: &[ObjectId]) {
-        // Nearly always nobody had it, and one has it now.
-        match self.first.insert(key, holders[0]) {
-            None if holders.len() == 1 => return,
-            None => self.first.remove(&key),
-            Some(before) => self.first.insert(key, before),
-        };
-        self.change(key, |ids| ids.extend(holders));
+        // Nearly always it is one, and nobody had it.
+        if !matches!(holders, [only] if self.claim(key, *only)) {
+            self.change(key, |ids| ids.extend(holders));
+        }
     }
 
     pub fn remove(&mut self, key: NameKey, holder: ObjectId) {

@@ -110,7 +110,7 @@ impl Ring {
     }
 
     pub fn get(&self, id: ChangeId) -> Option<Outcome> {
-        self.find(id).map(|(place, remembered)| self.record(place, remembered).expect(REFUSED).outcome)
+        self.find(id).map(|(place, remembered)| self.unpack(place, remembered).expect(REFUSED).outcome)
     }
 
     fn find(&self, id: ChangeId) -> Option<(Place, Remembered)> {
@@ -130,7 +130,7 @@ impl Ring {
     }
 
     /// `None` for a refused one that is not among the refused, which only memory that rots makes.
-    fn record(&self, place: Place, remembered: Remembered) -> Option<Record> {
+    fn unpack(&self, place: Place, remembered: Remembered) -> Option<Record> {
         let (at, outcome) = match remembered.committed {
             Revision(0) => (**self.refused.get(&place)?).clone(),
             revision => (Revision(revision.0 - 1), Outcome::Committed(revision)),
@@ -152,20 +152,54 @@ impl Ring {
         self.horizons.newest.filter(|newest| *newest < revision).or(self.horizons.before)
     }
 
-    /// Remembers an outcome; forgets the oldest ones that no longer fit.
+    /// Remembers the outcome of a change that is not remembered yet.
     pub fn push(&mut self, record: &Record) {
-        debug_assert!(self.find(record.id).is_none(), "a change is judged once");
-        let number = self.forgotten + self.order.len() as u64;
+        let claimed = self.claim(record.id);
+        debug_assert!(claimed.is_ok(), "a change is judged once");
+        self.record(record);
+    }
+
+    /// Reserves the place of the next record for a change, or gives the outcome of one that is remembered. One way down the
+    /// tree for both: [`Self::record`] or [`Self::release`] follows.
+    pub fn claim(&mut self, id: ChangeId) -> Result<(), Outcome> {
+        let (half, place) = (Half::of(id), self.place(self.len()));
+        let before = self.places.insert(half, place);
+        match before {
+            Some(other) => drop(self.places.insert(half, other)),
+            None if self.more_places.is_empty() => return Ok(()),
+            None => {}
+        }
+        if let Some(outcome) = self.get(id) {
+            if before.is_none() {
+                // It came when its half was taken, by one that has left.
+                self.places.remove(&half);
+            }
+            return Err(outcome);
+        }
+        if before.is_some() {
+            self.more_places.insert(id, place);
+        }
+        Ok(())
+    }
+
+    /// Gives up the place that is reserved.
+    pub fn release(&mut self, id: ChangeId) {
+        // It is in one of the two. One that came when its half was taken stays where it is when that one leaves first, and
+        // the half goes to the next that comes.
+        if self.more_places.remove(&id).is_none() {
+            self.places.remove(&Half::of(id));
+        }
+    }
+
+    /// Remembers an outcome in the place that is reserved; forgets the oldest ones that no longer fit.
+    pub fn record(&mut self, record: &Record) {
+        let number = self.forgotten + self.len();
         if self.deferred.is_none() {
             self.hash = self.hash.wrapping_add(digest(number, record));
         }
-        let (place, remembered) = (self.place(self.order.len() as u64), Remembered::new(record));
+        let (place, remembered) = (self.place(self.len()), Remembered::new(record));
         if remembered.committed == Revision(0) {
             self.refused.insert(place, Arc::new((record.at, record.outcome.clone())));
-        }
-        if let Some(other) = self.places.insert(Half::of(record.id), place) {
-            self.places.insert(Half::of(record.id), other);
-            self.more_places.insert(record.id, place);
         }
         self.bytes += remembered.bytes();
         self.order.push_back(remembered);
@@ -202,12 +236,8 @@ impl Ring {
     fn pop(&mut self) {
         let Some(remembered) = self.order.pop_front() else { return };
         let place = self.place(0);
-        let record = self.record(place, remembered).expect(REFUSED);
-        // It is in one of the two. One that came when its half was taken stays where it is when that one leaves first, and
-        // the half goes to the next that comes.
-        if self.more_places.remove(&record.id).is_none() {
-            self.places.remove(&Half::of(record.id));
-        }
+        let record = self.unpack(place, remembered).expect(REFUSED);
+        self.release(record.id);
         self.refused.remove(&place);
         self.bytes -= remembered.bytes();
         if self.deferred.is_none_or(|first| self.forgotten < first) {
@@ -222,12 +252,12 @@ impl Ring {
 
     /// Every record, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = Record> + '_ {
-        (0..).zip(&self.order).filter_map(|(position, remembered)| self.record(self.place(position), *remembered))
+        (0..).zip(&self.order).filter_map(|(position, remembered)| self.unpack(self.place(position), *remembered))
     }
 
     pub fn get_at(&self, position: u64) -> Option<Record> {
         let remembered = *self.order.get(usize::try_from(position).ok()?)?;
-        self.record(self.place(position), remembered)
+        self.unpack(self.place(position), remembered)
     }
 
     /// The digest of the record that stands there in the order; zero where there is none that its id leads to.
@@ -381,6 +411,13 @@ mod tests {
                     expected.drain(..expected.len() - ring.len() as usize);
                     check(&ring, &expected);
                     assert_eq!(ring.get(self::id(half, 20)), None, "after {step}");
+                    // A change that comes again, or a new one that is not judged after all, leaves no trace.
+                    for record in expected.iter().take(2).chain(expected.back()) {
+                        assert_eq!(ring.claim(record.id), Err(record.outcome.clone()), "after {step}");
+                    }
+                    assert_eq!(ring.claim(self::id(half, 20)), Ok(()));
+                    ring.release(self::id(half, 20));
+                    check(&ring, &expected);
                 }
                 assert!(ring.forgotten() > forgotten + 100, "many have left");
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::membership::Membership;
 use super::ring::{Limits, Record, Ring};
-use super::table::Table;
+use super::table::{Table, Taken};
 use super::watch::EventBatch;
 use crate::codec::{digest128, envelope};
 use crate::sys::faults::{Fault, planted};
@@ -291,11 +291,16 @@ impl State {
     /// A repeated id gets its first answer. Only a committed change has a revision and events. By value, because the
     /// objects of a committed change move into their tables.
     pub fn apply_change(&mut self, change: Change, term: Term) -> (Outcome, Option<EventBatch>) {
-        let first = self.ring.get(change.id).filter(|_| !planted(Fault::RepeatedChangeApplied));
-        if let Some(outcome) = first {
-            return (outcome, None);
+        let first = self.ring.claim(change.id);
+        if let Err(outcome) = &first
+            && !planted(Fault::RepeatedChangeApplied)
+        {
+            return (outcome.clone(), None);
         }
         if !self.ring.covers(change.after, self.revision) {
+            if first.is_ok() {
+                self.ring.release(change.id);
+            }
             return (Outcome::Forgotten, None);
         }
         let (id, at) = (change.id, self.revision);
@@ -306,10 +311,9 @@ impl State {
         if planted(Fault::RefusalTakesRevision) && batch.is_none() {
             self.revision = self.revision.next();
         }
-        if planted(Fault::RepeatedChangeApplied) && self.ring.get(id).is_some() {
-            return (outcome, batch);
+        if first.is_ok() {
+            self.ring.record(&Record { id, at, outcome: outcome.clone() });
         }
-        self.ring.push(&Record { id, at, outcome: outcome.clone() });
         (outcome, batch)
     }
 
@@ -331,10 +335,13 @@ impl State {
         }
     }
 
-    /// Puts an object, whose id nothing has, in its table without judging it.
-    pub(super) fn add(&mut self, stored: Arc<Stored>) {
-        self.objects_hash = self.objects_hash.wrapping_add(stored.hash);
-        self.tables[stored.object.kind() as usize].add(stored);
+    /// Puts in an object unless its id or its name is taken.
+    pub(super) fn create(&mut self, stored: Arc<Stored>) -> Result<(), Taken> {
+        let (kind, hash) = (stored.object.kind(), stored.hash);
+        let unique = kind.has_unique_names() && !planted(Fault::NameUnchecked);
+        self.tables[kind as usize].create(stored, unique)?;
+        self.objects_hash = self.objects_hash.wrapping_add(hash);
+        Ok(())
     }
 
     /// Before a replay of many entries: what they create is put into the trees by [`Self::settle`], all at once, which is

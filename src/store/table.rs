@@ -44,6 +44,15 @@ enum Relation {
     Config(ObjectId),
 }
 
+/// Why an object was not put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Another one has its id.
+    Id,
+    /// This one has its name.
+    Name(ObjectId),
+}
+
 /// Objects that are worth a thread to put them in.
 const MANY: usize = 10_000;
 
@@ -107,10 +116,48 @@ impl Table {
         self.staged.is_some()
     }
 
-    /// Puts in an object whose id nothing has.
-    pub fn add(&mut self, stored: Arc<Stored>) {
-        self.bytes += u64::from(stored.bytes);
-        self.place(stored);
+    /// Puts in an object unless its id is taken or, where `unique`, its name.
+    pub fn create(&mut self, stored: Arc<Stored>, unique: bool) -> Result<(), Taken> {
+        let bytes = u64::from(stored.bytes);
+        if self.is_staging() {
+            if self.get(stored.object.id()).is_some() {
+                return Err(Taken::Id);
+            }
+            if let Some(holder) = self.holder(&stored.object).filter(|_| unique) {
+                return Err(Taken::Name(holder));
+            }
+            self.place(stored);
+        } else {
+            self.insert(stored, unique)?;
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// [`Self::create`] in the trees: one way down each of them, and back where something is taken, which is rare.
+    fn insert(&mut self, stored: Arc<Stored>, unique: bool) -> Result<(), Taken> {
+        let id = stored.object.id();
+        if let Some(before) = self.objects.insert(id, stored.clone()) {
+            self.objects.insert(id, before);
+            return Err(Taken::Id);
+        }
+        if let Some(key) = stored.object.name_bytes().map(NameKey::new)
+            && !self.names.claim(key, id)
+        {
+            // It may be another name with this key.
+            if let Some(holder) = self.holder(&stored.object).filter(|_| unique) {
+                self.objects.remove(&id);
+                return Err(Taken::Name(holder));
+            }
+            self.names.add(key, &[id]);
+        }
+        self.reindex(id, None, Some(&stored.object));
+        Ok(())
+    }
+
+    /// Who has this object's name; the first of several.
+    fn holder(&self, object: &Object) -> Option<ObjectId> {
+        self.named(object.name_bytes()?).next().map(|holder| holder.object.id())
     }
 
     /// Puts `stored` in the place of what has its id, or removes what is there; gives back what was.
@@ -143,7 +190,9 @@ impl Table {
             Some(new) => self.objects.insert(id, new.clone()),
             None => self.objects.remove(&id),
         };
-        self.reindex(id, old.as_deref(), stored.as_deref());
+        let (before, after) = (old.as_ref().map(|old| &old.object), stored.as_ref().map(|new| &new.object));
+        self.swap_name(id, before.and_then(Object::name_bytes), after.and_then(Object::name_bytes));
+        self.reindex(id, before, after);
         old
     }
 
@@ -274,10 +323,8 @@ impl Table {
         ids.extend(matching.map(|(_, id)| *id));
     }
 
-    /// Takes the old object out of every index and puts the new one in, leaving alone what both have.
-    fn reindex(&mut self, id: ObjectId, old: Option<&Stored>, new: Option<&Stored>) {
-        let (old, new) = (old.map(|stored| &stored.object), new.map(|stored| &stored.object));
-        self.swap_name(id, old.and_then(Object::name_bytes), new.and_then(Object::name_bytes));
+    /// Takes the old object out of every index but that of names and puts the new one in, leaving alone what both have.
+    fn reindex(&mut self, id: ObjectId, old: Option<&Object>, new: Option<&Object>) {
         self.swap_kind(old, new);
         self.swap_custom(id, old, new);
         let (before, after) = (relations(old), relations(new));
@@ -410,7 +457,7 @@ mod tests {
         let objects = [stored(1, &name), stored(half, "b"), stored(3, &same_key), stored(4, "d"), stored(5, "e")];
         let mut table = Table::default();
         table.stage();
-        objects.iter().for_each(|object| table.add(object.clone()));
+        objects.iter().for_each(|object| table.create(object.clone(), true).unwrap());
         assert_eq!((table.len(), table.objects.len()), (5, 2));
         for object in &objects {
             let (id, name) = (object.object.id(), object.object.name_bytes().unwrap());
@@ -420,7 +467,9 @@ mod tests {
         // Renamed, removed, and made again in the place of the one removed.
         assert_eq!(table.replace(ObjectId(4), Some(stored(4, "D2"))).unwrap().object.name(), Some("d"));
         assert!(table.replace(ObjectId(5), None).is_some() && table.replace(ObjectId(5), None).is_none());
-        table.add(stored(6, "E"));
+        table.create(stored(6, "E"), true).unwrap();
+        assert_eq!(table.create(stored(6, "other"), true), Err(Taken::Id));
+        assert_eq!(table.create(stored(7, "e"), true), Err(Taken::Name(ObjectId(6))));
         assert_eq!(
             (ids(table.named(b"d")), ids(table.named(b"d2")), ids(table.named(b"e"))),
             (vec![], vec![4], vec![6])
@@ -445,7 +494,7 @@ mod tests {
         table.stage();
         let count = MANY as u128 + 1;
         for number in (0..count).rev() {
-            table.add(stored(number, &format!("r{number}")));
+            table.create(stored(number, &format!("r{number}")), true).unwrap();
         }
         table.settle();
         assert!(table.iter().map(|stored| stored.object.id().0).eq(0..count));
@@ -458,7 +507,7 @@ mod tests {
     fn what_is_staged_is_in_no_index() {
         let mut table = Table::default();
         table.stage();
-        table.add(stored(1, "a"));
+        table.create(stored(1, "a"), true).unwrap();
         table.find(&[Selector::All]);
     }
 
@@ -470,12 +519,16 @@ mod tests {
         staged.stage();
         for number in [2, 0, 3, 1] {
             let object = objects[number].clone();
-            built.replace(object.object.id(), Some(object.clone()));
-            staged.add(object);
+            built.create(object.clone(), false).unwrap();
+            staged.create(object, false).unwrap();
         }
         staged.settle();
         loaded.load(objects.to_vec());
         for table in [&mut built, &mut loaded, &mut staged] {
+            let (bytes, taken) = (table.bytes(), stored(9, &one.to_ascii_uppercase()));
+            assert_eq!(table.create(taken, true), Err(Taken::Name(ObjectId(2))));
+            assert_eq!(table.create(stored(2, "new"), true), Err(Taken::Id));
+            assert_eq!((table.bytes(), table.len(), table.named(b"new").count()), (bytes, 4, 0));
             assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![2, 3], vec![1]));
             assert_eq!(ids(table.find(&[Selector::NamePrefix(one[..17].to_owned())]).into_iter()), [2, 3]);
             table.replace(ObjectId(2), None);

@@ -308,7 +308,7 @@ impl Serial {
     fn show_events(&mut self, change: &Change, term: Term, written: &BTreeMap<Place, Option<Object>>) {
         let (_, batch) = self.sound.apply_change(change.clone(), term);
         let Some(batch) = batch else { fail("serial order", format!("the store refuses {change:?}")) };
-        for event in &batch.events {
+        for event in batch.events.iter() {
             let object = &event.object.object;
             let place = (object.kind(), object.id());
             let before = self.objects.get(&place);

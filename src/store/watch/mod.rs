@@ -28,12 +28,41 @@ pub struct EventBatch {
     /// The change's revision.
     pub revision: Revision,
     /// What it did.
-    pub events: Vec<Event>,
+    pub events: Events,
     /// A service's encoding for its watchers, made by the first that needs it and shared by all.
     pub encoded: OnceLock<Bytes>,
     /// What the batch counts for in the ring: the objects, their encoding, what they replaced (which only the ring keeps
     /// alive), and a constant for each event.
     pub bytes: u64,
+}
+
+/// The events of a change: nearly always one, which needs no place of its own.
+#[derive(Debug)]
+pub enum Events {
+    /// One.
+    One([Event; 1]),
+    /// None or several.
+    Others(Box<[Event]>),
+}
+
+impl From<Vec<Event>> for Events {
+    fn from(events: Vec<Event>) -> Self {
+        match <[Event; 1]>::try_from(events) {
+            Ok(one) => Self::One(one),
+            Err(others) => Self::Others(others.into()),
+        }
+    }
+}
+
+impl std::ops::Deref for Events {
+    type Target = [Event];
+
+    fn deref(&self) -> &[Event] {
+        match self {
+            Self::One(one) => one,
+            Self::Others(others) => others,
+        }
+    }
 }
 
 impl EventBatch {
@@ -50,7 +79,7 @@ impl EventBatch {
             EVENT_OVERHEAD_BYTES + 2 * u64::from(event.object.bytes) + old
         };
         let bytes = EVENT_OVERHEAD_BYTES + events.iter().map(of_event).sum::<u64>();
-        Self { revision, events, encoded: OnceLock::new(), bytes }
+        Self { revision, events: events.into(), encoded: OnceLock::new(), bytes }
     }
 }
 
