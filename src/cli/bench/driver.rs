@@ -252,10 +252,12 @@ impl<'a> Driver<'a> {
     /// Begins the client's next operation if it may and one is left and due. With a client that was busy until now it
     /// counts from when it was due; else it is late because timers are, which is no fault of the swarm's.
     fn begin(&mut self, number: usize, was_busy: bool) {
-        let now = monotonic();
-        let due = self.due().unwrap_or(now);
         let client = &mut self.clients[number];
-        if due > now || client.state != State::Ready || client.watches || self.begun >= self.writes_wanted() {
+        if client.state != State::Ready || client.watches || self.begun >= self.writes_wanted() {
+            return;
+        }
+        let due = self.due();
+        if due.is_some_and(|due| due > monotonic()) {
             return;
         }
         let operation = match self.plan.work {
@@ -265,7 +267,7 @@ impl<'a> Driver<'a> {
         };
         self.begun += 1;
         let body = self.encode(operation);
-        let since = if was_busy && self.plan.rate.is_some() { due } else { monotonic() };
+        let since = due.filter(|_| was_busy).unwrap_or_else(monotonic);
         if let (Operation::Write(sequence), Work::Watch) = (operation, self.plan.work) {
             self.write_times.insert(sequence, since);
         }
