@@ -134,6 +134,8 @@ const RAFT_QUEUE_BYTES: usize = 32 << 20;
 const HANDSHAKES: usize = 8;
 /// Completions taken in one turn.
 const COMPLETIONS: usize = 8192;
+/// Commands of one event that room is kept for.
+const COMMANDS_KEPT: usize = 16;
 
 /// Wakes the loop, once for many.
 #[derive(Debug)]
@@ -459,8 +461,13 @@ impl<H: Handler> Net<H> {
                     self.peer_effect(effect);
                 }
             } else if !self.out.commands.is_empty() {
-                for command in std::mem::take(&mut self.out.commands) {
+                let mut commands = std::mem::take(&mut self.out.commands);
+                for command in commands.drain(..) {
                     self.execute(command);
+                }
+                // The room for a few is used again; what they asked for has its own.
+                if self.out.commands.is_empty() && commands.capacity() <= COMMANDS_KEPT {
+                    self.out.commands = commands;
                 }
             } else {
                 return;

@@ -2,15 +2,23 @@
 
 use super::*;
 
+/// Effects of one event that room is kept for.
+const EFFECTS_KEPT: usize = 16;
+
 impl NodeHandler {
     /// Runs the requests machine and carries out what it asks, until it asks nothing more.
     pub(super) fn drive(&mut self, now: Instant, event: Event, out: &mut Outbox) {
         self.backlog.push_back(event);
         while let Some(event) = self.backlog.pop_front() {
             let Some(member) = &mut self.member else { return };
-            member.requests.step(now, event, &mut self.effects);
-            for effect in std::mem::take(&mut self.effects) {
+            let mut effects = std::mem::take(&mut self.effects);
+            member.requests.step(now, event, &mut effects);
+            for effect in effects.drain(..) {
                 self.carry_out(effect, out);
+            }
+            // Room for a few is larger than what an allocator has at hand, and used for every request.
+            if effects.capacity() <= EFFECTS_KEPT {
+                self.effects = effects;
             }
         }
     }
