@@ -173,7 +173,7 @@ pub fn bootstrap(
 }
 
 /// Loads the newest snapshot, applies the log after it up to the stored commit index, and reads the rest into memory.
-/// `ring_bytes` is the budget of the store's watch ring, which the replay fills.
+/// `ring_bytes` is the budget of the store's watch ring, which the last entries fill.
 pub fn recover(
     reader: &LogReader,
     recovered: &Recovered,

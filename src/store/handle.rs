@@ -77,13 +77,12 @@ impl Store {
         result
     }
 
-    /// [`Self::write`] during a replay: nobody watches yet, and the ring, in which later events will leave no room for these,
-    /// begins after them.
+    /// [`Self::write`] during a replay, when nobody watches yet: the ring begins after it, empty. For what so many entries
+    /// follow that its events would be gone from the ring by the end, or nearly.
     pub fn write_unwatched<T>(&self, write: impl FnOnce(&mut State) -> (T, Option<EventBatch>)) -> T {
         let mut inner = self.lock();
         let (result, _) = write(&mut inner.state);
-        assert!(inner.ring.batches.is_empty(), "what is watched has no gaps");
-        inner.ring.base = inner.state.revision();
+        inner.restart_ring();
         self.revision.store(inner.state.revision().0, Release);
         result
     }
@@ -103,11 +102,9 @@ impl Store {
         let mut inner = self.lock();
         let (old, new) = (&inner.state, &state);
         assert!(old.lineage() != new.lineage() || old.applied() <= new.applied(), "{new:?} is older than {old:?}");
-        inner.ring.batches.clear();
-        inner.ring.bytes = 0;
-        inner.ring.base = state.revision();
         self.revision.store(state.revision().0, Release);
         let old = std::mem::replace(&mut inner.state, state);
+        inner.restart_ring();
         drop(inner);
         drop(old);
     }
@@ -167,6 +164,13 @@ impl Store {
 }
 
 impl Inner {
+    /// Begins the ring anew after the present revision.
+    fn restart_ring(&mut self) {
+        self.ring.batches.clear();
+        self.ring.bytes = 0;
+        self.ring.base = self.state.revision();
+    }
+
     fn check(&self, cursor: &Cursor) -> Result<(), WatchError> {
         if cursor.lineage() != self.state.lineage() {
             return Err(WatchError::OtherLineage);

@@ -326,12 +326,15 @@ impl State {
         old
     }
 
-    /// Puts objects in their tables that are in none yet; those of a kind stand together, each once.
+    /// Puts objects in their tables that are in none yet, each once.
     pub(super) fn load(&mut self, objects: Vec<Arc<Stored>>) {
         self.objects_hash = objects.iter().fold(self.objects_hash, |sum, stored| sum.wrapping_add(stored.hash));
-        for of_kind in objects.chunk_by(|one, other| one.object.kind() == other.object.kind()) {
-            let kind = of_kind.first().expect("a chunk is not empty").object.kind();
-            self.tables[kind as usize].load(of_kind.to_vec());
+        let mut of_kinds = [const { Vec::new() }; Kind::ALL.len()];
+        for stored in objects {
+            of_kinds[stored.object.kind() as usize].push(stored);
+        }
+        for (table, objects) in self.tables.iter_mut().zip(of_kinds) {
+            table.load(objects);
         }
     }
 
@@ -360,7 +363,7 @@ impl State {
     }
 
     /// [`Self::find`] for an entry, which may come during a replay.
-    pub(super) fn find_in_replay(&mut self, kind: Kind, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
+    pub(super) fn find_for_entry(&mut self, kind: Kind, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
         let table = &mut self.tables[kind as usize];
         if table.is_staging() {
             table.settle();

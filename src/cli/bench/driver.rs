@@ -160,12 +160,11 @@ impl<'a> Driver<'a> {
                 }
                 self.begin(number, false);
             }
-            let wait = self.due().map_or(POLL, |due| due.since(monotonic()).min(POLL));
-            self.turn(wait, true)?;
+            self.turn(self.wait(), true)?;
             self.none_left()?;
             let now = monotonic();
             let done = self.ended + self.measured.deliveries.total();
-            let none_due = self.plan.rate.is_some() && self.begun == self.ended;
+            let none_due = self.plan.rate.is_some() && self.begun == self.ended && self.begun < self.writes_wanted();
             if done != last_ended || none_due {
                 (last_ended, last_progress) = (done, now);
             } else if now.since(last_progress) > self.plan.timeout + STALL_SLACK {
@@ -220,6 +219,7 @@ impl<'a> Driver<'a> {
         }
         for event in &events {
             let number = event.token().0;
+            let was_busy = self.clients[number].state != State::Ready;
             let Some(connection) = self.clients[number].connection.as_mut() else { continue };
             let flushed = if event.is_writable() { connection.flush(self.poll.registry()) } else { Ok(()) };
             let filled = flushed.and_then(|()| connection.fill(&mut self.chunk));
@@ -237,7 +237,7 @@ impl<'a> Driver<'a> {
                 self.lose(number, &error);
             }
             if begin {
-                self.begin(number, true);
+                self.begin(number, was_busy);
             }
         }
         Ok(())
@@ -247,6 +247,17 @@ impl<'a> Driver<'a> {
     fn due(&self) -> Option<Instant> {
         let nanos = u128::from(self.begun) * 1_000_000_000 / u128::from(self.plan.rate?);
         Some(self.start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    /// How long there is nothing to do but for what sockets bring: until the next operation is due, if a client is free.
+    fn wait(&self) -> Duration {
+        let is_free = |client: &Client| client.state == State::Ready && !client.watches;
+        match self.due() {
+            Some(due) if self.begun < self.writes_wanted() && self.clients.iter().any(is_free) => {
+                due.since(monotonic()).min(POLL)
+            }
+            _ => POLL,
+        }
     }
 
     /// Begins the client's next operation if it may and one is left and due. With a client that was busy until now it
