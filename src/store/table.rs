@@ -107,7 +107,7 @@ impl Table {
     /// Puts what is staged into the trees. Nothing is staged any more.
     pub fn settle(&mut self) {
         if let Some(staged) = self.staged.take() {
-            self.plant(staged.into_objects());
+            self.fill(staged.into_objects());
         }
     }
 
@@ -126,7 +126,7 @@ impl Table {
             if let Some(holder) = self.holder(&stored.object).filter(|_| unique) {
                 return Err(Taken::Name(holder));
             }
-            self.place(stored);
+            self.put(stored);
         } else {
             self.insert(stored, unique)?;
         }
@@ -164,7 +164,7 @@ impl Table {
     pub fn replace(&mut self, id: ObjectId, stored: Option<Arc<Stored>>) -> Option<Arc<Stored>> {
         self.bytes += stored.as_ref().map_or(0, |new| u64::from(new.bytes));
         let old = if let Some(staged) = self.staged.as_mut().and_then(|staged| staged.take(id)) {
-            stored.into_iter().for_each(|new| self.place(new));
+            stored.into_iter().for_each(|new| self.put(new));
             Some(staged)
         } else {
             self.exchange(id, stored)
@@ -174,7 +174,7 @@ impl Table {
     }
 
     /// Stages a new object, or puts it into the trees.
-    fn place(&mut self, stored: Arc<Stored>) {
+    fn put(&mut self, stored: Arc<Stored>) {
         let left = match &mut self.staged {
             Some(staged) => staged.put(stored).err(),
             None => Some(stored),
@@ -199,12 +199,12 @@ impl Table {
     /// Puts in many objects whose ids nothing has, each once.
     pub fn load(&mut self, objects: Vec<Arc<Stored>>) {
         self.bytes += objects.iter().map(|stored| u64::from(stored.bytes)).sum::<u64>();
-        self.plant(objects);
+        self.fill(objects);
     }
 
     /// Puts objects into the trees that are counted and in none. Every index is filled in its own order, so that each
     /// insertion finds its neighbours in the processor's cache: a million objects take a second instead of ten.
-    fn plant(&mut self, objects: Vec<Arc<Stored>>) {
+    fn fill(&mut self, objects: Vec<Arc<Stored>>) {
         let mut names: Vec<(NameKey, ObjectId)> = objects
             .iter()
             .filter_map(|stored| Some((NameKey::new(stored.object.name_bytes()?), stored.object.id())))
