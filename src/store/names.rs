@@ -19,22 +19,30 @@ pub(super) struct Names {
 }
 
 /// A name as the index orders it: its first bytes, then a hash of all of it. Unlike the name itself this has a fixed size:
-/// a comparison follows no pointer, and copying a node of the tree counts no references. Whoever finds a key compares the
-/// object's name, which is exact.
+/// a comparison follows no pointer, and copying a node of the tree counts no references. Whoever finds a key that is not
+/// [exact](Self::is_exact) compares the object's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NameKey {
     /// The first twelve bytes in lower case, padded with zeros, as big-endian numbers: in the order of the names.
     head: u64,
     then: u32,
-    /// Of the whole name in lower case.
+    /// Of the whole name in lower case; odd. Zero for a name that is in the bytes above as a whole.
     hash: u32,
 }
 
 impl NameKey {
     pub fn new(name: &[u8]) -> Self {
+        if name.len() <= 12 && !name.contains(&0) {
+            return Self::of(name, 0, 0);
+        }
         // Names that collide on purpose share an entry: a comparison for each of them, and a copy of their ids.
         let hash = name.chunks(8).fold(name.len() as u64, |hash, chunk| mix(hash, word(chunk, 0)));
-        Self::of(name, 0, (mix(hash, 0) >> 32) as u32)
+        Self::of(name, 0, (mix(hash, 0) >> 32) as u32 | 1)
+    }
+
+    /// Whether no other name has this key, but for the case of its letters.
+    pub const fn is_exact(self) -> bool {
+        self.hash == 0
     }
 
     fn of(name: &[u8], padding: u8, hash: u32) -> Self {
@@ -44,7 +52,7 @@ impl NameKey {
 
     /// Half as long, and as different for names that begin alike.
     pub const fn digest(self) -> u64 {
-        self.head ^ ((self.then as u64) << 32 | self.hash as u64)
+        mix(mix(0, self.head), (self.then as u64) << 32 | self.hash as u64)
     }
 
     /// The keys of every name that begins with `prefix`, and of some that do not.
@@ -163,6 +171,20 @@ pub(super) mod tests {
                 && text.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase())
             {
                 return (NAME.to_owned(), format!("{}{text}", &NAME[..16]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_name_is_told_from_any_other_by_its_key() {
+        let key = |name: &str| NameKey::new(name.as_bytes());
+        let names =
+            ["", "a", "b", "a\0", "\0", "twelve-bytes", "twelve-byte", "twelve-bytes\0", "twelve-bytes-", "häuser"];
+        for (number, one) in names.into_iter().enumerate() {
+            assert_eq!(key(one).is_exact(), one.len() <= 12 && !one.contains('\0'), "{one:?}");
+            assert_eq!(key(one), key(&one.to_ascii_uppercase()));
+            for other in &names[number + 1..] {
+                assert_ne!(key(one), key(other), "{one:?} {other:?}");
             }
         }
     }

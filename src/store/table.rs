@@ -252,11 +252,11 @@ impl Table {
     pub fn named<'a, 'n>(&'a self, name: &'n [u8]) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 'n> {
         // Where something is staged a name has one holder at most, so that the order is that of ids here as well.
         let staged = self.staged.as_ref().and_then(|staged| staged.named(name));
-        let settled = self
-            .names
-            .holders(NameKey::new(name))
-            .filter_map(|id| self.objects.get(&id))
-            .filter(move |stored| stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name)));
+        let key = NameKey::new(name);
+        let has_it = move |stored: &&Arc<Stored>| {
+            key.is_exact() || stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name))
+        };
+        let settled = self.names.holders(key).filter_map(|id| self.objects.get(&id)).filter(has_it);
         staged.into_iter().chain(settled)
     }
 
