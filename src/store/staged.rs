@@ -1,8 +1,8 @@
 //! Objects that a replay created and that have no place in the trees yet.
 //!
 //! Ids and names come in random order: each is a cache miss or two to look up and to put into a tree, for a million of them
-//! half the time of a start. Here they cost a place in a hash map each, and when the replay is over the trees are filled in
-//! order (`Table::load`).
+//! a third of the time of a start. Here they cost a place in a hash map each, and when the replay is over the trees are
+//! filled in order (`Table::settle`).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::Vacant;

@@ -347,8 +347,8 @@ impl State {
         Ok(())
     }
 
-    /// Before a replay of many entries: what they create is put into the trees by [`Self::settle`], all at once, which is
-    /// several times faster. Until then nothing may be asked of this state but what entries ask for.
+    /// Before a replay: what entries create is put into the trees by [`Self::settle`], all at once and in order. Until then
+    /// nothing may be asked of this state but what entries ask for.
     pub fn stage(&mut self) {
         for kind in Kind::ALL.into_iter().filter(|kind| kind.has_unique_names()) {
             self.tables[kind as usize].stage();

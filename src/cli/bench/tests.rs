@@ -189,10 +189,11 @@ fn a_rate_is_not_exceeded_and_waiting_for_a_client_counts() {
     let (measured, _) = drive_plan(Plan { clients: 8, total: 51, rate: Some(500), ..plan() }, None);
     assert_eq!((measured.writes.total(), measured.errors), (51, 0));
     assert!(measured.elapsed >= Duration::from_millis(100), "the last was due then: {:?}", measured.elapsed);
-    // One client cannot keep this up: whatever the machine, the last operation waits for nearly all the others.
+    // One client cannot keep this up: whatever the machine, half of the operations wait for a thousand others. Without the
+    // wait they would take a two-thousandth of the time, the wide margin is for a pause at the end.
     let (measured, _) = drive_plan(Plan { total: 2000, rate: Some(10_000_000), ..plan() }, None);
-    let (last, elapsed) = (measured.writes.max(), measured.elapsed.as_micros() as u64);
-    assert!(last >= elapsed / 2, "{last} of {elapsed} µs");
+    let (median, elapsed) = (measured.writes.quantile(0.5), measured.elapsed.as_micros() as u64);
+    assert!(median >= elapsed / 100, "{median} of {elapsed} µs");
 }
 
 #[test]
