@@ -18,8 +18,8 @@ use crate::types::{Index, Position, Term};
 /// Bytes of applied and synced entries kept in memory for members that lack them.
 const LACKED_BYTES: u64 = 8 << 20;
 /// Of those that every member has; a follower, which does not know, keeps no more either. What a new leader may have to
-/// send of them is the end.
-const RECENT_BYTES: u64 = 1 << 20;
+/// send of them is the end; what it lacks of them it reads from the disk, and from then on it keeps [`LACKED_BYTES`].
+const RECENT_BYTES: u64 = 256 << 10;
 /// What an entry costs besides its payload.
 const ENTRY_OVERHEAD: u64 = 48;
 
@@ -115,6 +115,15 @@ impl LogView {
     /// The first entry that is in memory; the one after the last if there is none.
     pub fn first_in_memory(&self) -> Index {
         self.tail.front().map_or(self.last.index.next(), |entry| Index(entry.index))
+    }
+
+    /// Whether a member that has the entries up to `matched` can have what it lacks from memory: now, or soon if what is
+    /// there is kept for it, because what it lacks is about as much as is kept.
+    pub fn reaches(&self, matched: Index) -> bool {
+        let lacked = self.last.index.0.saturating_sub(matched.0);
+        // By the size of the recent ones.
+        let bytes = self.tail_bytes.checked_div(self.tail.len() as u64).map(|each| each.saturating_mul(lacked));
+        matched.next() >= self.first_in_memory() || bytes.is_some_and(|bytes| bytes <= LACKED_BYTES)
     }
 
     /// The last entry.
@@ -428,6 +437,8 @@ mod tests {
         assert_eq!(log.tail.len(), 61, "nothing that is not done");
         log.evict(Index(200), Index(170));
         assert_eq!(log.tail.len(), 31, "those that everyone has");
+        assert!(log.reaches(Index(170)) && !log.reaches(Index(60)));
+        assert!(log.reaches(Index(130)), "not in memory, and of a size that is kept for one who lacks it");
         assert_eq!(log.entries(180, 202, None, GetEntriesContext::empty(false)).expect("in memory").len(), 22);
         let missing = log.entries(10, 20, Some(1), GetEntriesContext::empty(true));
         assert!(matches!(missing, Err(Error::Store(StorageError::LogTemporarilyUnavailable))));

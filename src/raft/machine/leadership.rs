@@ -103,14 +103,15 @@ impl Machine {
     }
 
     /// The last entry that every member is known to have. Only a leader knows; to anyone else no entry counts as lacked.
-    /// A member that lacks more than memory holds is left out: it begins on the disk.
+    /// A member that lacks much more than memory holds is left out: it begins on the disk, and comes back here when it has
+    /// nearly caught up.
     pub(super) fn matched_everywhere(&self) -> Index {
         if !self.is_leader() {
             return Index(u64::MAX);
         }
-        let in_memory = self.node.store().first_in_memory();
+        let log = self.node.store();
         let matched = self.node.raft.prs().iter().map(|(_, progress)| Index(progress.matched));
-        matched.filter(|matched| matched.next() >= in_memory).min().unwrap_or(Index(u64::MAX))
+        matched.filter(|matched| log.reaches(*matched)).min().unwrap_or(Index(u64::MAX))
     }
 
     pub(super) fn propose_mark(&mut self, now: Instant) {
