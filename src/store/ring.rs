@@ -17,9 +17,9 @@ use crate::types::{ChangeId, Outcome, Refusal, Revision};
 #[derive(Clone)]
 pub(super) struct Ring {
     order: Vector<Remembered>,
-    /// The places of the records, by the first halves of their ids. Those are nearly always different.
-    places: OrdMap<Half, Place>,
-    /// The places of the records that came when another one had taken their half.
+    /// The places of the records, by some bits of their ids. Those are nearly always different.
+    places: OrdMap<Bits, Place>,
+    /// The places of the records that came when another one had taken their bits: a handful.
     more_places: OrdMap<ChangeId, Place>,
     /// The refusals among the records, by their places: they are few, and larger than what was committed.
     refused: OrdMap<Place, Arc<(Revision, Outcome)>>,
@@ -72,14 +72,14 @@ struct Remembered {
     committed: Revision,
 }
 
-/// The first half of a change's id, which orders those that are made one after the other. Beside a place it takes 12 bytes.
+/// Of a change's id that is [ordered](ChangeId::ordered) the last twelve bits of its time, which make four seconds, and the
+/// first twenty random ones: ids that are made within a moment are neighbours, and a full ring has a few that share theirs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(Rust, packed(4))]
-struct Half(u64);
+struct Bits(u32);
 
-impl Half {
+impl Bits {
     const fn of(id: ChangeId) -> Self {
-        Self((id.0 >> 64) as u64)
+        Self((id.0 >> 60) as u32)
     }
 }
 
@@ -115,8 +115,8 @@ impl Ring {
 
     fn find(&self, id: ChangeId) -> Option<(Place, Remembered)> {
         let at = |place: &Place| Some((*place, *self.order.get(self.position(*place))?));
-        let same_half = self.places.get(&Half::of(id)).and_then(at);
-        same_half.filter(|(_, found)| found.id() == id).or_else(|| self.more_places.get(&id).and_then(at))
+        let same_bits = self.places.get(&Bits::of(id)).and_then(at);
+        same_bits.filter(|(_, found)| found.id() == id).or_else(|| self.more_places.get(&id).and_then(at))
     }
 
     /// Where in the order a record stands.
@@ -162,32 +162,31 @@ impl Ring {
     /// Reserves the place of the next record for a change, or gives the outcome of one that is remembered. One way down the
     /// tree for both: [`Self::record`] or [`Self::release`] follows.
     pub fn claim(&mut self, id: ChangeId) -> Result<(), Outcome> {
-        let (half, place) = (Half::of(id), self.place(self.len()));
-        let before = self.places.insert(half, place);
-        match before {
-            Some(other) => drop(self.places.insert(half, other)),
-            None if self.more_places.is_empty() => return Ok(()),
-            None => {}
+        let (bits, place) = (Bits::of(id), self.place(self.len()));
+        if let Some(other) = self.places.insert(bits, place) {
+            self.places.insert(bits, other);
+            return match self.get(id) {
+                Some(outcome) => Err(outcome),
+                None => {
+                    self.more_places.insert(id, place);
+                    Ok(())
+                }
+            };
         }
-        if let Some(outcome) = self.get(id) {
-            if before.is_none() {
-                // It came when its half was taken, by one that has left.
-                self.places.remove(&half);
-            }
-            return Err(outcome);
-        }
-        if before.is_some() {
-            self.more_places.insert(id, place);
+        if self.more_places.contains_key(&id) {
+            // It came when its bits were taken, by one that has left.
+            self.places.remove(&bits);
+            return Err(self.get(id).expect("its place is there"));
         }
         Ok(())
     }
 
     /// Gives up the place that is reserved.
     pub fn release(&mut self, id: ChangeId) {
-        // It is in one of the two. One that came when its half was taken stays where it is when that one leaves first, and
-        // the half goes to the next that comes.
+        // It is in one of the two. One that came when its bits were taken stays where it is when that one leaves first, and
+        // the bits go to the next that comes.
         if self.more_places.remove(&id).is_none() {
-            self.places.remove(&Half::of(id));
+            self.places.remove(&Bits::of(id));
         }
     }
 
@@ -283,7 +282,7 @@ impl Ring {
     /// Loses what leads to a record.
     #[cfg(test)]
     pub fn rot_place(&mut self, id: ChangeId) {
-        self.places.remove(&Half::of(id));
+        self.places.remove(&Bits::of(id));
         self.more_places.remove(&id);
     }
 
@@ -379,12 +378,12 @@ mod tests {
         }
     }
 
-    fn id(half: u64, rest: u64) -> ChangeId {
-        ChangeId(u128::from(half) << 64 | u128::from(rest))
+    fn id(bits: u64, rest: u64) -> ChangeId {
+        ChangeId(u128::from(bits) << 64 | u128::from(rest))
     }
 
     #[test]
-    fn ids_that_share_a_half_are_told_apart_and_nothing_stays_of_what_left() {
+    fn ids_that_share_bits_are_told_apart_and_nothing_stays_of_what_left() {
         let mut entropy = SeededEntropy::new(3);
         // Places begin again at zero after 2^32 records.
         for forgotten in [0, (1 << 32) - 9] {
@@ -392,9 +391,10 @@ mod tests {
                 let mut ring = Ring::resume(limits, forgotten, Horizons::default());
                 let (mut expected, mut revision) = (VecDeque::<Record>::new(), 1);
                 for step in 0..500 {
-                    let half =
+                    let bits =
                         if entropy.next_u64().is_multiple_of(4) { entropy.next_u64() } else { entropy.next_u64() % 3 };
-                    let id = id(half, entropy.next_u64() % 20);
+                    // Some differ in the time alone, of which four seconds are told apart.
+                    let id = ChangeId(id(bits, entropy.next_u64() % 20).0 ^ u128::from(entropy.next_u64() % 2) << 92);
                     if expected.iter().any(|record| record.id == id) {
                         continue;
                     }
@@ -410,13 +410,13 @@ mod tests {
                     expected.push_back(record);
                     expected.drain(..expected.len() - ring.len() as usize);
                     check(&ring, &expected);
-                    assert_eq!(ring.get(self::id(half, 20)), None, "after {step}");
+                    assert_eq!(ring.get(self::id(bits, 20)), None, "after {step}");
                     // A change that comes again, or a new one that is not judged after all, leaves no trace.
                     for record in expected.iter().take(2).chain(expected.back()) {
                         assert_eq!(ring.claim(record.id), Err(record.outcome.clone()), "after {step}");
                     }
-                    assert_eq!(ring.claim(self::id(half, 20)), Ok(()));
-                    ring.release(self::id(half, 20));
+                    assert_eq!(ring.claim(self::id(bits, 20)), Ok(()));
+                    ring.release(self::id(bits, 20));
                     check(&ring, &expected);
                 }
                 assert!(ring.forgotten() > forgotten + 100, "many have left");

@@ -147,9 +147,9 @@ id!(
 );
 
 impl ChangeId {
-    /// An id that sorts by when it was made: 48 bits of milliseconds, then 80 random bits. Any 128 bits will do, but of
-    /// ids in order the ring of remembered changes touches only its two ends, which stay in the processor's cache. Clocks
-    /// that disagree cost that order and nothing else.
+    /// An id that sorts by when it was made: 48 bits of milliseconds, then 80 random bits. Any 128 bits will do, but those
+    /// that are made within a moment are neighbours among the remembered changes, and so in the processor's cache. Clocks
+    /// that disagree cost that and nothing else.
     pub const fn ordered(time_ms: u64, random: u128) -> Self {
         Self((time_ms as u128) << 80 | random >> 48)
     }

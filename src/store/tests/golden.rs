@@ -57,7 +57,7 @@ fn every_kind_survives_its_encoding_and_has_a_json_form() {
 
 #[test]
 fn many_small_objects_do_not_pay_for_the_large_kinds() {
-    assert_eq!(size_of::<Stored>(), 104);
+    assert_eq!(size_of::<Stored>(), 88);
 }
 
 #[test]

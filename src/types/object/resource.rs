@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::slice::SliceIndex;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -23,7 +24,7 @@ pub struct Resource {
     pub payload: Vec<u8>,
 }
 
-/// A [`Resource`] as it is kept: the same in 72 bytes and one allocation, two if it has labels or indices. Of nothing else
+/// A [`Resource`] as it is kept: the same in 64 bytes and one allocation, two if it has labels or indices. Of nothing else
 /// does a swarm have so many.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct PackedResource {
@@ -31,18 +32,47 @@ pub struct PackedResource {
     pub id: ObjectId,
     /// Version and times.
     pub meta: Meta,
-    /// Name, kind and payload, one after the other.
-    bytes: Box<[u8]>,
-    name_length: u32,
-    kind_length: u32,
-    /// `None` when both are empty.
-    attributes: Option<Box<Attributes>>,
+    content: Content,
+}
+
+/// What else a resource has.
+#[derive(Clone, PartialEq, Eq)]
+enum Content {
+    Plain(Text),
+    /// With labels or indices.
+    Labelled(Box<Labelled>),
 }
 
 #[derive(Clone, PartialEq, Eq)]
-struct Attributes {
+struct Labelled {
+    text: Text,
     labels: BTreeMap<String, String>,
     indices: BTreeMap<String, String>,
+}
+
+/// Name, kind and payload, one after the other.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Text {
+    bytes: Box<[u8]>,
+    kind_length: u32,
+    /// In three bytes, little-endian.
+    name_length: [u8; 3],
+    tag: Tag,
+}
+
+/// The values that this byte never has tell the variants of [`Content`] and of [`super::Object`] apart, which so take no
+/// place of their own.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[repr(u8)]
+enum Tag {
+    #[default]
+    Text,
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self::Plain(Text::default())
+    }
 }
 
 /// The labels and indices of what has none.
@@ -57,15 +87,26 @@ impl PackedResource {
         labels: BTreeMap<String, String>,
         indices: BTreeMap<String, String>,
     ) -> Self {
-        let length = |text: &str| u32::try_from(text.len()).expect("it came in a frame of at most 4 MiB");
-        let has_some = !labels.is_empty() || !indices.is_empty();
-        Self {
-            id,
-            meta,
+        const LENGTH: &str = "it came in a frame of at most 4 MiB";
+        let Ok([name_length @ .., 0]) = u32::try_from(name.len()).map(u32::to_le_bytes) else { panic!("{LENGTH}") };
+        let text = Text {
             bytes: [name.as_bytes(), kind.as_bytes(), payload].concat().into(),
-            name_length: length(name),
-            kind_length: length(kind),
-            attributes: has_some.then(|| Box::new(Attributes { labels, indices })),
+            kind_length: u32::try_from(kind.len()).expect(LENGTH),
+            name_length,
+            tag: Tag::Text,
+        };
+        let content = if labels.is_empty() && indices.is_empty() {
+            Content::Plain(text)
+        } else {
+            Content::Labelled(Box::new(Labelled { text, labels, indices }))
+        };
+        Self { id, meta, content }
+    }
+
+    const fn text(&self) -> &Text {
+        match &self.content {
+            Content::Plain(text) => text,
+            Content::Labelled(labelled) => &labelled.text,
         }
     }
 
@@ -75,9 +116,8 @@ impl PackedResource {
     }
 
     /// Its name, to compare and to hash.
-    // Here and below: a length that rotted in memory gives nothing, for the scrubber to find, and no panic.
     pub fn name_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.name_length as usize).unwrap_or_default()
+        self.text().part(|name, _| ..name)
     }
 
     /// The extension's name.
@@ -87,23 +127,28 @@ impl PackedResource {
 
     /// The extension's name, to compare and to hash.
     pub fn kind_bytes(&self) -> &[u8] {
-        let (from, length) = (self.name_length as usize, self.kind_length as usize);
-        self.bytes.get(from..from + length).unwrap_or_default()
+        self.text().part(|name, kind| name..name + kind)
     }
 
     /// The user's bytes.
     pub fn payload(&self) -> &[u8] {
-        self.bytes.get(self.name_length as usize + self.kind_length as usize..).unwrap_or_default()
+        self.text().part(|name, kind| name + kind..)
     }
 
     /// The labels that people gave it.
     pub fn labels(&self) -> &BTreeMap<String, String> {
-        self.attributes.as_ref().map_or(&NO_ATTRIBUTES, |attributes| &attributes.labels)
+        match &self.content {
+            Content::Plain(_) => &NO_ATTRIBUTES,
+            Content::Labelled(labelled) => &labelled.labels,
+        }
     }
 
     /// The custom indices: name to value.
     pub fn indices(&self) -> &BTreeMap<String, String> {
-        self.attributes.as_ref().map_or(&NO_ATTRIBUTES, |attributes| &attributes.indices)
+        match &self.content {
+            Content::Plain(_) => &NO_ATTRIBUTES,
+            Content::Labelled(labelled) => &labelled.indices,
+        }
     }
 
     /// The same with what is given in the place of what it has.
@@ -133,6 +178,16 @@ impl PackedResource {
     }
 }
 
+impl Text {
+    /// What lies where `range` says, from the lengths of name and kind. A length that rotted in memory gives nothing, for the
+    /// scrubber to find, and no panic.
+    fn part<R: SliceIndex<[u8], Output = [u8]>>(&self, range: impl Fn(usize, usize) -> R) -> &[u8] {
+        let [first, second, third] = self.name_length;
+        let name = u32::from_le_bytes([first, second, third, 0]);
+        self.bytes.get(range(name as usize, self.kind_length as usize)).unwrap_or_default()
+    }
+}
+
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("it was packed as text, of this length")
 }
@@ -157,7 +212,7 @@ struct Written<'a> {
     id: ObjectId,
     meta: Meta,
     annotations: WrittenAnnotations<'a>,
-    kind: Text<'a>,
+    kind: WrittenText<'a>,
     #[serde(with = "readable")]
     payload: &'a [u8],
 }
@@ -165,15 +220,15 @@ struct Written<'a> {
 #[derive(Serialize)]
 #[serde(rename = "Annotations")]
 struct WrittenAnnotations<'a> {
-    name: Text<'a>,
+    name: WrittenText<'a>,
     labels: &'a BTreeMap<String, String>,
     indices: &'a BTreeMap<String, String>,
 }
 
 /// Text. The binary form, in which every object is hashed, has the same for its bytes, without a look at them.
-struct Text<'a>(&'a [u8]);
+struct WrittenText<'a>(&'a [u8]);
 
-impl Serialize for Text<'_> {
+impl Serialize for WrittenText<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
             serializer.serialize_str(text(self.0))
@@ -185,7 +240,7 @@ impl Serialize for Text<'_> {
 
 impl Serialize for PackedResource {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (name, kind) = (Text(self.name_bytes()), Text(self.kind_bytes()));
+        let (name, kind) = (WrittenText(self.name_bytes()), WrittenText(self.kind_bytes()));
         let annotations = WrittenAnnotations { name, labels: self.labels(), indices: self.indices() };
         Written { id: self.id, meta: self.meta, annotations, kind, payload: self.payload() }.serialize(serializer)
     }
@@ -275,11 +330,15 @@ mod tests {
         let mut resource = Resource { kind: "dish".to_owned(), payload: vec![7; 9], ..Resource::default() };
         resource.annotations.name = "soup".to_owned();
         let packed = PackedResource::from(resource);
+        let Content::Plain(text) = &packed.content else { panic!("it has no labels") };
         for bit in 0..32 {
-            let mut rotten = [packed.clone(), packed.clone()];
-            rotten[0].name_length ^= 1 << bit;
+            let mut rotten = [text.clone(), text.clone()];
+            if let Some(byte) = rotten[0].name_length.get_mut(bit / 8) {
+                *byte ^= 1 << (bit % 8);
+            }
             rotten[1].kind_length ^= 1 << bit;
-            for rotten in rotten {
+            for text in rotten.into_iter().filter(|rotten| rotten != text) {
+                let rotten = PackedResource { content: Content::Plain(text), ..packed.clone() };
                 assert_ne!(bincode::serialize(&rotten).unwrap(), bincode::serialize(&packed).unwrap(), "bit {bit}");
             }
         }
@@ -287,6 +346,6 @@ mod tests {
 
     #[test]
     fn an_object_in_memory_is_small() {
-        assert_eq!((size_of::<PackedResource>(), size_of::<super::super::Object>()), (72, 80));
+        assert_eq!((size_of::<PackedResource>(), size_of::<super::super::Object>()), (64, 64));
     }
 }
