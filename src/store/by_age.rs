@@ -62,6 +62,15 @@ pub(super) fn twice<T>(sorted: &[T]) -> impl Iterator<Item = &T> {
     sorted.iter().step_by(2).chain(sorted.iter().skip(1).step_by(2))
 }
 
+/// [`twice`] for what has not been taken out yet, which it takes.
+pub(super) fn take_twice<K: Copy, V>(sorted: &mut [(K, Option<V>)]) -> impl Iterator<Item = (K, V)> {
+    let places = (0..sorted.len()).step_by(2).chain((1..sorted.len()).step_by(2));
+    places.filter_map(|place| {
+        let (key, value) = &mut sorted[place];
+        Some((*key, value.take()?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

@@ -66,4 +66,5 @@ pub use anew::ERA;
 pub use handle::Store;
 pub use snapshot::{SNAPSHOT_CHUNK_BYTES, SnapshotDecoder, SnapshotEncoder, SnapshotError};
 pub use state::{ResolveError, State, Stored};
+use table::Objects;
 pub use watch::{Cursor, Event, EventBatch, WatchError};

@@ -5,22 +5,23 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use super::by_age::twice;
+use super::by_age::take_twice;
+use super::{Objects, Stored};
 use crate::types::ObjectId;
 
 /// Who has which name. A clone shares everything until one side writes.
 #[derive(Clone, Default)]
 pub(super) struct Names {
-    /// Of every name who has it; of several the one of the lowest id.
-    first: OrdMap<NameKey, ObjectId>,
+    /// Of every name the object that has it; of several the one of the lowest id. The object itself and not its id: found
+    /// without a way through another tree, and half as large. So an object that takes another's place must come here too.
+    first: OrdMap<NameKey, Arc<Stored>>,
     /// Everyone who has a name that several have, in order of id. Few: of most kinds the names are unique, and their keys
-    /// nearly so.
+    /// nearly so. Ids, so that one of many that is written over costs nothing here.
     shared: OrdMap<NameKey, Arc<[ObjectId]>>,
 }
 
 /// A name as the index orders it: its first bytes, then a hash of all of it. Unlike the name itself this has a fixed size:
-/// a comparison follows no pointer, and copying a node of the tree counts no references. Whoever finds a key that is not
-/// [exact](Self::is_exact) compares the object's name.
+/// a comparison follows no pointer. Whoever finds a key that is not [exact](Self::is_exact) compares the object's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NameKey {
     /// The first twelve bytes in lower case, padded with zeros, as big-endian numbers: in the order of the names.
@@ -63,47 +64,79 @@ impl NameKey {
 
 impl Names {
     /// Everyone whose name has this key, in order of id.
-    pub fn holders(&self, key: NameKey) -> impl Iterator<Item = ObjectId> {
-        self.first.get(&key).into_iter().flat_map(move |first| self.all(key, first))
+    pub fn holders<'a>(&'a self, key: NameKey, objects: &'a Objects) -> impl Iterator<Item = &'a Arc<Stored>> {
+        self.first.get(&key).into_iter().flat_map(move |first| self.all(key, first, objects))
     }
 
     /// Everyone whose name may begin with `prefix`.
-    pub fn with_prefix(&self, prefix: &[u8]) -> impl Iterator<Item = ObjectId> {
-        self.first.range(NameKey::with_prefix(prefix)).flat_map(|(key, first)| self.all(*key, first))
+    pub fn with_prefix<'a>(&'a self, prefix: &[u8], objects: &'a Objects) -> impl Iterator<Item = &'a Arc<Stored>> {
+        let keys = self.first.range(NameKey::with_prefix(prefix));
+        keys.flat_map(move |(key, first)| self.all(*key, first, objects))
     }
 
     /// Everyone who has a name, of whom `first` is the first.
-    fn all<'a>(&'a self, key: NameKey, first: &'a ObjectId) -> impl Iterator<Item = ObjectId> + use<'a> {
-        self.shared.get(&key).map_or(std::slice::from_ref(first), |ids| ids).iter().copied()
+    fn all<'a>(
+        &'a self,
+        key: NameKey,
+        first: &'a Arc<Stored>,
+        objects: &'a Objects,
+    ) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a> {
+        let others = self.shared.get(&key).map_or(&[][..], |ids| &ids[1..]);
+        std::iter::once(first).chain(others.iter().filter_map(|id| objects.get(id)))
     }
 
-    /// `holder` has the name, if nobody has one with this key yet; tells whether.
-    pub fn claim(&mut self, key: NameKey, holder: ObjectId) -> bool {
-        let before = self.first.insert(key, holder);
-        if let Some(before) = before {
-            self.first.insert(key, before);
-        }
-        before.is_none()
-    }
-
-    /// `holders` have the name besides those who have it already.
-    pub fn add(&mut self, key: NameKey, holders: &[ObjectId]) {
-        // Nearly always it is one, and nobody had it.
-        if !matches!(holders, [only] if self.claim(key, *only)) {
-            self.change(key, |ids| ids.extend(holders));
+    /// `holder` has the name, or is given back when somebody has one with this key.
+    pub fn claim(&mut self, key: NameKey, holder: Arc<Stored>) -> Result<(), Arc<Stored>> {
+        match self.first.insert(key, holder) {
+            None => Ok(()),
+            Some(before) => Err(self.first.insert(key, before).expect("the holder was put there")),
         }
     }
 
-    pub fn remove(&mut self, key: NameKey, holder: ObjectId) {
-        self.change(key, |ids| ids.retain(|id| *id != holder));
+    /// `holder` has the name besides those who have it already.
+    pub fn add(&mut self, key: NameKey, holder: Arc<Stored>) {
+        // Nearly always nobody had it.
+        if let Err(holder) = self.claim(key, holder) {
+            self.join(key, &[holder]);
+        }
     }
 
-    fn change(&mut self, key: NameKey, change: impl FnOnce(&mut Vec<ObjectId>)) {
-        let mut ids: Vec<_> = self.holders(key).collect();
-        change(&mut ids);
+    fn join(&mut self, key: NameKey, holders: &[Arc<Stored>]) {
+        let first = self.first.get(&key).into_iter().chain(holders).min_by_key(|stored| stored.object.id()).cloned();
+        let mut ids = self.ids(key);
+        ids.extend(holders.iter().map(|stored| stored.object.id()));
         ids.sort_unstable();
-        match ids.first() {
-            Some(first) => drop(self.first.insert(key, *first)),
+        self.set(key, first, ids);
+    }
+
+    /// `holder` has the name no more; `objects` are those that are left.
+    pub fn remove(&mut self, key: NameKey, holder: ObjectId, objects: &Objects) {
+        let mut ids = self.ids(key);
+        ids.retain(|id| *id != holder);
+        let first = ids.first().and_then(|first| objects.get(first)).cloned();
+        self.set(key, first, ids);
+    }
+
+    /// `stored` has taken the place of an object of its id whose name has this key.
+    pub fn renew(&mut self, key: NameKey, stored: &Arc<Stored>) {
+        // Looked at before anything is copied for a write: of many with one name it is nearly never the first.
+        let is_first = self.first.get(&key).is_some_and(|first| first.object.id() == stored.object.id());
+        if is_first && let Some(first) = self.first.get_mut(&key) {
+            *first = stored.clone();
+        }
+    }
+
+    /// The ids of everyone whose name has this key, in order.
+    fn ids(&self, key: NameKey) -> Vec<ObjectId> {
+        match self.shared.get(&key) {
+            Some(ids) => ids.to_vec(),
+            None => self.first.get(&key).map(|first| first.object.id()).into_iter().collect(),
+        }
+    }
+
+    fn set(&mut self, key: NameKey, first: Option<Arc<Stored>>, ids: Vec<ObjectId>) {
+        match first {
+            Some(first) => drop(self.first.insert(key, first)),
             None => drop(self.first.remove(&key)),
         }
         if ids.len() > 1 {
@@ -113,16 +146,15 @@ impl Names {
         }
     }
 
-    /// Adds many at once, in their order.
-    pub fn load(&mut self, mut names: Vec<(NameKey, ObjectId)>) {
-        names.sort_unstable();
-        let same = |one: &(NameKey, ObjectId), other: &(NameKey, ObjectId)| one.0 == other.0;
-        let (alone, shared): (Vec<_>, Vec<_>) = names.chunk_by(same).partition(|holders| holders.len() == 1);
-        for (key, id) in twice(&alone).copied().flatten() {
-            self.add(*key, &[*id]);
+    /// Adds many at once, in their order. Moves them: to count references would touch each object.
+    pub fn load(&mut self, mut names: Vec<(NameKey, Option<Arc<Stored>>)>) {
+        names.sort_unstable_by_key(|(key, _)| *key);
+        for holders in names.chunk_by_mut(|one, other| one.0 == other.0).filter(|holders| holders.len() > 1) {
+            let taken: Vec<_> = holders.iter_mut().filter_map(|(_, holder)| holder.take()).collect();
+            self.join(holders[0].0, &taken);
         }
-        for holders in shared {
-            self.add(holders[0].0, &holders.iter().map(|(_, id)| *id).collect::<Vec<_>>());
+        for (key, holder) in take_twice(&mut names) {
+            self.add(key, holder);
         }
     }
 

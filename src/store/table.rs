@@ -7,17 +7,20 @@ use std::thread;
 use imbl::{OrdMap, OrdSet};
 
 use super::Stored;
-use super::by_age::{ByAge, Place};
+use super::by_age::{ByAge, Place, take_twice};
 use super::names::{NameKey, Names};
 use super::staged::Staged;
 use crate::sys::faults::{Fault, planted};
 use crate::types::object::{MembershipState, TaskState};
 use crate::types::{Object, ObjectId, Role, Selector};
 
+/// Objects by id.
+pub(super) type Objects = OrdMap<ObjectId, Arc<Stored>>;
+
 /// The objects of one kind. A clone shares everything until one side writes.
 #[derive(Clone, Default)]
 pub(super) struct Table {
-    objects: OrdMap<ObjectId, Arc<Stored>>,
+    objects: Objects,
     bytes: u64,
     names: Names,
     /// Lower-case kinds of resources, and the resources of each.
@@ -77,7 +80,7 @@ impl Table {
     }
 
     /// The objects, none of which is staged. Whoever asks for many asks here: what is staged has no order and no indexes.
-    fn all(&self) -> &OrdMap<ObjectId, Arc<Stored>> {
+    fn all(&self) -> &Objects {
         assert!(
             self.staged.as_ref().is_none_or(|staged| staged.len() == 0),
             "a replay reads no index before it settles"
@@ -85,9 +88,13 @@ impl Table {
         &self.objects
     }
 
-    /// Puts `stored` in a place without telling the indexes, as a fault of memory would.
+    /// Puts `stored` in a place without a change in any index, as a fault of memory would.
     pub fn spoil(&mut self, id: ObjectId, stored: Arc<Stored>) {
-        self.objects.insert(id, stored);
+        let old = self.objects.insert(id, stored.clone());
+        // Both trees lead to one object, which is what rots.
+        if let Some(key) = old.as_ref().and_then(|old| old.object.name_bytes()).map(NameKey::new) {
+            self.names.renew(key, &stored);
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -142,14 +149,14 @@ impl Table {
             return Err(Taken::Id);
         }
         if let Some(key) = stored.object.name_bytes().map(NameKey::new)
-            && !self.names.claim(key, id)
+            && let Err(stored) = self.names.claim(key, stored.clone())
         {
             // It may be another name with this key.
             if let Some(holder) = self.holder(&stored.object).filter(|_| unique) {
                 self.objects.remove(&id);
                 return Err(Taken::Name(holder));
             }
-            self.names.add(key, &[id]);
+            self.names.add(key, stored);
         }
         self.reindex(id, None, Some(&stored.object));
         Ok(())
@@ -190,9 +197,8 @@ impl Table {
             Some(new) => self.objects.insert(id, new.clone()),
             None => self.objects.remove(&id),
         };
-        let (before, after) = (old.as_ref().map(|old| &old.object), stored.as_ref().map(|new| &new.object));
-        self.swap_name(id, before.and_then(Object::name_bytes), after.and_then(Object::name_bytes));
-        self.reindex(id, before, after);
+        self.swap_name(id, old.as_ref(), stored.as_ref());
+        self.reindex(id, old.as_ref().map(|old| &old.object), stored.as_ref().map(|new| &new.object));
         old
     }
 
@@ -205,9 +211,9 @@ impl Table {
     /// Puts objects into the trees that are counted and in none. Every index is filled in its own order, so that each
     /// insertion finds its neighbours in the processor's cache: a million objects take a second instead of ten.
     fn fill(&mut self, objects: Vec<Arc<Stored>>) {
-        let mut names: Vec<(NameKey, ObjectId)> = objects
+        let mut names: Vec<_> = objects
             .iter()
-            .filter_map(|stored| Some((NameKey::new(stored.object.name_bytes()?), stored.object.id())))
+            .filter_map(|stored| Some((NameKey::new(stored.object.name_bytes()?), Some(stored.clone()))))
             .collect();
         let mut kinds: BTreeMap<Arc<[u8]>, Vec<Place>> = BTreeMap::new();
         for (kind, object) in objects.iter().filter_map(|stored| resource_kind(&stored.object)) {
@@ -231,11 +237,8 @@ impl Table {
             // Many are worth a thread for a moment, if there is one: the processor waits for memory most of the time.
             let spawned = many && thread::Builder::new().spawn_scoped(scope, &mut load_names).is_ok();
             objects.sort_unstable_by_key(|(id, _)| *id);
-            // Twice, as `twice` does, and moved: to count references would touch each object.
-            for first in [0, 1] {
-                for (id, stored) in objects.iter_mut().skip(first).step_by(2) {
-                    by_id.insert(*id, stored.take().expect("each is visited once"));
-                }
+            for (id, stored) in take_twice(&mut objects) {
+                by_id.insert(id, stored);
             }
             for (kind, mut members) in kinds {
                 members.sort_unstable();
@@ -256,7 +259,7 @@ impl Table {
         let has_it = move |stored: &&Arc<Stored>| {
             key.is_exact() || stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name))
         };
-        let settled = self.names.holders(key).filter_map(|id| self.objects.get(&id)).filter(has_it);
+        let settled = self.names.holders(key, &self.objects).filter(has_it);
         staged.into_iter().chain(settled)
     }
 
@@ -287,7 +290,7 @@ impl Table {
             Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
             Selector::Name(name) => ids.extend(self.named(name.as_bytes()).map(|stored| stored.object.id())),
             Selector::NamePrefix(prefix) => {
-                let candidates = self.names.with_prefix(prefix.as_bytes()).filter_map(|id| self.objects.get(&id));
+                let candidates = self.names.with_prefix(prefix.as_bytes(), &self.objects);
                 let matching = candidates.filter(|stored| selector.matches(&stored.object));
                 ids.extend(matching.map(|stored| stored.object.id()));
             }
@@ -359,15 +362,22 @@ impl Table {
         }
     }
 
-    fn swap_name(&mut self, id: ObjectId, old: Option<&[u8]>, new: Option<&[u8]>) {
-        if old == new || planted(Fault::NameIndexStale) && old.is_some() && new.is_some() {
-            return;
-        }
-        if let Some(old) = old {
-            self.names.remove(NameKey::new(old), id);
-        }
-        if let Some(new) = new {
-            self.names.add(NameKey::new(new), &[id]);
+    fn swap_name(&mut self, id: ObjectId, old: Option<&Arc<Stored>>, new: Option<&Arc<Stored>>) {
+        let name_of = |stored: &Arc<Stored>| stored.object.name_bytes().map(NameKey::new);
+        let keeps_it = |old: &Arc<Stored>, new: &Arc<Stored>| old.object.name_bytes() == new.object.name_bytes();
+        match (old, new) {
+            (Some(old), Some(new)) if keeps_it(old, new) => {
+                name_of(new).into_iter().for_each(|key| self.names.renew(key, new));
+            }
+            (Some(_), Some(_)) if planted(Fault::NameIndexStale) => {}
+            _ => {
+                if let Some(key) = old.and_then(name_of) {
+                    self.names.remove(key, id, &self.objects);
+                }
+                if let Some((key, new)) = new.and_then(|new| Some((name_of(new)?, new))) {
+                    self.names.add(key, new.clone());
+                }
+            }
         }
     }
 
@@ -536,11 +546,21 @@ mod tests {
             assert_eq!((table.bytes(), table.len(), table.named(b"new").count()), (bytes, 4, 0));
             assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![2, 3], vec![1]));
             assert_eq!(ids(table.find(&[Selector::NamePrefix(one[..17].to_owned())]).into_iter()), [2, 3]);
+            // Whatever is written over is found as it is now: the first of those with a key, another one, and the next first.
+            let check = |table: &Table, name: &str| {
+                table.named(name.as_bytes()).all(|it| Arc::ptr_eq(it, table.get(it.object.id()).unwrap()))
+            };
+            for (id, name) in [(1, &other), (3, &one), (2, &one)] {
+                table.replace(ObjectId(id), Some(stored(id, name)));
+                assert!(check(table, &one) && check(table, &other), "{id}");
+            }
             table.replace(ObjectId(2), None);
             assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![3], vec![1]));
             table.replace(ObjectId(3), Some(stored(3, &other)));
             assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![], vec![1, 3]));
             table.replace(ObjectId(1), None);
+            table.replace(ObjectId(3), Some(stored(3, &other)));
+            assert!(check(table, &other), "it has become the first");
             table.replace(ObjectId(3), None);
             assert_eq!(table.names.len(), 1, "only the fourth is left");
         }

@@ -1,11 +1,13 @@
 //! The store against a model that is too simple to be wrong: vectors, scans and copies.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::samples::text;
 use super::*;
-use crate::store::{SnapshotDecoder, SnapshotEncoder};
+use crate::store::{SnapshotDecoder, SnapshotEncoder, Stored};
 use crate::types::change::InvalidChange;
 use crate::types::object::*;
 
@@ -387,6 +389,14 @@ fn check_indexes(state: &State, selectors: &[Selector]) {
         selectors.iter().for_each(|selector| check(std::slice::from_ref(selector)));
         selectors.windows(3).for_each(check);
         check(&[]);
+        // By name an object is found as it is by its id, and with it everyone else who has the name.
+        for name in objects.iter().filter_map(|object| object.name_bytes()) {
+            let has_it = |stored: &&Arc<Stored>| {
+                stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name))
+            };
+            let expected = state.iter(kind).filter(has_it).map(Arc::as_ptr);
+            assert!(state.table(kind).named(name).map(Arc::as_ptr).eq(expected), "{kind} {name:?}");
+        }
         let bytes: u64 = state.iter(kind).map(|stored| u64::from(stored.bytes)).sum();
         assert_eq!((state.bytes(kind), state.count(kind)), (bytes, objects.len()));
     }
