@@ -119,9 +119,13 @@ impl Names {
 
     /// `stored` has taken the place of an object of its id whose name has this key.
     pub fn renew(&mut self, key: NameKey, stored: &Arc<Stored>) {
-        // Looked at before anything is copied for a write: of many with one name it is nearly never the first.
-        let is_first = self.first.get(&key).is_some_and(|first| first.object.id() == stored.object.id());
-        if is_first && let Some(first) = self.first.get_mut(&key) {
+        let id = stored.object.id();
+        // Asked before the way down the tree is copied for a write: of many with one name it is nearly never the first.
+        let may_be_first = self.shared.get(&key).is_none_or(|ids| ids.first() == Some(&id));
+        if may_be_first
+            && let Some(first) = self.first.get_mut(&key)
+            && first.object.id() == id
+        {
             *first = stored.clone();
         }
     }
