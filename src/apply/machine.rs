@@ -7,6 +7,7 @@ use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType};
 
 use crate::codec::{DecodeError, envelope};
 use crate::store::{Event, EventBatch, State, Store};
+use crate::sys::memory;
 use crate::types::api::Action;
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::log::{Command, StateHash};
@@ -111,6 +112,8 @@ impl Applier {
     }
 
     fn apply_command(&mut self, position: Position, payload: &[u8]) -> Result<Effect, ApplyError> {
+        // At most; of what is written over as much is given back.
+        memory::grown(payload.len());
         let command =
             super::decode(payload).map_err(|source| ApplyError::Undecodable { index: position.index, source })?;
         let mut departed = Vec::new();

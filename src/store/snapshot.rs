@@ -18,6 +18,7 @@ use super::ring::{self, Horizons, Limits, Record, Ring};
 use super::state::{State, Stored};
 use crate::codec::{DecodeError, digest128, envelope};
 use crate::sys::faults::{Fault, planted};
+use crate::sys::memory;
 use crate::types::limits::MAX_FRAME_BYTES;
 use crate::types::{Kind, Lineage, Object, ObjectId, Position, Revision};
 
@@ -320,7 +321,9 @@ impl SnapshotDecoder {
             return Err(SnapshotError::Malformed("its objects are out of order"));
         }
         self.last = Some(place);
-        self.objects.push(Arc::new(Stored::new(object)));
+        let stored = Stored::new(object);
+        memory::grown(stored.bytes as usize);
+        self.objects.push(Arc::new(stored));
         Ok(())
     }
 }
