@@ -22,47 +22,54 @@ pub(super) struct Names {
 
 /// A name as the index orders it: its first bytes, then a hash of all of it. Unlike the name itself this has a fixed size:
 /// a comparison follows no pointer. Whoever finds a key that is not [exact](Self::is_exact) compares the object's name.
+///
+/// The upper twelve bytes are the name's first in lower case, padded with zeros: in the order of the names. The lower four
+/// are a hash of the whole name in lower case, odd; zero for a name that is in the bytes above as a whole. One number, which
+/// is compared faster than three, and aligned as its halves, so that an entry takes 24 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct NameKey {
-    /// The first twelve bytes in lower case, padded with zeros, as big-endian numbers: in the order of the names.
-    head: u64,
-    then: u32,
-    /// Of the whole name in lower case; odd. Zero for a name that is in the bytes above as a whole.
-    hash: u32,
-}
+#[repr(Rust, packed(8))]
+pub(super) struct NameKey(u128);
 
 impl NameKey {
     pub fn new(name: &[u8]) -> Self {
-        if name.len() <= 12 && !name.contains(&0) {
-            return Self::of(name, 0, 0);
+        // A zero at the end would be taken for padding.
+        if name.len() <= 12 && name.last() != Some(&0) {
+            return Self::of(name, 0);
         }
         // Names that collide on purpose share an entry: a comparison for each of them, and a copy of their ids.
-        let hash = name.chunks(8).fold(name.len() as u64, |hash, chunk| mix(hash, word(chunk, 0)));
-        Self::of(name, 0, (mix(hash, 0) >> 32) as u32 | 1)
+        let hash = name.chunks(8).fold(name.len() as u64, |hash, chunk| mix(hash, word(chunk)));
+        Self::of(name, (mix(hash, 0) >> 32) as u32 | 1)
     }
 
     /// Whether no other name has this key, but for the case of its letters.
     pub const fn is_exact(self) -> bool {
-        self.hash == 0
+        self.0 as u32 == 0
     }
 
-    fn of(name: &[u8], padding: u8, hash: u32) -> Self {
+    fn of(name: &[u8], hash: u32) -> Self {
         let (first, second) = name.split_at(name.len().min(8));
-        Self { head: word(first, padding), then: (word(second, padding) >> 32) as u32, hash }
+        let head = u128::from(word(first)) << 64 | u128::from(word(second));
+        Self(head >> 32 << 32 | u128::from(hash))
     }
 
     /// Half as long, and as different for names that begin alike.
     pub const fn digest(self) -> u64 {
-        mix(mix(0, self.head), (self.then as u64) << 32 | self.hash as u64)
+        mix(mix(0, (self.0 >> 64) as u64), self.0 as u64)
     }
 
     /// The keys of every name that begins with `prefix`, and of some that do not.
     fn with_prefix(prefix: &[u8]) -> RangeInclusive<Self> {
-        Self::of(prefix, 0, 0)..=Self::of(prefix, 0xff, u32::MAX)
+        let first = Self::of(prefix, 0);
+        first..=Self(first.0 | u128::MAX >> (8 * prefix.len().min(12)))
     }
 }
 
 impl Names {
+    /// Of those whose name has this key the one of the lowest id.
+    pub fn first(&self, key: NameKey) -> Option<&Arc<Stored>> {
+        self.first.get(&key)
+    }
+
     /// Everyone whose name has this key, in order of id.
     pub fn holders<'a>(&'a self, key: NameKey, objects: &'a Objects) -> impl Iterator<Item = &'a Arc<Stored>> {
         self.first.get(&key).into_iter().flat_map(move |first| self.all(key, first, objects))
@@ -174,11 +181,21 @@ const fn mix(hash: u64, word: u64) -> u64 {
     (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
-/// The first eight bytes in lower case, padded, as a big-endian number.
-fn word(bytes: &[u8], padding: u8) -> u64 {
-    let mut word = [padding; 8];
-    let length = bytes.len().min(8);
-    word[..length].copy_from_slice(&bytes[..length]);
+/// The first eight bytes in lower case, then zeros, as a big-endian number. Without a loop over few bytes, which took a
+/// third of the instructions of finding a name.
+fn word(bytes: &[u8]) -> u64 {
+    let mut word = match (bytes.first_chunk(), bytes.first_chunk(), bytes.last_chunk(), bytes) {
+        (Some(whole), ..) => *whole,
+        // Four to seven: two halves that overlap.
+        (_, Some(first), Some(last), _) => {
+            let last = u64::from(u32::from_be_bytes(*last)) << (8 * (8 - bytes.len()));
+            (u64::from(u32::from_be_bytes(*first)) << 32 | last).to_be_bytes()
+        }
+        (.., &[one, two, three]) => [one, two, three, 0, 0, 0, 0, 0],
+        (.., &[one, two]) => [one, two, 0, 0, 0, 0, 0, 0],
+        (.., &[one]) => [one, 0, 0, 0, 0, 0, 0, 0],
+        _ => [0; 8],
+    };
     word.make_ascii_lowercase();
     u64::from_be_bytes(word)
 }
@@ -192,9 +209,9 @@ pub(super) mod tests {
     /// changes in the hash the other takes back.
     pub fn colliding() -> (String, String) {
         const NAME: &str = "sixteen-letters-and-sixteen-more";
-        let words = |name: &str| (word(&name.as_bytes()[16..], 0), word(&name.as_bytes()[24..], 0));
+        let words = |name: &str| (word(&name.as_bytes()[16..]), word(&name.as_bytes()[24..]));
         let after = |third: u64| {
-            let (first, second) = (word(NAME.as_bytes(), 0), word(&NAME.as_bytes()[8..], 0));
+            let (first, second) = (word(NAME.as_bytes()), word(&NAME.as_bytes()[8..]));
             mix(mix(mix(NAME.len() as u64, first), second), third)
         };
         let (third, fourth) = words(NAME);
@@ -214,14 +231,52 @@ pub(super) mod tests {
     #[test]
     fn a_short_name_is_told_from_any_other_by_its_key() {
         let key = |name: &str| NameKey::new(name.as_bytes());
-        let names =
-            ["", "a", "b", "a\0", "\0", "twelve-bytes", "twelve-byte", "twelve-bytes\0", "twelve-bytes-", "häuser"];
+        let names = [
+            "",
+            "a",
+            "b",
+            "a\0",
+            "\0",
+            "a\0b",
+            "a\0\0b",
+            "ab",
+            "abc",
+            "abcd",
+            "abcdefg",
+            "twelve-bytes",
+            "twelve-byte",
+            "twelve-bytes\0",
+            "twelve-bytes-",
+            "häuser",
+        ];
         for (number, one) in names.into_iter().enumerate() {
-            assert_eq!(key(one).is_exact(), one.len() <= 12 && !one.contains('\0'), "{one:?}");
+            assert_eq!(key(one).is_exact(), one.len() <= 12 && !one.ends_with('\0'), "{one:?}");
             assert_eq!(key(one), key(&one.to_ascii_uppercase()));
             for other in &names[number + 1..] {
                 assert_ne!(key(one), key(other), "{one:?} {other:?}");
             }
+        }
+    }
+
+    #[test]
+    fn keys_have_the_order_of_the_names_and_a_prefix_is_a_range_of_them() {
+        let alphabet = "abcdefghijklmnopqrs";
+        let names: Vec<&str> = (0..=alphabet.len()).map(|length| &alphabet[..length]).collect();
+        let key = |name: &str| NameKey::new(name.as_bytes());
+        for (number, name) in names.iter().enumerate() {
+            // The upper twelve bytes, by a loop.
+            let head =
+                name.bytes().chain(std::iter::repeat(0)).take(12).fold(0, |head, byte| head << 8 | u128::from(byte));
+            assert_eq!({ key(name).0 } >> 32, head, "{name:?}");
+            let with_prefix = NameKey::with_prefix(name.to_ascii_uppercase().as_bytes());
+            for (other_number, other) in names.iter().enumerate() {
+                let begins_alike = other.starts_with(&name[..name.len().min(12)]);
+                assert_eq!(with_prefix.contains(&key(other)), begins_alike, "{other:?} with {name:?}");
+                if number.min(other_number) <= 12 {
+                    assert_eq!(key(name).cmp(&key(other)), name.cmp(other), "{name:?} {other:?}");
+                }
+            }
+            assert!(!with_prefix.contains(&key("zebra")) || name.is_empty(), "{name:?}");
         }
     }
 

@@ -31,8 +31,7 @@ impl Staged {
 
     /// The object with this name, ignoring case.
     pub fn named(&self, name: &[u8]) -> Option<&Arc<Stored>> {
-        let has_it = |stored: &&Arc<Stored>| stored.object.name_bytes().is_some_and(|it| it.eq_ignore_ascii_case(name));
-        self.at(self.names.get(&NameKey::new(name).digest())).filter(has_it)
+        self.at(self.names.get(&NameKey::new(name).digest())).filter(|stored| stored.has_name(name))
     }
 
     fn at(&self, place: Option<&u32>) -> Option<&Arc<Stored>> {

@@ -44,6 +44,11 @@ impl Stored {
         let bytes = u32::try_from(encoded.len()).expect("an object comes in a change, which is at most 1.5 MiB");
         Self { object, hash: digest128(&[b"object", encoded]), bytes }
     }
+
+    /// Whether it has this name, ignoring case.
+    pub(super) fn has_name(&self, name: &[u8]) -> bool {
+        self.object.name_bytes().is_some_and(|own| own.eq_ignore_ascii_case(name))
+    }
 }
 
 /// A reference that names no one object.
@@ -117,7 +122,7 @@ impl State {
     /// The object of this name, ignoring the case of ASCII letters. Where names may repeat (nodes, tasks), the one of
     /// the lowest id.
     pub fn by_name(&self, kind: Kind, name: &str) -> Option<&Arc<Stored>> {
-        self.table(kind).named(name.as_bytes()).next()
+        self.table(kind).first_named(name.as_bytes())
     }
 
     /// The object that a person means: by id, by name, or by the beginning of an id that no other object's has.

@@ -164,7 +164,7 @@ impl Table {
 
     /// Who has this object's name; the first of several.
     fn holder(&self, object: &Object) -> Option<ObjectId> {
-        self.named(object.name_bytes()?).next().map(|holder| holder.object.id())
+        self.first_named(object.name_bytes()?).map(|holder| holder.object.id())
     }
 
     /// Puts `stored` in the place of what has its id, or removes what is there; gives back what was.
@@ -256,11 +256,19 @@ impl Table {
         // Where something is staged a name has one holder at most, so that the order is that of ids here as well.
         let staged = self.staged.as_ref().and_then(|staged| staged.named(name));
         let key = NameKey::new(name);
-        let has_it = move |stored: &&Arc<Stored>| {
-            key.is_exact() || stored.object.name_bytes().is_some_and(|other| other.eq_ignore_ascii_case(name))
-        };
+        let has_it = move |stored: &&Arc<Stored>| key.is_exact() || stored.has_name(name);
         let settled = self.names.holders(key, &self.objects).filter(has_it);
         staged.into_iter().chain(settled)
+    }
+
+    /// The first of [`Self::named`], without what only several with one name or key need.
+    pub fn first_named(&self, name: &[u8]) -> Option<&Arc<Stored>> {
+        if self.is_staging() {
+            return self.named(name).next();
+        }
+        let key = NameKey::new(name);
+        let first = self.names.first(key)?;
+        if key.is_exact() || first.has_name(name) { Some(first) } else { self.named(name).next() }
     }
 
     /// Everything that matches any of the selectors, in order of id, each once.
