@@ -211,7 +211,7 @@ impl Watch {
         };
         if matching == batch.events.len() && !self.request.include_old {
             // The one encoding that all share who get all of it, with whatever filter.
-            return Some(batch.encoded.get_or_init(encode).clone());
+            return Some(Bytes::clone(batch.encoded.get_or_init(|| Box::new(encode()))));
         }
         Some(encode())
     }

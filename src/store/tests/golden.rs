@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::samples;
 use super::*;
 use crate::codec::envelope;
-use crate::store::{SnapshotDecoder, SnapshotEncoder, Stored};
+use crate::store::{EventBatch, SnapshotDecoder, SnapshotEncoder, Stored};
 
 fn check(name: &str, bytes: &[u8]) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.hex"));
@@ -58,6 +58,8 @@ fn every_kind_survives_its_encoding_and_has_a_json_form() {
 #[test]
 fn many_small_objects_do_not_pay_for_the_large_kinds() {
     assert_eq!(size_of::<Stored>(), 88);
+    // Of these the watch ring holds thousands.
+    assert_eq!(size_of::<EventBatch>(), 56);
 }
 
 #[test]

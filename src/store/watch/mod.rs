@@ -29,8 +29,9 @@ pub struct EventBatch {
     pub revision: Revision,
     /// What it did.
     pub events: Events,
-    /// A service's encoding for its watchers, made by the first that needs it and shared by all.
-    pub encoded: OnceLock<Bytes>,
+    /// A service's encoding for its watchers, made by the first that needs it and shared by all. In a box, because most
+    /// batches have none and the ring holds thousands.
+    pub encoded: OnceLock<Box<Bytes>>,
     /// What the batch counts for in the ring: the objects, their encoding, what they replaced (which only the ring keeps
     /// alive), and a constant for each event.
     pub bytes: u64,
