@@ -46,10 +46,13 @@ pub fn query(state: &State, what: &QueryKind, context: &Context) -> Result<Answe
 
 fn list(state: &State, kind: Kind, wanted: &Filter, after: Option<ObjectId>) -> Result<Answer, Status> {
     filter::check(kind, wanted)?;
-    let found = state.find(kind, &filter::selectors(wanted));
-    let start = after.map_or(0, |after| found.partition_point(|stored| stored.object.id() <= after));
-    let mut matching = found[start..]
-        .iter()
+    let selectors = filter::selectors(wanted);
+    let from = match after {
+        None => Some(ObjectId(0)),
+        Some(after) => after.0.checked_add(1).map(ObjectId),
+    };
+    let found = from.into_iter().flat_map(|from| state.find_from(kind, &selectors, from));
+    let mut matching = found
         .filter(|stored| !redact::is_internal(&stored.object) && filter::matches(wanted, &stored.object))
         .peekable();
     let (mut objects, mut bytes) = (Vec::new(), 0);

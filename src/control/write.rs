@@ -361,7 +361,7 @@ fn users(object: &Object) -> Option<(Kind, Vec<Selector>)> {
 
 /// One more than a message lists, so that it can say that there are more.
 fn user_names(state: &State, by: Kind, any_of: &[Selector]) -> Vec<String> {
-    state.find(by, any_of).iter().take(11).map(|user| refusal::name(state, by, user.object.id())).collect()
+    state.find_from(by, any_of, ObjectId(0)).take(11).map(|user| refusal::name(state, by, user.object.id())).collect()
 }
 
 pub(super) fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {

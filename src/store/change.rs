@@ -65,7 +65,7 @@ fn step(
             Ok(Some(Event { action: Action::Remove, object: old, old: None }))
         }
         Operation::Require { kind, id, expect } => require(state, kind, id, expect).map(|()| None),
-        Operation::RequireNone { kind, any_of } => match state.find_for_entry(kind, &any_of).first() {
+        Operation::RequireNone { kind, any_of } => match state.find_for_entry(kind, &any_of) {
             Some(stored) => Err(Refusal::Referenced { kind, by: stored.object.id() }),
             None => Ok(None),
         },

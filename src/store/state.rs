@@ -144,6 +144,16 @@ impl State {
         self.table(kind).find(any_of)
     }
 
+    /// Of [`Self::find`] what has this id or a later one, found as it is asked for.
+    pub fn find_from<'a: 's, 's>(
+        &'a self,
+        kind: Kind,
+        any_of: &'s [Selector],
+        from: ObjectId,
+    ) -> impl Iterator<Item = &'a Arc<Stored>> + 's {
+        self.table(kind).find_from(any_of, from)
+    }
+
     /// Every object of a kind, in order of id.
     pub fn iter(&self, kind: Kind) -> impl Iterator<Item = &Arc<Stored>> {
         self.table(kind).iter()
@@ -367,14 +377,14 @@ impl State {
         self.ring.settle();
     }
 
-    /// [`Self::find`] for an entry, which may come during a replay.
-    pub(super) fn find_for_entry(&mut self, kind: Kind, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
+    /// The first of [`Self::find`], for an entry, which may come during a replay.
+    pub(super) fn find_for_entry(&mut self, kind: Kind, any_of: &[Selector]) -> Option<&Arc<Stored>> {
         let table = &mut self.tables[kind as usize];
         if table.is_staging() {
             table.settle();
             table.stage();
         }
-        table.find(any_of)
+        self.tables[kind as usize].find_from(any_of, ObjectId(0)).next()
     }
 
     /// Changes an object in memory and neither its digest nor any index or sum, as a bit that flips does; false when there

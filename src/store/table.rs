@@ -58,6 +58,8 @@ pub(super) enum Taken {
 
 /// Objects that are worth a thread to put them in.
 const MANY: usize = 10_000;
+/// Selectors that each of many objects may be compared with.
+const FEW: usize = 8;
 
 impl Table {
     pub fn get(&self, id: ObjectId) -> Option<&Arc<Stored>> {
@@ -277,22 +279,67 @@ impl Table {
         if any_of.contains(&Selector::All) {
             return objects.values().collect();
         }
+        self.ids(any_of, ObjectId(0)).into_iter().filter_map(|id| objects.get(&id)).collect()
+    }
+
+    /// Of [`Self::find`] what has this id or a later one, found as it is asked for, so that a page of everything, of a kind
+    /// that most have, or of what an id begins with costs what the page holds. By other selectors every page costs what all
+    /// that they match does.
+    pub fn find_from<'a: 's, 's>(
+        &'a self,
+        any_of: &'s [Selector],
+        from: ObjectId,
+    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 's> {
+        let objects = self.all();
+        match any_of {
+            [Selector::IdPrefix(prefix)] => Box::new(self.with_id_prefix_from(prefix, from)),
+            _ if any_of.contains(&Selector::All) => Box::new(self.since(from)),
+            _ if self.are_kinds_of_many(any_of) => {
+                let matches = |stored: &&Arc<Stored>| any_of.iter().any(|selector| selector.matches(&stored.object));
+                Box::new(self.since(from).filter(matches))
+            }
+            _ => Box::new(self.ids(any_of, from).into_iter().filter_map(|id| objects.get(&id))),
+        }
+    }
+
+    /// Whether these are a few kinds of so many resources that a page of them is found sooner by looking at each object.
+    ///
+    /// Of `n` objects of which `m` are of these kinds a page of 1000 takes a look at `1000 n / m`; through the index it takes
+    /// the way from each of the `m` to its object, which costs about four looks. They are equal where `m * m = 250 n`.
+    fn are_kinds_of_many(&self, any_of: &[Selector]) -> bool {
+        let sizes = any_of.iter().map(|selector| match selector {
+            Selector::Kind(kind) => Some(self.of_kind(kind).map_or(0, ByAge::len)),
+            _ => None,
+        });
+        any_of.len() <= FEW
+            && sizes.sum::<Option<usize>>().is_some_and(|many| many > (250 * self.objects.len()).isqrt())
+    }
+
+    /// The ids of everything that matches any of the selectors, from this one on, in order, each once.
+    fn ids(&self, any_of: &[Selector], from: ObjectId) -> Vec<ObjectId> {
         let mut ids = Vec::new();
         for selector in any_of {
-            self.collect(selector, &mut ids);
+            self.collect(selector, from, &mut ids);
         }
+        ids.retain(|id| *id >= from);
         ids.sort_unstable();
         ids.dedup();
-        ids.into_iter().filter_map(|id| objects.get(&id)).collect()
+        ids
     }
 
     /// Ids whose printed form begins with `prefix`.
-    pub fn with_id_prefix(&self, prefix: &str) -> impl Iterator<Item = &Arc<Stored>> {
-        let range = crate::types::ids::prefix_range(prefix);
+    pub fn with_id_prefix(&self, prefix: &str) -> impl Iterator<Item = &Arc<Stored>> + use<'_> {
+        self.with_id_prefix_from(prefix, ObjectId(0))
+    }
+
+    fn with_id_prefix_from(&self, prefix: &str, from: ObjectId) -> impl Iterator<Item = &Arc<Stored>> + use<'_> {
+        let range = crate::types::ids::prefix_range(prefix).map(|(first, last)| (from.0.max(first), last));
+        let range = range.filter(|(first, last)| first <= last);
         range.into_iter().flat_map(|(first, last)| self.all().range(ObjectId(first)..=ObjectId(last))).map(|(_, o)| o)
     }
 
-    fn collect(&self, selector: &Selector, ids: &mut Vec<ObjectId>) {
+    /// Adds the ids of what matches, in no order; some may come more than once, and some before `from`.
+    fn collect(&self, selector: &Selector, from: ObjectId, ids: &mut Vec<ObjectId>) {
         match selector {
             Selector::All => ids.extend(self.objects.keys()),
             Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
@@ -303,7 +350,11 @@ impl Table {
                 ids.extend(matching.map(|stored| stored.object.id()));
             }
             Selector::Kind(kind) => {
-                ids.extend(self.kinds.get(&*lower(kind.as_bytes())).into_iter().flat_map(ByAge::ids));
+                let place = |stored: &Stored| {
+                    let (of_it, object) = resource_kind(&stored.object)?;
+                    of_it.eq_ignore_ascii_case(kind.as_bytes()).then(|| place(object))
+                };
+                ids.extend(self.of_kind(kind).into_iter().flat_map(|set| set.ids(&self.objects, from, place)));
             }
             Selector::Custom { index, value } => {
                 let from = self.custom_from(index, value);
@@ -324,6 +375,10 @@ impl Table {
             Selector::ReferencedSecret(id) => self.related(Relation::Secret(*id), ids),
             Selector::ReferencedConfig(id) => self.related(Relation::Config(*id), ids),
         }
+    }
+
+    fn of_kind(&self, kind: &str) -> Option<&ByAge> {
+        self.kinds.get(&*lower(kind.as_bytes()))
     }
 
     /// The values of a custom index from `value` on, and who has them.
@@ -468,6 +523,82 @@ mod tests {
 
     fn ids<'a>(found: impl Iterator<Item = &'a Arc<Stored>>) -> Vec<u128> {
         found.map(|stored| stored.object.id().0).collect()
+    }
+
+    #[test]
+    fn a_page_is_what_a_scan_finds_whether_the_indexes_give_few_or_many() {
+        let of_kind = |id: u128, kind: &str| {
+            let mut resource = Resource { id: ObjectId(id << 100), kind: kind.to_owned(), ..Resource::default() };
+            resource.annotations.name = format!("{kind}-{id}");
+            Arc::new(Stored::new(Object::from(resource)))
+        };
+        let mut table = Table::default();
+        for id in 0..4000 {
+            // 100 of one kind, 300 of another, and 3600 of a third.
+            let kind = ["one", "two", "two", "two"].get(id as usize % 400 / 10).unwrap_or(&"many");
+            table.create(of_kind(id * 7 % 4000, kind), true).unwrap();
+        }
+        let kind = |kind: &str| Selector::Kind(kind.to_owned());
+        let prefix = |prefix: &str| Selector::IdPrefix(prefix.to_owned());
+        let asked = [
+            (vec![kind("ONE")], false),
+            (vec![kind("one"), Selector::Name("TWO-70".to_owned()), Selector::NamePrefix("one-".to_owned())], false),
+            (vec![kind("two"), kind("one"), kind("none")], false),
+            (vec![kind("many")], true),
+            (vec![kind("one"), kind("Many")], true),
+            (vec![kind("many"), Selector::Name("one-0".to_owned())], false),
+            (vec![kind("many"); FEW + 1], false),
+            (vec![Selector::NamePrefix("m".to_owned())], false),
+            (vec![prefix("0")], false),
+            (vec![prefix("00")], false),
+            (vec![prefix("00"), kind("one")], false),
+            (vec![prefix("NONE")], false),
+            (vec![kind("one"), Selector::All], false),
+            (vec![], false),
+        ];
+        for (any_of, are_many) in asked {
+            assert_eq!(table.are_kinds_of_many(&any_of), are_many, "{any_of:?}");
+            let all = table.iter().filter(|stored| any_of.iter().any(|selector| selector.matches(&stored.object)));
+            let all = ids(all);
+            assert_eq!(ids(table.find(&any_of).into_iter()), all, "{any_of:?}");
+            for from in [0, 1, 70 << 100, (70 << 100) + 1, 3999 << 100, u128::MAX] {
+                let found = ids(table.find_from(&any_of, ObjectId(from)));
+                let expected: Vec<_> = all.iter().copied().filter(|id| *id >= from).collect();
+                assert_eq!(found, expected, "{any_of:?} from {from:x}");
+            }
+        }
+    }
+
+    #[test]
+    fn resources_whose_short_places_are_the_same_stay_apart_by_their_kinds() {
+        let of_kind = |id: u128, kind: &str, created: u64| {
+            let mut resource = Resource { id: ObjectId(id), kind: kind.to_owned(), ..Resource::default() };
+            resource.annotations.name = id.to_string();
+            resource.meta.created_at = crate::types::Timestamp(created);
+            Arc::new(Stored::new(Object::from(resource)))
+        };
+        let find = |table: &Table, kind: &str| ids(table.find(&[Selector::Kind(kind.to_owned())]).into_iter());
+        let mut table = Table::default();
+        // Of all of these the first 80 bits and the time are the same, and they have settled.
+        for id in 0..200 {
+            table.create(of_kind(id, if id.is_multiple_of(2) { "even" } else { "odd" }, 7), true).unwrap();
+        }
+        let of = |rest: u128| (0..200).filter(|id| id % 2 == rest).collect::<Vec<u128>>();
+        assert_eq!((find(&table, "even"), find(&table, "odd")), (of(0), of(1)));
+        // One changes its kind, one its time, one the case of its kind, and one goes: perhaps the one that has the place.
+        for id in [0, 2, 4, 100, 102] {
+            table.replace(ObjectId(id), Some(of_kind(id, "odd", 7)));
+            table.replace(ObjectId(id + 6), Some(of_kind(id + 6, "even", 8)));
+            table.replace(ObjectId(id + 12), Some(of_kind(id + 12, "EVEN", 7)));
+            table.replace(ObjectId(id + 18), None);
+        }
+        let even = |id: &u128| !matches!(id, 0 | 2 | 4 | 18 | 20 | 22 | 100 | 102 | 118 | 120);
+        assert_eq!(find(&table, "even"), of(0).into_iter().filter(even).collect::<Vec<_>>());
+        assert_eq!(find(&table, "odd").len(), 105);
+        for id in 0..200 {
+            table.replace(ObjectId(id), None);
+        }
+        assert!(table.kinds.is_empty() && table.len() == 0);
     }
 
     #[test]

@@ -77,6 +77,43 @@ fn a_page_counts_objects_too_and_hidden_data_does_not_fill_it() {
 }
 
 #[test]
+fn pages_of_what_a_filter_lets_through_are_full_and_end() {
+    let mut swarm = Swarm::new();
+    // Every third is of the other kind; the last one has the last id that there is.
+    let resource = |number: u128| {
+        let id = if number == 2999 { u128::MAX } else { number << 110 };
+        let kind = if number.is_multiple_of(3) { "other" } else { "most" };
+        let mut resource = object::Resource { id: ObjectId(id), kind: kind.to_owned(), ..Default::default() };
+        resource.annotations.name = format!("r{number}");
+        Operation::Create(resource.into())
+    };
+    swarm.apply((0..1500).map(resource).collect());
+    swarm.apply((1500..3000).map(resource).collect());
+    let filter = |kind: &str| Filter { kinds: vec![kind.to_owned()], ..Filter::default() };
+    let id = |filter: &Filter, after| {
+        let answer = swarm.ask(QueryKind::List(Kind::Resource, filter.clone(), after)).unwrap();
+        let Answer::Objects { objects, more } = answer else { panic!("{answer:?}") };
+        (objects.iter().map(Object::id).collect::<Vec<_>>(), more)
+    };
+    for (kind, count) in [("Most", 2000), ("other", 1000)] {
+        let (mut after, mut seen, mut pages) = (None, Vec::new(), 0);
+        loop {
+            let (found, more) = id(&filter(kind), after);
+            assert!(found.len() == 1000 || !more, "a page of {} and more", found.len());
+            (after, pages) = (found.last().copied(), pages + 1);
+            seen.extend(found);
+            if !more {
+                break;
+            }
+        }
+        assert_eq!((seen.len(), pages), (count, count / 1000), "{kind}");
+        assert!(seen.is_sorted() && seen.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+    assert_eq!(id(&filter("most"), Some(ObjectId(u128::MAX))), (Vec::new(), false));
+    assert_eq!(id(&Filter::default(), Some(ObjectId(u128::MAX - 1))), (vec![ObjectId(u128::MAX)], false));
+}
+
+#[test]
 fn what_the_swarm_keeps_for_itself_is_in_no_list() {
     let mut swarm = Swarm::new();
     let mut secret = object::Secret { id: ObjectId(1), internal: true, ..Default::default() };

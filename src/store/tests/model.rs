@@ -385,6 +385,13 @@ fn check_indexes(state: &State, selectors: &[Selector]) {
             let matching = objects.iter().filter(|object| any_of.iter().any(|selector| selector.matches(object)));
             let expected: Vec<_> = matching.map(|object| object.id()).collect();
             assert_eq!(found, expected, "{kind} {any_of:?}");
+            for from in [ObjectId(0)]
+                .into_iter()
+                .chain(objects.iter().flat_map(|object| [object.id(), ObjectId(object.id().0.saturating_add(1))]))
+            {
+                let found = state.find_from(kind, any_of, from).map(|stored| stored.object.id());
+                assert!(found.eq(expected.iter().copied().filter(|id| *id >= from)), "{kind} {any_of:?} from {from}");
+            }
         };
         selectors.iter().for_each(|selector| check(std::slice::from_ref(selector)));
         selectors.windows(3).for_each(check);
