@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_what_a_scan_finds_whether_the_indexes_give_few_or_many() {
+    fn a_page_is_what_a_scan_finds_by_whatever_way() {
         let of_kind = |id: u128, kind: &str| {
             let mut resource = Resource { id: ObjectId(id << 100), kind: kind.to_owned(), ..Resource::default() };
             resource.annotations.name = format!("{kind}-{id}");

@@ -90,7 +90,7 @@ fn pages_of_what_a_filter_lets_through_are_full_and_end() {
     swarm.apply((0..1500).map(resource).collect());
     swarm.apply((1500..3000).map(resource).collect());
     let filter = |kind: &str| Filter { kinds: vec![kind.to_owned()], ..Filter::default() };
-    let id = |filter: &Filter, after| {
+    let page = |filter: &Filter, after| {
         let answer = swarm.ask(QueryKind::List(Kind::Resource, filter.clone(), after)).unwrap();
         let Answer::Objects { objects, more } = answer else { panic!("{answer:?}") };
         (objects.iter().map(Object::id).collect::<Vec<_>>(), more)
@@ -98,7 +98,7 @@ fn pages_of_what_a_filter_lets_through_are_full_and_end() {
     for (kind, count) in [("Most", 2000), ("other", 1000)] {
         let (mut after, mut seen, mut pages) = (None, Vec::new(), 0);
         loop {
-            let (found, more) = id(&filter(kind), after);
+            let (found, more) = page(&filter(kind), after);
             assert!(found.len() == 1000 || !more, "a page of {} and more", found.len());
             (after, pages) = (found.last().copied(), pages + 1);
             seen.extend(found);
@@ -109,8 +109,8 @@ fn pages_of_what_a_filter_lets_through_are_full_and_end() {
         assert_eq!((seen.len(), pages), (count, count / 1000), "{kind}");
         assert!(seen.is_sorted() && seen.windows(2).all(|pair| pair[0] != pair[1]));
     }
-    assert_eq!(id(&filter("most"), Some(ObjectId(u128::MAX))), (Vec::new(), false));
-    assert_eq!(id(&Filter::default(), Some(ObjectId(u128::MAX - 1))), (vec![ObjectId(u128::MAX)], false));
+    assert_eq!(page(&filter("most"), Some(ObjectId(u128::MAX))), (Vec::new(), false));
+    assert_eq!(page(&Filter::default(), Some(ObjectId(u128::MAX - 1))), (vec![ObjectId(u128::MAX)], false));
 }
 
 #[test]
