@@ -159,6 +159,10 @@ impl Client {
                         return Ok(all);
                     }
                 }
+                Answer::Searched { objects, after: last } => {
+                    after = Some(last);
+                    all.extend(objects);
+                }
                 _ => return Err(self.unexpected()),
             }
         }

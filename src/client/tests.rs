@@ -312,21 +312,26 @@ fn a_list_follows_its_pages_and_pings_are_answered() {
     let (_dir, path, server) = serve(vec![Box::new(move |served| {
         let mut served = served.greet();
         let ping = Ping { sent_ns: 77, ..Ping::default() };
-        let mut expected = None;
-        for (objects, more) in [(vec![object(1), object(2)], true), (vec![object(3)], true), (vec![], false)] {
+        let pages = [
+            (None, Answer::Objects { objects: vec![object(1), object(2)], more: true }),
+            (Some(2), Answer::Searched { objects: vec![object(3)], after: ObjectId(5) }),
+            (Some(5), Answer::Searched { objects: vec![], after: ObjectId(9) }),
+            (Some(9), Answer::Objects { objects: vec![object(10)], more: true }),
+            (Some(10), Answer::Objects { objects: vec![], more: false }),
+        ];
+        for (after, page) in pages {
             let (stream, _, body) = served.request();
             let query: Query = envelope::decode(&body, MAX_FRAME_BYTES).unwrap();
-            assert_eq!(query.what, QueryKind::List(Kind::Config, Filter::default(), expected));
-            expected = objects.last().map(Object::id).or(expected);
+            assert_eq!(query.what, QueryKind::List(Kind::Config, Filter::default(), after.map(ObjectId)));
             served.send(FrameKind::Ping, 0, 0, &ping.encode());
             let (header, body) = served.receive();
             assert_eq!((header.kind, Ping::decode(&body).unwrap().sent_ns), (FrameKind::Pong, 77));
-            served.answer(stream, &Answer::Objects { objects, more });
+            served.answer(stream, &page);
         }
     })]);
     let mut client = Client::local(&path, TIMEOUT).unwrap();
     let objects = client.list(Kind::Config, &Filter::default(), false, TIMEOUT).unwrap();
-    assert_eq!(objects.iter().map(Object::id).collect::<Vec<_>>(), [ObjectId(1), ObjectId(2), ObjectId(3)]);
+    assert_eq!(objects.iter().map(Object::id).collect::<Vec<_>>(), [1, 2, 3, 10].map(ObjectId));
     server.join().unwrap();
 }
 

@@ -1,6 +1,6 @@
 //! Refusals in words: with the names that a person typed, and what to type next.
 
-use crate::store::{ResolveError, State};
+use crate::store::{MAX_CANDIDATES, ResolveError, State};
 use crate::types::change::Refusal;
 use crate::types::error::{Code, Status};
 use crate::types::{Kind, ObjectId, Revision};
@@ -16,8 +16,12 @@ pub(super) fn unresolved(state: &State, kind: Kind, reference: &str, error: &Res
             let named: Vec<String> =
                 candidates.iter().take(NAMED).map(|id| format!("{id} ({})", name(state, kind, *id))).collect();
             let more = if candidates.len() > NAMED { " and more" } else { "" };
-            let message =
-                format!("{reference} could be any of {} {kind}s: {}{more}", candidates.len(), named.join(", "));
+            let or_more = if candidates.len() < MAX_CANDIDATES { "" } else { " or more" };
+            let message = format!(
+                "{reference} could be any of {}{or_more} {kind}s: {}{more}",
+                candidates.len(),
+                named.join(", ")
+            );
             Status::new(Code::InvalidArgument, message).with_hint("type more of the id")
         }
     }

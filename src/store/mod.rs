@@ -65,6 +65,6 @@ pub mod watch;
 pub use anew::ERA;
 pub use handle::Store;
 pub use snapshot::{SNAPSHOT_CHUNK_BYTES, SnapshotDecoder, SnapshotEncoder, SnapshotError};
-pub use state::{ResolveError, State, Stored};
+pub use state::{MAX_CANDIDATES, ResolveError, State, Stored};
 use table::Objects;
 pub use watch::{Cursor, Event, EventBatch, WatchError};

@@ -51,13 +51,18 @@ impl Stored {
     }
 }
 
+/// Objects that an ambiguous reference is found to mean. One letter is the beginning of every thirtieth id, and a reference is
+/// resolved while the writer waits.
+pub const MAX_CANDIDATES: usize = 100;
+
 /// A reference that names no one object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
     /// Nothing has this name, id or id prefix.
     #[error("not found")]
     NotFound,
-    /// Several objects have this name or id prefix.
+    /// Several objects have this name or id prefix: these, or so many that they were not all looked for
+    /// ([`MAX_CANDIDATES`]).
     #[error("ambiguous: {} objects match", .0.len())]
     Ambiguous(Vec<ObjectId>),
 }
@@ -447,7 +452,7 @@ fn one<'a>(mut found: impl Iterator<Item = &'a Arc<Stored>>) -> Result<Arc<Store
         (Some(only), None) => Ok(only.clone()),
         (Some(first), Some(second)) => {
             let ids = [first, second].into_iter().chain(found).map(|stored| stored.object.id());
-            Err(ResolveError::Ambiguous(ids.collect()))
+            Err(ResolveError::Ambiguous(ids.take(MAX_CANDIDATES).collect()))
         }
     }
 }

@@ -148,7 +148,7 @@ pub enum QueryKind {
     /// Raft's progress; always local.
     Raft,
     /// Objects of a kind, in order of id, those after the given one: a page of at most [`PAGE_OBJECTS`] objects and
-    /// about [`PAGE_BYTES`]. The id of a page's last object asks for the next.
+    /// about [`PAGE_BYTES`]. The id of a page's last object asks for the next, or what [`Answer::Searched`] says.
     List(Kind, Filter, Option<ObjectId>),
     /// One object by name, id or unambiguous id prefix.
     Inspect(Kind, String),
@@ -696,6 +696,13 @@ pub enum Answer {
         key: Option<Sensitive>,
         /// The version of the swarm's settings that say so.
         version: Revision,
+    },
+    /// A page of objects as in [`Self::Objects`], of a search that took long enough and goes on after this id.
+    Searched {
+        /// The objects; perhaps none.
+        objects: Vec<Object>,
+        /// The last object that was looked at.
+        after: ObjectId,
     },
 }
 

@@ -1,5 +1,7 @@
 //! Lists, inspections, tokens, orders and their rules.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::net::requests::Order;
 use crate::types::api::{Admin, Filter, JoinRequest, LeaveRequest, PAGE_BYTES, ResolveAddress, SetAddressRequest};
@@ -145,6 +147,48 @@ fn an_object_is_found_by_name_id_or_the_beginning_of_its_id() {
         "{ambiguous}"
     );
     assert!(ambiguous.contains(&format!("{one} (m1)")), "{ambiguous}");
+}
+
+#[test]
+fn a_search_that_looks_at_many_stops_and_says_where_it_goes_on() {
+    let mut swarm = Swarm::new();
+    let ids: BTreeSet<ObjectId> = (0..50).map(|n| swarm.create_config(&format!("c{n}"))).collect();
+    swarm.write(label(Kind::Config, "c20", &[("tier", "1")], None)).unwrap();
+    let state = swarm.control.store().snapshot();
+    for (wanted, expected) in
+        [(Filter { labels: [("tier".to_owned(), None)].into(), ..Filter::default() }, 1), (Filter::default(), 50)]
+    {
+        for looks in [1, 7, 49, 50, 51] {
+            let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
+            loop {
+                pages += 1;
+                match query::page(&state, Kind::Config, &wanted, after, looks).unwrap() {
+                    Answer::Searched { objects, after: last } => {
+                        assert!(after < Some(last) && ids.contains(&last), "{after:?} {last:?}");
+                        found.extend(objects);
+                        after = Some(last);
+                    }
+                    Answer::Objects { objects, more } => {
+                        assert!(!more);
+                        found.extend(objects);
+                        break;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!((found.len(), pages), (expected, 50_usize.div_ceil(looks)), "{looks} looks");
+        }
+    }
+}
+
+#[test]
+fn what_could_be_very_many_is_not_counted() {
+    let mut swarm = Swarm::ready();
+    let nodes = (100..300).map(|id| Operation::Create(Node::new(NodeId(id), Role::Worker).into()));
+    swarm.apply(nodes.collect());
+    let ambiguous = verdict(&swarm.ask(QueryKind::Inspect(Kind::Node, "00000000000000000000000".to_owned())));
+    assert!(ambiguous.contains("could be any of 100 or more nodes: "), "{ambiguous}");
+    assert!(ambiguous.ends_with(" and more"), "{ambiguous}");
 }
 
 #[test]
