@@ -4,8 +4,28 @@ use crate::types::api::Filter;
 use crate::types::error::{Code, Status};
 use crate::types::{Kind, Object, Selector};
 
+/// Values of all fields of one filter. Each object that is looked at is compared with all of them.
+const MAX_VALUES: usize = 1000;
+
+/// Whether `filter` is one that can be served.
+pub(super) fn check_size(filter: &Filter) -> Result<(), Status> {
+    let values = values(filter);
+    if values > MAX_VALUES {
+        let message = format!("a filter may have {MAX_VALUES} values, and this one has {values}");
+        return Err(Status::new(Code::InvalidArgument, message).with_hint("ask with a part of them at a time"));
+    }
+    Ok(())
+}
+
+/// Values of all fields.
+pub(super) fn values(filter: &Filter) -> usize {
+    let Filter { names, name_prefixes, id_prefixes, labels, kinds } = filter;
+    names.len() + name_prefixes.len() + id_prefixes.len() + labels.len() + kinds.len()
+}
+
 /// Whether `filter` makes sense for objects of `kind`.
 pub(super) fn check(kind: Kind, filter: &Filter) -> Result<(), Status> {
+    check_size(filter)?;
     if !filter.kinds.is_empty() && kind != Kind::Resource {
         return Err(Status::new(Code::InvalidArgument, format!("a {kind} has no kind to filter by"))
             .with_hint("`--filter kind=K` is for `skep resource ls`"));
@@ -128,6 +148,14 @@ mod tests {
         let both = filter(|f| (f.names, f.id_prefixes) = (vec!["x".to_owned()], vec![ObjectId(1).to_string()]));
         assert!(!matches(&both, &network));
         assert!(matches(&filter(|f| f.id_prefixes = vec![ObjectId(1).to_string()]), &network));
+    }
+
+    #[test]
+    fn a_filter_has_so_many_values_at_most() {
+        let names = |count: usize| filter(|f| f.names = (0..count).map(|n| n.to_string()).collect());
+        assert!(check(Kind::Config, &names(MAX_VALUES)).is_ok());
+        let refused = check(Kind::Config, &names(MAX_VALUES + 1));
+        assert!(matches!(&refused, Err(status) if status.code == Code::InvalidArgument && !status.hint.is_empty()));
     }
 
     #[test]

@@ -50,50 +50,54 @@ pub struct Watch {
 #[derive(Debug)]
 struct Snapshot {
     state: State,
-    /// Kinds not begun, last one first.
+    /// Kinds that are not done, last one first.
     kinds: Vec<Kind>,
-    /// The present kind, its objects, and how many of them were sent.
-    kind: Kind,
-    ids: Vec<ObjectId>,
-    sent: usize,
+    /// The first id of the last of them that was not looked at.
+    from: ObjectId,
+    /// The last part took as long to find as a turn may take.
+    rests: bool,
+}
+
+/// What was found of one kind.
+#[derive(Debug)]
+struct Found {
+    objects: Vec<Object>,
+    looked_at: usize,
+    /// Where to go on; `None` when this is all.
+    next: Option<ObjectId>,
 }
 
 impl Snapshot {
     fn of(state: State, kinds: &[Kind]) -> Self {
         let wanted = |kind: &Kind| kinds.is_empty() || kinds.contains(kind);
-        let kinds: Vec<Kind> = Kind::ALL.into_iter().rev().filter(wanted).collect();
-        Self { state, kinds, kind: Kind::ALL[0], ids: Vec::new(), sent: 0 }
+        let kinds = Kind::ALL.into_iter().rev().filter(wanted).collect();
+        Self { state, kinds, from: ObjectId(0), rests: false }
     }
 
-    /// Goes on to the next kind; false when there is none. Its objects are looked up once, not for every part.
-    fn next_kind(&mut self, wanted: &Filter) -> bool {
-        let Some(kind) = self.kinds.pop() else { return false };
-        self.kind = kind;
-        self.ids = self.state.find(kind, &filter::selectors(wanted)).iter().map(|stored| stored.object.id()).collect();
-        self.sent = 0;
-        true
-    }
-
-    /// The next objects of the present kind, and how many ids they take.
-    fn objects(&self, wanted: &Filter) -> (Vec<Object>, usize) {
-        let (mut objects, mut bytes, mut seen) = (Vec::new(), 0, 0);
-        for stored in self.ids[self.sent..].iter().filter_map(|id| self.state.get(self.kind, *id)) {
-            seen += 1;
+    /// The next objects of the present kind, of so many that are looked at.
+    fn look(&self, kind: Kind, wanted: &Filter, looks: usize) -> Found {
+        let mut found = Found { objects: Vec::new(), looked_at: 0, next: None };
+        let selectors = filter::selectors(wanted);
+        let mut bytes = 0;
+        for stored in self.state.candidates(kind, &selectors, self.from) {
+            if bytes >= SNAPSHOT_PART_BYTES || found.looked_at >= looks {
+                found.next = Some(stored.object.id());
+                break;
+            }
+            found.looked_at += 1;
             if shows(wanted, &stored.object) {
                 bytes += query::visible_bytes(stored);
-                objects.push(redact::redact(&stored.object));
-                if bytes >= SNAPSHOT_PART_BYTES {
-                    break;
-                }
+                found.objects.push(redact::redact(&stored.object));
             }
         }
-        (objects, seen)
+        found
     }
 }
 
 impl Watch {
     /// Begins as the request says.
     pub fn begin(store: &Store, request: WatchRequest) -> Result<Self, Status> {
+        filter::check_size(&request.filter)?;
         let resources = request.kinds.is_empty() || request.kinds.contains(&Kind::Resource);
         if !resources && let Some(kind) = request.kinds.first() {
             filter::check(*kind, &request.filter)?;
@@ -123,8 +127,7 @@ impl Watch {
     pub fn has_news(&mut self, store: &Store) -> bool {
         let filter = &self.request.filter;
         // The writer waits meanwhile. A pull compares as much as it likes.
-        let compared = filter.names.len() + filter.name_prefixes.len() + filter.labels.len() + filter.kinds.len();
-        let is_quick = compared <= QUICK && filter.id_prefixes.is_empty();
+        let is_quick = filter::values(filter) <= QUICK && filter.id_prefixes.is_empty();
         if self.has_snapshot() || self.begin.is_some() || !self.taken.is_empty() || !is_quick {
             return true;
         }
@@ -165,21 +168,32 @@ impl Watch {
     /// `None` once there is nothing left of the snapshot.
     fn snapshot_part(&mut self, room: usize) -> Option<Pull> {
         let snapshot = self.snapshot.as_mut()?;
-        let wanted = &self.request.filter;
-        let (mut objects, mut seen) = snapshot.objects(wanted);
-        while objects.is_empty() {
-            if !snapshot.next_kind(wanted) {
-                self.snapshot = None;
-                return None;
+        if std::mem::take(&mut snapshot.rests) {
+            return Some(Pull::Searching);
+        }
+        let mut looks = query::looks(&self.request.filter);
+        while let Some(kind) = snapshot.kinds.last() {
+            let Found { objects, looked_at, next } = snapshot.look(*kind, &self.request.filter, looks);
+            let is_empty = objects.is_empty();
+            let part = if is_empty { Vec::new() } else { envelope::encode(&WatchItem::Snapshot { objects }) };
+            if part.len() > room {
+                return Some(Pull::Full);
             }
-            (objects, seen) = snapshot.objects(wanted);
+            snapshot.from = next.unwrap_or(ObjectId(0));
+            if next.is_none() {
+                snapshot.kinds.pop();
+            }
+            looks -= looked_at;
+            if !is_empty {
+                snapshot.rests = looks == 0;
+                return Some(Pull::Part(part.into()));
+            }
+            if looks == 0 {
+                return Some(Pull::Searching);
+            }
         }
-        let part = envelope::encode(&WatchItem::Snapshot { objects });
-        if part.len() > room {
-            return Some(Pull::Full);
-        }
-        snapshot.sent += seen;
-        Some(Pull::Part(part.into()))
+        self.snapshot = None;
+        None
     }
 
     fn next_change(&mut self, room: usize) -> Option<Pull> {

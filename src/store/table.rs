@@ -60,6 +60,9 @@ pub(super) enum Taken {
 const MANY: usize = 10_000;
 /// Selectors that each of many objects may be compared with.
 const FEW: usize = 8;
+/// Objects that an index may name before whoever pages through them had better look at every object, in order of id: an
+/// index is in another order, and all that it names is gone through for each page. About a millisecond.
+const CANDIDATES: usize = 10_000;
 
 impl Table {
     pub fn get(&self, id: ObjectId) -> Option<&Arc<Stored>> {
@@ -273,32 +276,42 @@ impl Table {
         if key.is_exact() || first.has_name(name) { Some(first) } else { self.named(name).next() }
     }
 
-    /// Everything that matches any of the selectors, in order of id, each once.
-    pub fn find(&self, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
-        let objects = self.all();
-        if any_of.contains(&Selector::All) {
-            return objects.values().collect();
-        }
-        self.ids(any_of, ObjectId(0)).into_iter().filter_map(|id| objects.get(&id)).collect()
-    }
-
-    /// Of [`Self::find`] what has this id or a later one, found as it is asked for, so that a page of everything, of a kind
-    /// that most have, or of what an id begins with costs what the page holds. By other selectors every page costs what all
-    /// that they match does.
+    /// Of what matches any of the selectors whatever has this id or a later one, in order of id, each once, found as it is
+    /// asked for.
     pub fn find_from<'a: 's, 's>(
         &'a self,
         any_of: &'s [Selector],
         from: ObjectId,
+    ) -> impl Iterator<Item = &'a Arc<Stored>> + 's {
+        let matches = |stored: &&Arc<Stored>| any_of.iter().any(|selector| selector.matches(&stored.object));
+        self.candidates(any_of, from).filter(matches)
+    }
+
+    /// All that [`Self::find_from`] finds, and perhaps others: for whoever compares each object anyway, and wants to know
+    /// how many it looked at. To begin costs no more than looking at so many as [`CANDIDATES`] and the resources of a kind
+    /// that few have.
+    pub fn candidates<'a: 's, 's>(
+        &'a self,
+        any_of: &'s [Selector],
+        from: ObjectId,
+    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 's> {
+        self.candidates_of(any_of, from, CANDIDATES)
+    }
+
+    fn candidates_of<'a: 's, 's>(
+        &'a self,
+        any_of: &'s [Selector],
+        from: ObjectId,
+        few: usize,
     ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 's> {
         let objects = self.all();
         match any_of {
             [Selector::IdPrefix(prefix)] => Box::new(self.with_id_prefix_from(prefix, from)),
-            _ if any_of.contains(&Selector::All) => Box::new(self.since(from)),
-            _ if self.are_kinds_of_many(any_of) => {
-                let matches = |stored: &&Arc<Stored>| any_of.iter().any(|selector| selector.matches(&stored.object));
-                Box::new(self.since(from).filter(matches))
-            }
-            _ => Box::new(self.ids(any_of, from).into_iter().filter_map(|id| objects.get(&id))),
+            _ if any_of.contains(&Selector::All) || self.are_kinds_of_many(any_of) => Box::new(self.since(from)),
+            _ => match self.few_ids(any_of, from, few) {
+                Some(ids) => Box::new(ids.into_iter().filter_map(|id| objects.get(&id))),
+                None => Box::new(self.since(from)),
+            },
         }
     }
 
@@ -315,16 +328,27 @@ impl Table {
             && sizes.sum::<Option<usize>>().is_some_and(|many| many > (250 * self.objects.len()).isqrt())
     }
 
-    /// The ids of everything that matches any of the selectors, from this one on, in order, each once.
-    fn ids(&self, any_of: &[Selector], from: ObjectId) -> Vec<ObjectId> {
+    /// The ids of everything that may match any of the selectors, from this one on, in order, each once; `None` when the
+    /// indexes name more than a few.
+    fn few_ids(&self, any_of: &[Selector], from: ObjectId, few: usize) -> Option<Vec<ObjectId>> {
         let mut ids = Vec::new();
         for selector in any_of {
-            self.collect(selector, from, &mut ids);
+            let room = few - ids.len();
+            // Those of a kind are sorted to be found, and how many they are is known without.
+            if let Selector::Kind(kind) = selector
+                && self.of_kind(kind).map_or(0, ByAge::len) > room
+            {
+                return None;
+            }
+            self.collect(selector, from, room + 1, &mut ids);
+            if ids.len() > few {
+                return None;
+            }
         }
         ids.retain(|id| *id >= from);
         ids.sort_unstable();
         ids.dedup();
-        ids
+        Some(ids)
     }
 
     /// Ids whose printed form begins with `prefix`.
@@ -338,16 +362,16 @@ impl Table {
         range.into_iter().flat_map(|(first, last)| self.all().range(ObjectId(first)..=ObjectId(last))).map(|(_, o)| o)
     }
 
-    /// Adds the ids of what matches, in no order; some may come more than once, and some before `from`.
-    fn collect(&self, selector: &Selector, from: ObjectId, ids: &mut Vec<ObjectId>) {
+    /// Adds the ids of what may match, in no order, no more than there is room for, except those of a kind; some may come more
+    /// than once, and some before `from`.
+    fn collect(&self, selector: &Selector, from: ObjectId, room: usize, ids: &mut Vec<ObjectId>) {
+        let id = |stored: &Arc<Stored>| stored.object.id();
         match selector {
-            Selector::All => ids.extend(self.objects.keys()),
-            Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix).map(|stored| stored.object.id())),
-            Selector::Name(name) => ids.extend(self.named(name.as_bytes()).map(|stored| stored.object.id())),
+            Selector::All => ids.extend(self.objects.keys().take(room)),
+            Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix_from(prefix, from).take(room).map(id)),
+            Selector::Name(name) => ids.extend(self.named(name.as_bytes()).take(room).map(id)),
             Selector::NamePrefix(prefix) => {
-                let candidates = self.names.with_prefix(prefix.as_bytes(), &self.objects);
-                let matching = candidates.filter(|stored| selector.matches(&stored.object));
-                ids.extend(matching.map(|stored| stored.object.id()));
+                ids.extend(self.names.with_prefix(prefix.as_bytes(), &self.objects).take(room).map(id));
             }
             Selector::Kind(kind) => {
                 let place = |stored: &Stored| {
@@ -358,22 +382,16 @@ impl Table {
             }
             Selector::Custom { index, value } => {
                 let from = self.custom_from(index, value);
-                ids.extend(from.take_while(|(found, _)| **found == **value).map(|(_, id)| *id));
+                ids.extend(from.take_while(|(found, _)| **found == **value).take(room).map(|(_, id)| *id));
             }
             Selector::CustomPrefix { index, prefix } => {
                 let from = self.custom_from(index, prefix);
-                ids.extend(from.take_while(|(found, _)| found.starts_with(&**prefix)).map(|(_, id)| *id));
+                ids.extend(from.take_while(|(found, _)| found.starts_with(&**prefix)).take(room).map(|(_, id)| *id));
             }
-            Selector::Role(role) => self.related(Relation::Role(*role), ids),
-            Selector::Membership(state) => self.related(Relation::Membership(*state), ids),
-            Selector::Service(id) => self.related(Relation::Service(*id), ids),
-            Selector::Node(id) => self.related(Relation::Node(*id), ids),
-            Selector::Slot(id, slot) => self.related(Relation::Slot(*id, *slot), ids),
-            Selector::DesiredState(state) => self.related(Relation::DesiredState(*state), ids),
-            Selector::TaskState(state) => self.related(Relation::TaskState(*state), ids),
-            Selector::ReferencedNetwork(id) => self.related(Relation::Network(*id), ids),
-            Selector::ReferencedSecret(id) => self.related(Relation::Secret(*id), ids),
-            Selector::ReferencedConfig(id) => self.related(Relation::Config(*id), ids),
+            others => {
+                let related = relation_asked_for(others).into_iter().flat_map(|relation| self.related(relation, from));
+                ids.extend(related.take(room));
+            }
         }
     }
 
@@ -387,9 +405,8 @@ impl Table {
         self.custom.get(index).into_iter().flat_map(move |values| values.range(first.clone()..))
     }
 
-    fn related(&self, relation: Relation, ids: &mut Vec<ObjectId>) {
-        let matching = self.relations.range((relation, ObjectId(0))..=(relation, ObjectId(u128::MAX)));
-        ids.extend(matching.map(|(_, id)| *id));
+    fn related(&self, relation: Relation, from: ObjectId) -> impl Iterator<Item = ObjectId> {
+        self.relations.range((relation, from)..=(relation, ObjectId(u128::MAX))).map(|(_, id)| *id)
     }
 
     /// Takes the old object out of every index but that of names and puts the new one in, leaving alone what both have.
@@ -508,6 +525,29 @@ fn relations(object: Option<&Object>) -> Vec<Relation> {
     relations
 }
 
+/// What objects must have to do with others, or with a state, to be selected.
+fn relation_asked_for(selector: &Selector) -> Option<Relation> {
+    Some(match selector {
+        Selector::Role(role) => Relation::Role(*role),
+        Selector::Membership(state) => Relation::Membership(*state),
+        Selector::Service(id) => Relation::Service(*id),
+        Selector::Node(id) => Relation::Node(*id),
+        Selector::Slot(id, slot) => Relation::Slot(*id, *slot),
+        Selector::DesiredState(state) => Relation::DesiredState(*state),
+        Selector::TaskState(state) => Relation::TaskState(*state),
+        Selector::ReferencedNetwork(id) => Relation::Network(*id),
+        Selector::ReferencedSecret(id) => Relation::Secret(*id),
+        Selector::ReferencedConfig(id) => Relation::Config(*id),
+        Selector::All
+        | Selector::IdPrefix(_)
+        | Selector::Name(_)
+        | Selector::NamePrefix(_)
+        | Selector::Kind(_)
+        | Selector::Custom { .. }
+        | Selector::CustomPrefix { .. } => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -560,11 +600,17 @@ mod tests {
             assert_eq!(table.are_kinds_of_many(&any_of), are_many, "{any_of:?}");
             let all = table.iter().filter(|stored| any_of.iter().any(|selector| selector.matches(&stored.object)));
             let all = ids(all);
-            assert_eq!(ids(table.find(&any_of).into_iter()), all, "{any_of:?}");
+            assert_eq!(ids(table.find_from(&any_of, ObjectId(0))), all, "{any_of:?}");
             for from in [0, 1, 70 << 100, (70 << 100) + 1, 3999 << 100, u128::MAX] {
                 let found = ids(table.find_from(&any_of, ObjectId(from)));
                 let expected: Vec<_> = all.iter().copied().filter(|id| *id >= from).collect();
                 assert_eq!(found, expected, "{any_of:?} from {from:x}");
+                // However many an index may name, nothing is missed.
+                for few in [0, 1, 99, 100, 4000] {
+                    let mut found = ids(table.candidates_of(&any_of, ObjectId(from), few));
+                    found.retain(|id| all.contains(id));
+                    assert_eq!(found, expected, "{any_of:?} from {from:x} with {few}");
+                }
             }
         }
     }
@@ -577,7 +623,7 @@ mod tests {
             resource.meta.created_at = crate::types::Timestamp(created);
             Arc::new(Stored::new(Object::from(resource)))
         };
-        let find = |table: &Table, kind: &str| ids(table.find(&[Selector::Kind(kind.to_owned())]).into_iter());
+        let find = |table: &Table, kind: &str| ids(table.find_from(&[Selector::Kind(kind.to_owned())], ObjectId(0)));
         let mut table = Table::default();
         // Of all of these the first 80 bits and the time are the same, and they have settled.
         for id in 0..200 {
@@ -637,7 +683,7 @@ mod tests {
         assert_eq!((ids(table.iter()), table.len(), table.bytes()), (vec![1, 4, 6], 3, bytes));
         assert_eq!(bytes, table.iter().map(|stored| u64::from(stored.bytes)).sum::<u64>());
         assert_eq!((ids(table.named(same_key.as_bytes())), ids(table.named(b"b"))), (vec![4], vec![6]));
-        assert_eq!(ids(table.find(&[Selector::Kind("K".to_owned())]).into_iter()), [1, 4, 6]);
+        assert_eq!(ids(table.find_from(&[Selector::Kind("K".to_owned())], ObjectId(0))), [1, 4, 6]);
     }
 
     #[test]
@@ -650,7 +696,10 @@ mod tests {
         }
         table.settle();
         assert!(table.iter().map(|stored| stored.object.id().0).eq(0..count));
-        assert_eq!((table.names.len(), table.find(&[Selector::Kind("k".to_owned())]).len()), (MANY + 1, MANY + 1));
+        assert_eq!(
+            (table.names.len(), table.find_from(&[Selector::Kind("k".to_owned())], ObjectId(0)).count()),
+            (MANY + 1, MANY + 1)
+        );
         assert_eq!(ids(table.named(b"R77")), [77]);
     }
 
@@ -660,7 +709,7 @@ mod tests {
             let mut table = Table::default();
             table.stage();
             table.create(stored(1, "a"), true).unwrap();
-            let found = std::panic::catch_unwind(|| table.find(&[selector]).len());
+            let found = std::panic::catch_unwind(|| table.find_from(&[selector], ObjectId(0)).count());
             assert!(found.unwrap_err().downcast::<&str>().unwrap().contains("before it settles"));
         }
     }
@@ -684,7 +733,7 @@ mod tests {
             assert_eq!(table.create(stored(2, "new"), true), Err(Taken::Id));
             assert_eq!((table.bytes(), table.len(), table.named(b"new").count()), (bytes, 4, 0));
             assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![2, 3], vec![1]));
-            assert_eq!(ids(table.find(&[Selector::NamePrefix(one[..17].to_owned())]).into_iter()), [2, 3]);
+            assert_eq!(ids(table.find_from(&[Selector::NamePrefix(one[..17].to_owned())], ObjectId(0))), [2, 3]);
             // Whatever is written over is found as it is now: the first of those with a key, another one, and the next first.
             let check = |table: &Table, name: &str| {
                 table.named(name.as_bytes()).all(|it| Arc::ptr_eq(it, table.get(it.object.id()).unwrap()))

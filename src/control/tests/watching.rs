@@ -30,6 +30,7 @@ impl Watcher {
             match self.pull(swarm, usize::MAX) {
                 Pull::Part(body) => words.push(in_words(&envelope::decode(&body, body.len()).unwrap())),
                 Pull::Full => panic!("there is room"),
+                Pull::Searching => words.push("searching".to_owned()),
                 Pull::Done => panic!("a watch goes on until it is cancelled"),
                 Pull::Idle(_) => break,
                 Pull::End(status) => {
@@ -69,6 +70,39 @@ fn in_words(item: &WatchItem) -> String {
         }
         WatchItem::Mark { revision } => format!("mark {revision}"),
     }
+}
+
+#[test]
+fn a_snapshot_that_is_looked_for_in_many_objects_lets_others_be_served() {
+    let mut swarm = Swarm::new();
+    swarm.create_config("web");
+    for first in (0..25_000).step_by(1000) {
+        let nodes = (first + 1..=first + 1000).map(|id| {
+            let mut node = Node::new(NodeId(id), Role::Worker);
+            if id == 15_000 {
+                node.spec.annotations.labels.insert("rack".to_owned(), "7".to_owned());
+                node.description.hostname = "wanted".to_owned();
+            }
+            Operation::Create(node.into())
+        });
+        swarm.apply(nodes.collect());
+    }
+    let filter = Filter { labels: [("rack".to_owned(), None)].into(), ..Filter::default() };
+    let mut watcher = Watcher::begin(&swarm, WatchRequest { filter, ..WatchRequest::default() });
+    let begun = swarm.view(|state| state.revision());
+    // The wanted one is found among the second ten thousand, and finding it took as long.
+    watcher.check(&swarm, &format!("searching; snapshot wanted; searching; begin {begun}"));
+    let kinds = vec![Kind::Node];
+    let everything = WatchRequest { kinds, ..WatchRequest::default() };
+    let mut watcher = Watcher::begin(&swarm, everything);
+    let mut nodes = Vec::new();
+    while let Pull::Part(body) = watcher.pull(&swarm, usize::MAX) {
+        match envelope::decode(&body, body.len()).unwrap() {
+            WatchItem::Snapshot { objects } => nodes.extend(objects.iter().map(Object::id)),
+            item => assert_eq!(in_words(&item), format!("begin {begun}")),
+        }
+    }
+    assert_eq!(nodes, (1..=25_000).map(ObjectId).collect::<Vec<_>>());
 }
 
 #[test]

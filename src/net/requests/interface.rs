@@ -83,6 +83,8 @@ pub enum Pull {
     Part(Bytes),
     /// The next part is larger than the room.
     Full,
+    /// Nothing yet after looking for about as long as a turn may take: asked again in the next.
+    Searching,
     /// Nothing until the store moves, or until the moment named.
     Idle(Option<Instant>),
     /// Everything has been sent.

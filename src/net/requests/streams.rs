@@ -19,6 +19,10 @@ use crate::types::error::{Code, Status};
 
 /// Parts of one stream in one turn of the loop, so that a watcher that catches up does not keep others waiting.
 const PARTS_PER_TURN: usize = 64;
+/// Bytes of all streams in one turn, about: when many watches begin at once, their snapshots take turns.
+const BYTES_PER_TURN: usize = 4 << 20;
+/// Streams in one turn that search for long and have found nothing yet.
+const SEARCHES_PER_TURN: usize = 4;
 /// How long a receiver may take nothing of a stream that holds on to something.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -27,6 +31,8 @@ pub(super) struct Streams<W> {
     open: BTreeMap<StreamId, Streaming<W>>,
     /// Worth a pull: there is credit, something new, or its time has come.
     ready: BTreeSet<StreamId>,
+    /// The one that had to wait for the next turn, which begins with it.
+    first: Option<StreamId>,
     /// The store moved since the last pull.
     moved: bool,
     timers: BTreeSet<(Instant, StreamId)>,
@@ -44,7 +50,7 @@ struct Streaming<W> {
 
 impl<W> Default for Streams<W> {
     fn default() -> Self {
-        Self { open: BTreeMap::new(), ready: BTreeSet::new(), moved: false, timers: BTreeSet::new() }
+        Self { open: BTreeMap::new(), ready: BTreeSet::new(), first: None, moved: false, timers: BTreeSet::new() }
     }
 }
 
@@ -107,14 +113,22 @@ impl<W> Streams<W> {
         if std::mem::take(&mut self.moved) {
             self.look_at_what_is_new(service);
         }
-        for stream in std::mem::take(&mut self.ready) {
+        let mut before = std::mem::take(&mut self.ready);
+        let after = self.first.take().map(|first| before.split_off(&first)).unwrap_or_default();
+        let (mut bytes_left, mut searches_left) = (BYTES_PER_TURN, SEARCHES_PER_TURN);
+        for stream in after.into_iter().chain(before) {
+            if bytes_left == 0 || searches_left == 0 {
+                self.first.get_or_insert(stream);
+                self.ready.insert(stream);
+                continue;
+            }
             let Some(streaming) = self.open.get_mut(&stream) else { continue };
             if let Some(at) = streaming.wake.take() {
                 self.timers.remove(&(at, stream));
             }
             let mut waits = false;
             for part in 0.. {
-                if part == PARTS_PER_TURN {
+                if part == PARTS_PER_TURN || bytes_left == 0 {
                     self.ready.insert(stream);
                     break;
                 }
@@ -124,12 +138,18 @@ impl<W> Streams<W> {
                 }
                 match service.pull(now, &mut streaming.source, streaming.credit as usize) {
                     Pull::Part(body) => {
+                        bytes_left = bytes_left.saturating_sub(body.len());
                         let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
                         streaming.credit = streaming.credit.saturating_sub(bytes);
                         effects.push(Effect::Answer { stream, body, end: false });
                     }
                     Pull::Full => {
                         waits = true;
+                        break;
+                    }
+                    Pull::Searching => {
+                        searches_left -= 1;
+                        self.ready.insert(stream);
                         break;
                     }
                     Pull::Idle(wake) => {

@@ -20,6 +20,8 @@ struct Scripted {
     /// What its streams have to give, sizes in bytes, and how many times each was asked for.
     parts: VecDeque<usize>,
     pulls: usize,
+    /// Pulls that find nothing yet.
+    searches: usize,
     ends: bool,
     complete: bool,
     wake: Option<Instant>,
@@ -88,6 +90,10 @@ impl Service for Scripted {
         match self.parts.front() {
             Some(size) if *size > room => Pull::Full,
             Some(_) => Pull::Part(vec![0; self.parts.pop_front().unwrap()].into()),
+            None if self.searches > 0 => {
+                self.searches -= 1;
+                Pull::Searching
+            }
             None if self.complete => Pull::Done,
             None if self.ends => Pull::End(Status::new(Code::OutOfRange, "too old")),
             None => Pull::Idle(self.wake.take()),
@@ -1000,6 +1006,37 @@ fn a_stream_takes_turns_with_others_and_wakes_when_it_asked_to() {
     assert_eq!(run.machine.next_deadline(), Some(at(500)));
     run.machine.service.parts.push_back(7);
     run.at(500).turn("part s1 of 7");
+    assert_eq!(run.machine.next_deadline(), None);
+}
+
+#[test]
+fn streams_that_search_for_long_take_turns() {
+    let mut run = Run::under(1);
+    for number in 1..=6 {
+        run.check(ask(number, Call::Watch, "watch"), "");
+    }
+    run.machine.service.searches = 4;
+    run.turn("");
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (4, Some(Instant::default())));
+    // Those who were not asked come first, and those who searched are asked again.
+    run.machine.service.parts = [1, 2, 3].into();
+    run.turn("part s5 of 1; part s5 of 2; part s5 of 3");
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (4 + 3 + 6, None));
+}
+
+#[test]
+fn streams_that_send_much_take_turns() {
+    let mut run = Run::under(1);
+    for number in 1..=18 {
+        run.check(ask(number, Call::Watch, "watch"), "");
+    }
+    run.machine.service.parts = [INITIAL_CREDIT as usize; 18].into();
+    let parts = |numbers: std::ops::RangeInclusive<u32>| {
+        numbers.map(|number| format!("part s{number} of {INITIAL_CREDIT}")).collect::<Vec<_>>().join("; ")
+    };
+    run.turn(&parts(1..=16));
+    assert_eq!(run.machine.next_deadline(), Some(Instant::default()));
+    run.turn(&parts(17..=18));
     assert_eq!(run.machine.next_deadline(), None);
 }
 

@@ -143,6 +143,7 @@ fn decide(incoming: &Incoming) {
                         Pull::Part(part) => {
                             assert!(!is_watch || envelope::decode::<WatchItem>(&part, MAX_FRAME_BYTES).is_ok());
                         }
+                        Pull::Searching => {}
                         Pull::Full => panic!("an item is larger than a frame"),
                         Pull::Done => {
                             assert!(!is_watch, "a watch goes on");

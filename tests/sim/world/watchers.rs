@@ -189,6 +189,10 @@ impl World {
                 }
                 Pull::Full => fail("watch", "a part of a watch is larger than a frame"),
                 Pull::Done => fail("watch", "a watch has no last part"),
+                Pull::Searching => {
+                    *wake = None;
+                    return;
+                }
                 Pull::Idle(at) => {
                     *wake = at;
                     return;
