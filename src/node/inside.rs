@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::assemble::newest_ms;
 use super::keys::KeyStore;
 use super::outlet::{Ask, Completion};
-use super::start::newest_ms;
 use super::worker::managers_of;
 use crate::agent::Own;
 use crate::agent::outside::Remember;

@@ -12,6 +12,7 @@
 //!
 //! ```text
 //! start.rs      from a directory to a running node      handler.rs    what the net thread does
+//! open.rs       keys and log of a node that was there   assemble.rs   a manager's threads put together
 //! dir.rs        the directory's files and lock          service.rs    control and ca behind the requests machine
 //! found.rs      the first manager of a new swarm        outlet.rs     raft, log and apply to net
 //! join.rs       a certificate and a place in a swarm    snapshots.rs  writing, sending and fetching snapshots
@@ -21,7 +22,7 @@
 //! addresses.rs  members that are not where they were    space.rs      watching the disk fill up
 //! repair.rs     a damaged log, cut to what is whole     recover.rs    one manager from a lost majority
 //! restore.rs    one manager from a backup               rebuild.rs    a state as the log of a new history
-//! leader.rs     the leader's services of a term         manager.rs    a manager's threads
+//! leader.rs     the leader's services of a term         manager.rs    a running manager
 //! worker.rs     a worker's threads                      supervisor.rs from one role to the other
 //! inside.rs     how a manager's agent reaches the swarm keeper.rs     what the agent writes down
 //! keys.rs       the key file                            locksmith.rs  new data keys, and the lock the swarm wants
@@ -37,6 +38,7 @@
 //! global logger, signal handler or panic hook is touched, so that several nodes live in one process.
 
 mod addresses;
+mod assemble;
 mod dir;
 mod found;
 #[doc(hidden)]
@@ -52,6 +54,7 @@ mod lobby;
 mod locked;
 mod locksmith;
 mod manager;
+mod open;
 mod outlet;
 mod outlived;
 mod pace;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use super::dir::{DataDir, NodeFile, Phase};
 use super::found::Keys;
 use super::rebuild::{self, Heir, NEXT_LOG, ReplaceError};
-use super::{StartError, StartFailure, start};
+use super::{StartError, StartFailure, open, start};
 use crate::ca;
 use crate::pki::UnlockKey;
 use crate::raft::recover::Snapshots;
@@ -126,11 +126,11 @@ impl Recovery {
             return Err(StartError::refused(what(), "its manager never became a member of a swarm", hint));
         }
         let attempted = |error| StartError { what: what(), ..error };
-        let keys = start::member_keys(&dir, &file, unlock).map_err(attempted)?;
-        let lineage = start::lineage(&dir, &file).map_err(attempted)?;
+        let keys = open::member_keys(&dir, &file, unlock).map_err(attempted)?;
+        let lineage = open::lineage(&dir, &file).map_err(attempted)?;
         let snapshots = Snapshots { disk, dir: dir.raft(), keys: keys.store.keyring(), lineage };
         let read = match basis {
-            Basis::Log => read_log(&dir, &snapshots, start::segment_bytes(file.profile))?,
+            Basis::Log => read_log(&dir, &snapshots, open::segment_bytes(file.profile))?,
             Basis::Snapshot => read_snapshot(&dir, &snapshots)?,
         };
         let Read { state, known, voted, last, uncommitted, unfinished, left_out } = read;
@@ -171,7 +171,7 @@ impl Recovery {
 
     /// Makes the new swarm. `advertise` is where its manager listens from now on; without it, where it did before.
     pub fn carry_out(self, advertise: Option<String>) -> Result<Recovered, StartError> {
-        let segment_bytes = start::segment_bytes(self.file.profile);
+        let segment_bytes = open::segment_bytes(self.file.profile);
         self.carry_out_with(segment_bytes, advertise)
     }
 
@@ -241,9 +241,9 @@ struct Read {
 fn read_log(dir: &DataDir, snapshots: &Snapshots, segment_bytes: u64) -> Result<Read, StartError> {
     let options = wal::Options { segment_bytes, lineage: snapshots.lineage };
     let (reader, recovered) = wal::look(snapshots.disk.as_ref(), &dir.raft(), snapshots.keys.clone(), &options)
-        .map_err(|error| mendable(start::log_error(dir, &error)))?;
+        .map_err(|error| mendable(open::log_error(dir, &error)))?;
     let (state, known) =
-        rebuild::read_all(&reader, &recovered, snapshots).map_err(|error| start::recover_error(dir, &error))?;
+        rebuild::read_all(&reader, &recovered, snapshots).map_err(|error| open::recover_error(dir, &error))?;
     Ok(Read {
         known,
         voted: recovered.hard_state.term,
@@ -257,7 +257,7 @@ fn read_log(dir: &DataDir, snapshots: &Snapshots, segment_bytes: u64) -> Result<
 
 /// The newest snapshot that is whole. Of the log only what can still be read of its end and its terms.
 fn read_snapshot(dir: &DataDir, snapshots: &Snapshots) -> Result<Read, StartError> {
-    let error = |error: &WalError| start::log_error(dir, error);
+    let error = |error: &WalError| open::log_error(dir, error);
     let disk = snapshots.disk.as_ref();
     let mut indexes = wal::list_snapshots(disk, &dir.raft()).map_err(|found| error(&found))?.into_iter().rev();
     let Some(state) = indexes.find_map(|index| snapshots.load(index).ok()) else {

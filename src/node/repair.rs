@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::dir::{DataDir, NodeFile, Phase};
 use super::keys;
-use super::start::{lineage, log_error, segment_bytes};
+use super::open::{lineage, log_error, segment_bytes};
 use super::{StartError, StartFailure};
 use crate::pki::{Keyring, UnlockKey};
 use crate::sys::files::RealDisk;

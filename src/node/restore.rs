@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::dir::{DataDir, NodeFile, Phase};
 use super::rebuild::{self, Heir};
-use super::{StartError, StartFailure, dir, start};
+use super::{StartError, StartFailure, dir, open, start};
 use crate::ca;
 use crate::pki::KeyFile;
 use crate::pki::seal::DataKey;
@@ -70,7 +70,7 @@ fn taken(path: &Path, why: &str) -> StartError {
 
 /// Makes the swarm. `name` is the new manager's name, the machine's if there is none.
 pub fn restore(path: &Path, state: State, name: Option<String>, addr: &str) -> Result<Restored, StartError> {
-    restore_on(Arc::new(RealDisk), path, state, name, addr, start::segment_bytes)
+    restore_on(Arc::new(RealDisk), path, state, name, addr, open::segment_bytes)
 }
 
 fn restore_on(

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::assemble::Starter;
 use super::dir::{DataDir, NodeFile, Phase};
 use super::found::Keys;
 use super::keys::KEY_FILE;
 use super::lobby::Progress;
 use super::manager::Manager;
+use super::open::Opened;
 use super::sockets::{self, Sockets};
-use super::start::{Opened, Starter};
 use super::stop::{StopCell, Stopped};
 use super::worker::{self, Worker, WorkerEnd};
 use super::{Config, StartError, StartFailure};

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::StartError;
+use super::assemble::hello_without_place;
 use super::dir::{DataDir, NodeFile, Phase};
 use super::keeper::Keeper;
 use super::lobby::{Lobby, Porter};
-use super::start::{describe, hello_without_place, internal};
+use super::start::{describe, internal};
 use super::stop::StopCell;
 use super::supervisor::House;
 use crate::agent::outside::{Outside, Parts};

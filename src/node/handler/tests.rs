@@ -27,7 +27,7 @@ fn own() -> Own {
 impl Node {
     fn new() -> Self {
         let metrics = Metrics::default();
-        let (raft, inbox) = queues(super::super::start::empty_report(), &metrics);
+        let (raft, inbox) = queues(super::super::assemble::empty_report(), &metrics);
         let identity = Identity {
             node_id: NodeId(1),
             cluster_id: ClusterId(5),

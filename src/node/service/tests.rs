@@ -37,7 +37,7 @@ impl Leader {
             data_dir: "/var/lib/skep".to_owned(),
             version: "1.2.3".to_owned(),
             sync_us: 0,
-            raft: super::super::start::empty_report(),
+            raft: super::super::assemble::empty_report(),
             links: Vec::new(),
             certificate: None,
         };
