@@ -1,7 +1,7 @@
 //! A version byte and a bincode body.
 //!
 //! bincode has no field defaults: a type that changes gets a new version number, and the old type stays to read the old
-//! bytes.
+//! bytes. An enum that gets another variant at its end has not changed so: what was written before is read as before.
 
 use bincode::Options;
 use serde::Serialize;

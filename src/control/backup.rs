@@ -8,6 +8,7 @@ use super::Context;
 use crate::codec::envelope;
 use crate::net::requests::Pull;
 use crate::store::{SnapshotEncoder, State};
+use crate::sys::heavy::Heavy;
 use crate::types::Timestamp;
 use crate::types::api::{BackupInfo, FEATURE_LEVEL};
 use crate::types::error::{Code, Status};
@@ -22,7 +23,7 @@ const PART_BYTES: usize = 64 << 10;
 /// Nothing is redacted: a backup without its secrets could not be restored.
 pub struct Backup {
     info: Option<Bytes>,
-    encoder: SnapshotEncoder,
+    encoder: Heavy<SnapshotEncoder>,
     pending: Bytes,
     /// Counts it among those under way.
     _under_way: Arc<()>,
@@ -51,7 +52,9 @@ impl Backup {
             hash: state.hash(),
         };
         let info = Some(envelope::encode(&info).into());
-        Self { info, encoder: SnapshotEncoder::new(state), pending: Bytes::new(), _under_way: under_way }
+        let takes_long = state.is_large();
+        let encoder = Heavy::new(SnapshotEncoder::new(state), takes_long);
+        Self { info, encoder, pending: Bytes::new(), _under_way: under_way }
     }
 
     /// The next part, of at most `room` bytes.

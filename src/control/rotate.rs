@@ -259,33 +259,38 @@ fn progress(state: &State, rotation: &RootRotation) -> RotationProgress {
     rotation.progress(state.iter(Kind::Node).filter_map(|stored| node_of(&stored.object)), &voters(state))
 }
 
+/// The first of them in words: there may be as many as there are nodes.
 fn named(state: &State, context: &Context, rotation: &RootRotation, list: &[(NodeId, Standing)]) -> Vec<RotationNode> {
-    let mut nodes: Vec<RotationNode> = list
-        .iter()
-        .filter_map(|(id, standing)| {
-            let stored = state.get(Kind::Node, (*id).into())?;
-            let node = node_of(&stored.object)?;
-            Some(RotationNode {
-                node_id: *id,
-                name: report::name(state, context, *id),
-                role: node.role,
-                standing: *standing,
-                since: match standing {
-                    Standing::NotAsked => rotation.started_at,
-                    _ => node.meta.updated_at.max(rotation.started_at),
-                },
-                connected: connected(state, context, node),
-                error: match standing {
-                    Standing::Failed => node.certificate.error.clone(),
-                    _ => String::new(),
-                },
-                in_skip_list: rotation.skip.contains(id),
-            })
+    let known = |id: NodeId| node_of(&state.get(Kind::Node, id.into())?.object);
+    let since = |node: &Node, standing: Standing| match standing {
+        Standing::NotAsked => rotation.started_at,
+        _ => node.meta.updated_at.max(rotation.started_at),
+    };
+    let in_order = list.iter().filter_map(|(id, standing)| {
+        let node = known(*id)?;
+        let is_there = connected(state, context, node) != Some(false);
+        Some((node.role != Role::Manager, is_there, since(node, *standing), *id, *standing))
+    });
+    let mut in_order: Vec<_> = in_order.collect();
+    in_order.sort_unstable_by_key(|(worker, is_there, since, id, _)| (*worker, *is_there, *since, *id));
+    let first = in_order.into_iter().take(MAX_ROTATION_NODES);
+    let in_words = first.filter_map(|(_, _, since, id, standing)| {
+        let node = known(id)?;
+        Some(RotationNode {
+            node_id: id,
+            name: report::name(state, context, id),
+            role: node.role,
+            standing,
+            since,
+            connected: connected(state, context, node),
+            error: match standing {
+                Standing::Failed => node.certificate.error.clone(),
+                _ => String::new(),
+            },
+            in_skip_list: rotation.skip.contains(&id),
         })
-        .collect();
-    nodes.sort_by_key(|node| (node.role != Role::Manager, node.connected != Some(false), node.since, node.node_id));
-    nodes.truncate(MAX_ROTATION_NODES);
-    nodes
+    });
+    in_words.collect()
 }
 
 fn connected(state: &State, context: &Context, node: &Node) -> Option<bool> {

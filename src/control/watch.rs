@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use crate::codec::envelope;
 use crate::net::requests::Pull;
-use crate::store::{Cursor, Event, EventBatch, State, Store, WatchError};
+use crate::store::{Cursor, Event, EventBatch, Search, State, Store, WatchError};
+use crate::sys::heavy::Heavy;
 use crate::sys::time::Instant;
 use crate::types::api::{Filter, WatchEvent, WatchItem, WatchRequest};
 use crate::types::error::{Code, Status};
@@ -19,8 +20,12 @@ use super::{filter, query, redact};
 /// A part of a snapshot ends when it holds this many bytes: well below the window of a stream, so that a reader that
 /// takes its time still sees progress.
 const SNAPSHOT_PART_BYTES: usize = 64 << 10;
+/// Parts of a snapshot that are looked for as long as one page of a list.
+const PARTS_A_PAGE: usize = 10;
 /// Changes taken from the ring at once.
 const POLL: usize = 64;
+/// So often in one pull.
+const POLLS: usize = 16;
 /// Changes, events of one and values of a filter that are compared while the writer waits, each at most so many.
 const QUICK: usize = 16;
 /// A position is marked at most so often.
@@ -49,13 +54,13 @@ pub struct Watch {
 /// What remains of a snapshot.
 #[derive(Debug)]
 struct Snapshot {
-    state: State,
+    state: Heavy<State>,
     /// Kinds that are not done, last one first.
     kinds: Vec<Kind>,
-    /// The first id of the last of them that was not looked at.
+    /// How the objects of the last of them are found; made once, for many parts.
+    search: Option<Search>,
+    /// The first id of them that was not looked at.
     from: ObjectId,
-    /// The last part took as long to find as a turn may take.
-    rests: bool,
 }
 
 /// What was found of one kind.
@@ -71,15 +76,17 @@ impl Snapshot {
     fn of(state: State, kinds: &[Kind]) -> Self {
         let wanted = |kind: &Kind| kinds.is_empty() || kinds.contains(kind);
         let kinds = Kind::ALL.into_iter().rev().filter(wanted).collect();
-        Self { state, kinds, from: ObjectId(0), rests: false }
+        let takes_long = state.is_large();
+        Self { state: Heavy::new(state, takes_long), kinds, search: None, from: ObjectId(0) }
     }
 
     /// The next objects of the present kind, of so many that are looked at.
-    fn look(&self, kind: Kind, wanted: &Filter, looks: usize) -> Found {
+    fn look(&mut self, kind: Kind, wanted: &Filter, looks: usize) -> Found {
+        let Self { state, search, from, .. } = self;
+        let search = search.get_or_insert_with(|| state.search(kind, &filter::selectors(wanted), *from));
         let mut found = Found { objects: Vec::new(), looked_at: 0, next: None };
-        let selectors = filter::selectors(wanted);
         let mut bytes = 0;
-        for stored in self.state.candidates(kind, &selectors, self.from) {
+        for stored in state.candidates(kind, search, *from) {
             if bytes >= SNAPSHOT_PART_BYTES || found.looked_at >= looks {
                 found.next = Some(stored.object.id());
                 break;
@@ -91,6 +98,15 @@ impl Snapshot {
             }
         }
         found
+    }
+
+    /// Goes on there, or to the next kind.
+    fn go_on(&mut self, next: Option<ObjectId>) {
+        self.from = next.unwrap_or(ObjectId(0));
+        if next.is_none() {
+            self.kinds.pop();
+            self.search = None;
+        }
     }
 }
 
@@ -128,7 +144,11 @@ impl Watch {
         let filter = &self.request.filter;
         // The writer waits meanwhile. A pull compares as much as it likes.
         let is_quick = filter::values(filter) <= QUICK && filter.id_prefixes.is_empty();
-        if self.has_snapshot() || self.begin.is_some() || !self.taken.is_empty() || !is_quick {
+        if self.has_snapshot() {
+            // Where the next part does not fit, only the receiver can help.
+            return false;
+        }
+        if self.begin.is_some() || !self.taken.is_empty() || !is_quick {
             return true;
         }
         let request = &self.request;
@@ -153,7 +173,7 @@ impl Watch {
             self.begin = None;
             return Pull::Part(begin.into());
         }
-        loop {
+        for _ in 0..POLLS {
             if let Some(part) = self.next_change(room) {
                 return part;
             }
@@ -163,31 +183,26 @@ impl Watch {
                 Err(error) => return Pull::End(over(&error, Some(self.reached))),
             }
         }
+        Pull::Searching
     }
 
     /// `None` once there is nothing left of the snapshot.
     fn snapshot_part(&mut self, room: usize) -> Option<Pull> {
         let snapshot = self.snapshot.as_mut()?;
-        if std::mem::take(&mut snapshot.rests) {
-            return Some(Pull::Searching);
-        }
-        let mut looks = query::looks(&self.request.filter);
-        while let Some(kind) = snapshot.kinds.last() {
-            let Found { objects, looked_at, next } = snapshot.look(*kind, &self.request.filter, looks);
-            let is_empty = objects.is_empty();
-            let part = if is_empty { Vec::new() } else { envelope::encode(&WatchItem::Snapshot { objects }) };
-            if part.len() > room {
-                return Some(Pull::Full);
-            }
-            snapshot.from = next.unwrap_or(ObjectId(0));
-            if next.is_none() {
-                snapshot.kinds.pop();
-            }
-            looks -= looked_at;
-            if !is_empty {
-                snapshot.rests = looks == 0;
+        let wanted = &self.request.filter;
+        let mut looks = query::looks(wanted).div_ceil(PARTS_A_PAGE);
+        while let Some(kind) = snapshot.kinds.last().copied() {
+            let Found { objects, looked_at, next } = snapshot.look(kind, wanted, looks);
+            if !objects.is_empty() {
+                let part = envelope::encode(&WatchItem::Snapshot { objects });
+                if part.len() > room {
+                    return Some(Pull::Full);
+                }
+                snapshot.go_on(next);
                 return Some(Pull::Part(part.into()));
             }
+            snapshot.go_on(next);
+            looks -= looked_at;
             if looks == 0 {
                 return Some(Pull::Searching);
             }

@@ -361,7 +361,8 @@ fn users(object: &Object) -> Option<(Kind, Vec<Selector>)> {
 
 /// One more than a message lists, so that it can say that there are more.
 fn user_names(state: &State, by: Kind, any_of: &[Selector]) -> Vec<String> {
-    state.find_from(by, any_of, ObjectId(0)).take(11).map(|user| refusal::name(state, by, user.object.id())).collect()
+    let users = state.find_some(by, any_of, 11);
+    users.into_iter().map(|user| refusal::name(state, by, user.object.id())).collect()
 }
 
 pub(super) fn resolve(state: &State, kind: Kind, reference: &str) -> Result<std::sync::Arc<Stored>, No> {

@@ -16,6 +16,7 @@
 //! * A call that another manager passed on is never passed on again.
 //! * Updates of one object that callers ask for go to the log one at a time, in order of arrival: whoever names no version
 //!   is not refused for what other callers write at the same moment.
+//! * Lists, which take milliseconds, are decided two in a turn of the loop, however many are ready.
 //! * A stream sends no more than its receiver has credit for, and keeps nothing back but its place in the store's ring.
 //!
 //! Not here: what a request means ([`Service`]), who may make it ([`super::routes`]), bytes on sockets.
@@ -23,7 +24,7 @@
 //! Files: `interface` what goes in and out, `pass` from arrival to the wait, `held` the wait for a leader, `replies` what
 //! ends a wait, `turns` who changes an object next, `end` the one answer, `streams` what has many.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,6 +63,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a joiner may take to answer on the address it gave.
 const BACK_DIAL: Duration = Duration::from_secs(5);
 
+/// Requests decided in one turn of the loop of those that take long.
+const LONG_PER_TURN: usize = 2;
+
 /// A request's place in the order of arrival.
 type Key = u64;
 
@@ -81,6 +85,8 @@ struct Pending {
 enum Phase {
     /// Being looked at within this step.
     Deciding,
+    /// Waits for its turn among those that take long.
+    Long,
     /// Waits for a leader, and for this moment.
     Held(Instant),
     /// Waits for the turn's end to share a round.
@@ -123,6 +129,8 @@ pub struct Requests<S: Service> {
     held_bytes: usize,
     held_of_strangers: usize,
     gathered: Vec<Key>,
+    /// Who takes long, in the order in which they can be decided; and keys of requests that are over.
+    long: VecDeque<Key>,
     rounds: BTreeMap<Token, Vec<Key>>,
     /// Objects that a change under way changes, and who waits to change them next.
     turns: BTreeMap<ObjectId, BTreeSet<Key>>,
@@ -148,6 +156,7 @@ impl<S: Service> Requests<S> {
             held_bytes: 0,
             held_of_strangers: 0,
             gathered: Vec::new(),
+            long: VecDeque::new(),
             rounds: BTreeMap::new(),
             turns: BTreeMap::new(),
             queued_bytes: 0,
@@ -184,7 +193,7 @@ impl<S: Service> Requests<S> {
 
     /// When to send [`Event::TurnEnded`] at the latest though nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        if !self.gathered.is_empty() {
+        if !self.gathered.is_empty() || !self.long.is_empty() {
             // It came after the end of the turn, with an answer of raft's, say.
             return Some(Instant::default());
         }
@@ -219,6 +228,7 @@ impl<S: Service> Requests<S> {
         if !self.held.is_empty() {
             self.release(now, false, effects);
         }
+        self.decide_long_ones(now, effects);
         let mut gathered = std::mem::take(&mut self.gathered);
         gathered.retain(|key| self.requests.contains_key(key));
         if !gathered.is_empty() {
@@ -233,6 +243,18 @@ impl<S: Service> Requests<S> {
             effects.push(Effect::Read { token });
         }
         self.streams.pull(now, &mut self.service, effects);
+    }
+
+    /// A few of those that take long: everybody else waits meanwhile.
+    fn decide_long_ones(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for _ in 0..LONG_PER_TURN {
+            while let Some(key) = self.long.pop_front() {
+                if matches!(self.requests.get(&key), Some(Pending { phase: Phase::Long, .. })) {
+                    self.decide_now(now, key, effects);
+                    break;
+                }
+            }
+        }
     }
 
     fn token(&mut self, key: Key) -> Token {
@@ -260,6 +282,7 @@ impl<S: Service> Requests<S> {
                     held_of_strangers += usize::from(routes::is_stranger(&pending.incoming.caller));
                 }
                 Phase::Gathered => assert!(self.gathered.contains(key)),
+                Phase::Long => assert!(self.long.contains(key)),
                 Phase::Reading(token) => assert!(self.rounds[token].contains(key)),
                 Phase::Queued(object) => {
                     queued_bytes += pending.incoming.body.len();

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::state::State;
 use super::watch::{Cursor, EVENT_OVERHEAD_BYTES, EventBatch, WatchError};
 use crate::sys::faults::{Fault, planted};
+use crate::sys::heavy::Heavy;
 use crate::types::{Lineage, Revision};
 
 /// One state, one writer, any number of readers and watchers. Shared as `Arc<Store>`.
@@ -104,9 +105,10 @@ impl Store {
         assert!(old.lineage() != new.lineage() || old.applied() <= new.applied(), "{new:?} is older than {old:?}");
         self.revision.store(state.revision().0, Release);
         let old = std::mem::replace(&mut inner.state, state);
-        inner.restart_ring();
+        let batches = inner.restart_ring();
         drop(inner);
-        drop(old);
+        let takes_long = old.is_large();
+        drop(Heavy::new((old, batches), takes_long));
     }
 
     /// The state now, and a cursor on the events after it.
@@ -164,11 +166,11 @@ impl Store {
 }
 
 impl Inner {
-    /// Begins the ring anew after the present revision.
-    fn restart_ring(&mut self) {
-        self.ring.batches.clear();
+    /// Begins the ring anew after the present revision, and gives what was in it.
+    fn restart_ring(&mut self) -> VecDeque<Arc<EventBatch>> {
         self.ring.bytes = 0;
         self.ring.base = self.state.revision();
+        std::mem::take(&mut self.ring.batches)
     }
 
     fn check(&self, cursor: &Cursor) -> Result<(), WatchError> {

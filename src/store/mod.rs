@@ -67,4 +67,5 @@ pub use handle::Store;
 pub use snapshot::{SNAPSHOT_CHUNK_BYTES, SnapshotDecoder, SnapshotEncoder, SnapshotError};
 pub use state::{MAX_CANDIDATES, ResolveError, State, Stored};
 use table::Objects;
+pub use table::Search;
 pub use watch::{Cursor, Event, EventBatch, WatchError};

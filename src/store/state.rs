@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::membership::Membership;
 use super::ring::{Limits, Record, Ring};
-use super::table::{Table, Taken};
+use super::table::{Search, Table, Taken};
 use super::watch::EventBatch;
 use crate::codec::{digest128, envelope};
 use crate::sys::faults::{Fault, planted};
@@ -55,6 +55,9 @@ impl Stored {
 /// resolved while the writer waits.
 pub const MAX_CANDIDATES: usize = 100;
 
+/// Objects of a state that is worth a thread to drop it.
+const LARGE: usize = 20_000;
+
 /// A reference that names no one object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
@@ -63,7 +66,7 @@ pub enum ResolveError {
     NotFound,
     /// Several objects have this name or id prefix: these, or so many that they were not all looked for
     /// ([`MAX_CANDIDATES`]).
-    #[error("ambiguous: {} objects match", .0.len())]
+    #[error("ambiguous: several objects match")]
     Ambiguous(Vec<ObjectId>),
 }
 
@@ -139,35 +142,35 @@ impl State {
             return Ok(stored.clone());
         }
         match one(self.table(kind).named(reference.as_bytes())) {
-            Err(ResolveError::NotFound) => one(self.table(kind).with_id_prefix(reference)),
+            Err(ResolveError::NotFound) => one(self.table(kind).with_id_prefix(reference, ObjectId(0))),
             found => found,
         }
     }
 
     /// The objects that match any of the selectors, from the indexes, in order of id, each once.
     pub fn find(&self, kind: Kind, any_of: &[Selector]) -> Vec<&Arc<Stored>> {
-        self.find_from(kind, any_of, ObjectId(0)).collect()
+        self.find_some(kind, any_of, usize::MAX)
     }
 
-    /// Of [`Self::find`] what has this id or a later one, found as it is asked for.
-    pub fn find_from<'a: 's, 's>(
-        &'a self,
-        kind: Kind,
-        any_of: &'s [Selector],
-        from: ObjectId,
-    ) -> impl Iterator<Item = &'a Arc<Stored>> + 's {
-        self.table(kind).find_from(any_of, from)
+    /// The first so many of [`Self::find`].
+    pub fn find_some(&self, kind: Kind, any_of: &[Selector], at_most: usize) -> Vec<&Arc<Stored>> {
+        self.table(kind).find(any_of, at_most)
     }
 
-    /// All that [`Self::find_from`] finds, in the same order, and perhaps others: for whoever compares each object anyway and
-    /// wants to stop after having looked at so many. To begin takes about a millisecond at most.
-    pub fn candidates<'a: 's, 's>(
+    /// How to find what [`Self::find`] does and has this id or a later one, for whoever cannot look at all of it in one go.
+    /// Takes one millisecond, or a few.
+    pub fn search(&self, kind: Kind, any_of: &[Selector], from: ObjectId) -> Search {
+        self.table(kind).search(any_of, from)
+    }
+
+    /// What a search in this state goes through from this id on, as it is asked for.
+    pub fn candidates<'a, 's>(
         &'a self,
         kind: Kind,
-        any_of: &'s [Selector],
+        search: &'s Search,
         from: ObjectId,
-    ) -> impl Iterator<Item = &'a Arc<Stored>> + 's {
-        self.table(kind).candidates(any_of, from)
+    ) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 's> {
+        self.table(kind).candidates(search, from)
     }
 
     /// Every object of a kind, in order of id.
@@ -178,6 +181,11 @@ impl State {
     /// How many objects of a kind there are.
     pub fn count(&self, kind: Kind) -> usize {
         self.table(kind).len()
+    }
+
+    /// Whether it takes milliseconds to drop the last clone of this state (`sys::heavy`).
+    pub fn is_large(&self) -> bool {
+        self.tables.iter().map(Table::len).sum::<usize>() > LARGE
     }
 
     /// The encoded size of all objects of a kind.
@@ -400,7 +408,7 @@ impl State {
             table.settle();
             table.stage();
         }
-        self.tables[kind as usize].find_from(any_of, ObjectId(0)).next()
+        self.tables[kind as usize].find(any_of, 1).pop()
     }
 
     /// Changes an object in memory and neither its digest nor any index or sum, as a bit that flips does; false when there

@@ -11,6 +11,7 @@ use super::by_age::{ByAge, Place, take_twice};
 use super::names::{NameKey, Names};
 use super::staged::Staged;
 use crate::sys::faults::{Fault, planted};
+use crate::types::ids::prefix_range;
 use crate::types::object::{MembershipState, TaskState};
 use crate::types::{Object, ObjectId, Role, Selector};
 
@@ -60,9 +61,20 @@ pub(super) enum Taken {
 const MANY: usize = 10_000;
 /// Selectors that each of many objects may be compared with.
 const FEW: usize = 8;
-/// Objects that an index may name before whoever pages through them had better look at every object, in order of id: an
-/// index is in another order, and all that it names is gone through for each page. About a millisecond.
+/// Objects that an index may name before whoever looks for them had better look at every object, in order of id: an index is
+/// in another order, and all that it names is gone through for each page. One millisecond, and up to ten for resources of a
+/// kind that few have, each of which is found by a way of its own.
 const CANDIDATES: usize = 10_000;
+
+/// A way through the objects of one kind, in order of id. All that was asked for is on it, and perhaps others: for whoever
+/// compares each object anyway, and wants to stop after having looked at so many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// These, in order: the indexes name no others.
+    Few(Vec<ObjectId>),
+    /// All of them from the one id to the other.
+    Range(ObjectId, ObjectId),
+}
 
 impl Table {
     pub fn get(&self, id: ObjectId) -> Option<&Arc<Stored>> {
@@ -276,43 +288,45 @@ impl Table {
         if key.is_exact() || first.has_name(name) { Some(first) } else { self.named(name).next() }
     }
 
-    /// Of what matches any of the selectors whatever has this id or a later one, in order of id, each once, found as it is
-    /// asked for.
-    pub fn find_from<'a: 's, 's>(
-        &'a self,
-        any_of: &'s [Selector],
-        from: ObjectId,
-    ) -> impl Iterator<Item = &'a Arc<Stored>> + 's {
+    /// At most so many of those that match any of the selectors, in order of id, each once.
+    pub fn find(&self, any_of: &[Selector], at_most: usize) -> Vec<&Arc<Stored>> {
+        let search = self.search(any_of, ObjectId(0));
         let matches = |stored: &&Arc<Stored>| any_of.iter().any(|selector| selector.matches(&stored.object));
-        self.candidates(any_of, from).filter(matches)
+        self.candidates(&search, ObjectId(0)).filter(matches).take(at_most).collect()
     }
 
-    /// All that [`Self::find_from`] finds, and perhaps others: for whoever compares each object anyway, and wants to know
-    /// how many it looked at. To begin costs no more than looking at so many as [`CANDIDATES`] and the resources of a kind
-    /// that few have.
-    pub fn candidates<'a: 's, 's>(
-        &'a self,
-        any_of: &'s [Selector],
-        from: ObjectId,
-    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 's> {
-        self.candidates_of(any_of, from, CANDIDATES)
+    /// How to find what matches any of the selectors and has this id or a later one.
+    pub fn search(&self, any_of: &[Selector], from: ObjectId) -> Search {
+        self.search_with(any_of, from, CANDIDATES)
     }
 
-    fn candidates_of<'a: 's, 's>(
-        &'a self,
-        any_of: &'s [Selector],
-        from: ObjectId,
-        few: usize,
-    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 's> {
-        let objects = self.all();
+    fn search_with(&self, any_of: &[Selector], from: ObjectId, few: usize) -> Search {
+        let everything = Search::Range(ObjectId(0), ObjectId(u128::MAX));
         match any_of {
-            [Selector::IdPrefix(prefix)] => Box::new(self.with_id_prefix_from(prefix, from)),
-            _ if any_of.contains(&Selector::All) || self.are_kinds_of_many(any_of) => Box::new(self.since(from)),
-            _ => match self.few_ids(any_of, from, few) {
-                Some(ids) => Box::new(ids.into_iter().filter_map(|id| objects.get(&id))),
-                None => Box::new(self.since(from)),
+            [Selector::IdPrefix(prefix)] => match prefix_range(prefix) {
+                Some((first, last)) => Search::Range(ObjectId(first), ObjectId(last)),
+                None => Search::Few(Vec::new()),
             },
+            _ if any_of.contains(&Selector::All) || self.are_kinds_of_many(any_of) => everything,
+            _ => self.few_ids(any_of, from, few).map_or(everything, Search::Few),
         }
+    }
+
+    /// What a search goes through, from this id on: all that matches, and perhaps others.
+    pub fn candidates<'a, 's>(
+        &'a self,
+        search: &'s Search,
+        from: ObjectId,
+    ) -> impl Iterator<Item = &'a Arc<Stored>> + use<'a, 's> {
+        let objects = self.all();
+        let (few, range) = match search {
+            Search::Few(ids) => (&ids[ids.partition_point(|id| *id < from)..], None),
+            Search::Range(first, last) => (&[][..], Some(from.max(*first)..=*last)),
+        };
+        let range = range.filter(|range| !range.is_empty());
+        few.iter()
+            .filter_map(|id| objects.get(id))
+            .chain(range.into_iter().flat_map(|range| objects.range(range)).map(|(_, stored)| stored))
     }
 
     /// Whether these are a few kinds of so many resources that a page of them is found sooner by looking at each object.
@@ -351,15 +365,11 @@ impl Table {
         Some(ids)
     }
 
-    /// Ids whose printed form begins with `prefix`.
-    pub fn with_id_prefix(&self, prefix: &str) -> impl Iterator<Item = &Arc<Stored>> + use<'_> {
-        self.with_id_prefix_from(prefix, ObjectId(0))
-    }
-
-    fn with_id_prefix_from(&self, prefix: &str, from: ObjectId) -> impl Iterator<Item = &Arc<Stored>> + use<'_> {
-        let range = crate::types::ids::prefix_range(prefix).map(|(first, last)| (from.0.max(first), last));
-        let range = range.filter(|(first, last)| first <= last);
-        range.into_iter().flat_map(|(first, last)| self.all().range(ObjectId(first)..=ObjectId(last))).map(|(_, o)| o)
+    /// What has this id or a later one, and an id whose printed form begins with `prefix`.
+    pub fn with_id_prefix(&self, prefix: &str, from: ObjectId) -> impl Iterator<Item = &Arc<Stored>> + use<'_> {
+        let range = prefix_range(prefix).map(|(first, last)| from.max(ObjectId(first))..=ObjectId(last));
+        let range = range.filter(|range| !range.is_empty());
+        range.into_iter().flat_map(|range| self.all().range(range)).map(|(_, stored)| stored)
     }
 
     /// Adds the ids of what may match, in no order, no more than there is room for, except those of a kind; some may come more
@@ -368,7 +378,7 @@ impl Table {
         let id = |stored: &Arc<Stored>| stored.object.id();
         match selector {
             Selector::All => ids.extend(self.objects.keys().take(room)),
-            Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix_from(prefix, from).take(room).map(id)),
+            Selector::IdPrefix(prefix) => ids.extend(self.with_id_prefix(prefix, from).take(room).map(id)),
             Selector::Name(name) => ids.extend(self.named(name.as_bytes()).take(room).map(id)),
             Selector::NamePrefix(prefix) => {
                 ids.extend(self.names.with_prefix(prefix.as_bytes(), &self.objects).take(room).map(id));
@@ -598,16 +608,21 @@ mod tests {
         ];
         for (any_of, are_many) in asked {
             assert_eq!(table.are_kinds_of_many(&any_of), are_many, "{any_of:?}");
+            let by_index = !are_many
+                && any_of.len() <= FEW
+                && !any_of.contains(&Selector::All)
+                && any_of != [prefix("0")]
+                && any_of != [prefix("00")];
+            assert_eq!(matches!(table.search(&any_of, ObjectId(0)), Search::Few(_)), by_index, "{any_of:?}");
             let all = table.iter().filter(|stored| any_of.iter().any(|selector| selector.matches(&stored.object)));
             let all = ids(all);
-            assert_eq!(ids(table.find_from(&any_of, ObjectId(0))), all, "{any_of:?}");
+            assert_eq!(ids(table.find(&any_of, usize::MAX).into_iter()), all, "{any_of:?}");
             for from in [0, 1, 70 << 100, (70 << 100) + 1, 3999 << 100, u128::MAX] {
-                let found = ids(table.find_from(&any_of, ObjectId(from)));
                 let expected: Vec<_> = all.iter().copied().filter(|id| *id >= from).collect();
-                assert_eq!(found, expected, "{any_of:?} from {from:x}");
                 // However many an index may name, nothing is missed.
-                for few in [0, 1, 99, 100, 4000] {
-                    let mut found = ids(table.candidates_of(&any_of, ObjectId(from), few));
+                for few in [0, 1, 99, 100, 4000, CANDIDATES] {
+                    let search = table.search_with(&any_of, ObjectId(from), few);
+                    let mut found = ids(table.candidates(&search, ObjectId(from)));
                     found.retain(|id| all.contains(id));
                     assert_eq!(found, expected, "{any_of:?} from {from:x} with {few}");
                 }
@@ -623,7 +638,8 @@ mod tests {
             resource.meta.created_at = crate::types::Timestamp(created);
             Arc::new(Stored::new(Object::from(resource)))
         };
-        let find = |table: &Table, kind: &str| ids(table.find_from(&[Selector::Kind(kind.to_owned())], ObjectId(0)));
+        let find =
+            |table: &Table, kind: &str| ids(table.find(&[Selector::Kind(kind.to_owned())], usize::MAX).into_iter());
         let mut table = Table::default();
         // Of all of these the first 80 bits and the time are the same, and they have settled.
         for id in 0..200 {
@@ -683,7 +699,7 @@ mod tests {
         assert_eq!((ids(table.iter()), table.len(), table.bytes()), (vec![1, 4, 6], 3, bytes));
         assert_eq!(bytes, table.iter().map(|stored| u64::from(stored.bytes)).sum::<u64>());
         assert_eq!((ids(table.named(same_key.as_bytes())), ids(table.named(b"b"))), (vec![4], vec![6]));
-        assert_eq!(ids(table.find_from(&[Selector::Kind("K".to_owned())], ObjectId(0))), [1, 4, 6]);
+        assert_eq!(ids(table.find(&[Selector::Kind("K".to_owned())], usize::MAX).into_iter()), [1, 4, 6]);
     }
 
     #[test]
@@ -697,7 +713,7 @@ mod tests {
         table.settle();
         assert!(table.iter().map(|stored| stored.object.id().0).eq(0..count));
         assert_eq!(
-            (table.names.len(), table.find_from(&[Selector::Kind("k".to_owned())], ObjectId(0)).count()),
+            (table.names.len(), table.find(&[Selector::Kind("k".to_owned())], usize::MAX).len()),
             (MANY + 1, MANY + 1)
         );
         assert_eq!(ids(table.named(b"R77")), [77]);
@@ -709,7 +725,7 @@ mod tests {
             let mut table = Table::default();
             table.stage();
             table.create(stored(1, "a"), true).unwrap();
-            let found = std::panic::catch_unwind(|| table.find_from(&[selector], ObjectId(0)).count());
+            let found = std::panic::catch_unwind(|| table.find(&[selector], usize::MAX).len());
             assert!(found.unwrap_err().downcast::<&str>().unwrap().contains("before it settles"));
         }
     }
@@ -733,7 +749,7 @@ mod tests {
             assert_eq!(table.create(stored(2, "new"), true), Err(Taken::Id));
             assert_eq!((table.bytes(), table.len(), table.named(b"new").count()), (bytes, 4, 0));
             assert_eq!((ids(table.named(one.as_bytes())), ids(table.named(other.as_bytes()))), (vec![2, 3], vec![1]));
-            assert_eq!(ids(table.find_from(&[Selector::NamePrefix(one[..17].to_owned())], ObjectId(0))), [2, 3]);
+            assert_eq!(ids(table.find(&[Selector::NamePrefix(one[..17].to_owned())], usize::MAX).into_iter()), [2, 3]);
             // Whatever is written over is found as it is now: the first of those with a key, another one, and the next first.
             let check = |table: &Table, name: &str| {
                 table.named(name.as_bytes()).all(|it| Arc::ptr_eq(it, table.get(it.object.id()).unwrap()))

@@ -13,6 +13,7 @@
 pub mod entropy;
 pub mod faults;
 pub mod files;
+pub mod heavy;
 pub mod memory;
 pub mod metrics;
 pub mod queue;

@@ -133,6 +133,18 @@ pub struct Query {
     pub what: QueryKind,
 }
 
+impl Query {
+    /// Of an encoded query for a list, whether it may be stale; `None` of everything else. Told from its first bytes: a
+    /// manager asks this of every query.
+    pub fn list_is_stale(envelope: &[u8]) -> Option<bool> {
+        // The version of the envelope, `stale`, the number of the variant.
+        match envelope {
+            [_, stale, 3, 0, 0, 0, ..] => Some(*stale != 0),
+            _ => None,
+        }
+    }
+}
+
 /// Objects in one page of a list.
 pub const PAGE_OBJECTS: usize = 1000;
 /// Encoded bytes in one page of a list; a page holds at least one object.

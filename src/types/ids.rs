@@ -20,9 +20,24 @@ pub fn base36(mut value: u128) -> String {
 
 /// Reads what [`base36`] prints; `None` for another length, another character, or a number over 128 bits.
 pub fn parse_base36(text: &str) -> Option<u128> {
-    if text.len() != ID_LENGTH {
-        return None;
+    if text.len() == ID_LENGTH { digits(text) } else { None }
+}
+
+/// The first and the last number whose printed form begins with `prefix`; `None` when there is none. The empty prefix
+/// stands for every number.
+pub fn prefix_range(prefix: &str) -> Option<(u128, u128)> {
+    if prefix.is_empty() {
+        return Some((0, u128::MAX));
     }
+    let others = u32::try_from(ID_LENGTH.checked_sub(prefix.len())?).ok()?;
+    let each = 36_u128.pow(others);
+    let first = digits(prefix)?.checked_mul(each)?;
+    // 25 times `z` is more than 128 bits hold.
+    Some((first, first.saturating_add(each - 1)))
+}
+
+/// The number that these digits are.
+fn digits(text: &str) -> Option<u128> {
     text.bytes().try_fold(0_u128, |value, byte| {
         let digit = match byte {
             b'0'..=b'9' => byte - b'0',
@@ -31,18 +46,6 @@ pub fn parse_base36(text: &str) -> Option<u128> {
         };
         value.checked_mul(36)?.checked_add(u128::from(digit))
     })
-}
-
-/// The first and the last number whose printed form begins with `prefix`; `None` when there is none. The empty prefix
-/// stands for every number.
-pub fn prefix_range(prefix: &str) -> Option<(u128, u128)> {
-    if prefix.len() > ID_LENGTH || !prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z')) {
-        return None;
-    }
-    let first = parse_base36(&format!("{prefix:0<ID_LENGTH$}"))?;
-    // 25 times `z` is more than 128 bits hold.
-    let last = parse_base36(&format!("{prefix:z<ID_LENGTH$}")).unwrap_or(u128::MAX);
-    Some((first, last))
 }
 
 /// The text is not an id.

@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::ids::prefix_range;
 use super::selector::Selector;
 use super::{ClusterId, NodeId, ObjectId, Revision, Role, Timestamp};
 
@@ -380,7 +381,8 @@ impl Object {
 
     /// Whether its id, as it is printed, begins so.
     pub fn has_id_prefix(&self, prefix: &str) -> bool {
-        self.id().to_string().starts_with(prefix)
+        let ObjectId(id) = self.id();
+        prefix_range(prefix).is_some_and(|(first, last)| (first..=last).contains(&id))
     }
 
     /// Whether it is a resource of this kind, ignoring case.

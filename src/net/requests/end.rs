@@ -111,7 +111,7 @@ impl<S: Service> Requests<S> {
                 self.tokens.remove(&token);
             }
             Phase::Queued(object) => self.leave_queue(object, key, pending.incoming.body.len()),
-            Phase::Deciding | Phase::Held(_) | Phase::Gathered | Phase::Reading(_) => {}
+            Phase::Deciding | Phase::Long | Phase::Held(_) | Phase::Gathered | Phase::Reading(_) => {}
         }
         Some(pending)
     }

@@ -23,6 +23,12 @@ pub trait Service: Send {
     /// ReadIndex round that began after the request arrived has been applied here.
     fn decide(&mut self, request: &Incoming, attempt: u32, confirmed: bool) -> Step<Self::Stream>;
 
+    /// Whether to decide takes milliseconds, of which a turn of the loop has few.
+    fn takes_long(&self, request: &Incoming, confirmed: bool) -> bool {
+        let _ = (request, confirmed);
+        false
+    }
+
     /// The change proposed by this attempt ended so, by the log's own word. `object`: the one that it writes, unless it
     /// writes several.
     fn ended(
@@ -83,7 +89,7 @@ pub enum Pull {
     Part(Bytes),
     /// The next part is larger than the room.
     Full,
-    /// Nothing yet after looking for about as long as a turn may take: asked again in the next.
+    /// Nothing yet after a search that took its time: asked again in the next turn.
     Searching,
     /// Nothing until the store moves, or until the moment named.
     Idle(Option<Instant>),

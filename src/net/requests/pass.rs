@@ -61,8 +61,19 @@ impl<S: Service> Requests<S> {
         effects.push(Effect::Forward { token, to, call, deadline_ms, forwarded, body });
     }
 
-    /// Asks the service, and does what it says.
+    /// Asks the service, and does what it says: now, or in its turn if that takes long.
     pub(super) fn decide(&mut self, now: Instant, key: Key, effects: &mut Vec<Effect>) {
+        let Some(pending) = self.requests.get_mut(&key) else { return };
+        if self.service.takes_long(&pending.incoming, pending.confirmed) {
+            pending.phase = Phase::Long;
+            self.long.push_back(key);
+        } else {
+            self.decide_now(now, key, effects);
+        }
+    }
+
+    /// Asks the service now, and does what it says.
+    pub(super) fn decide_now(&mut self, now: Instant, key: Key, effects: &mut Vec<Effect>) {
         let Some(pending) = self.requests.get_mut(&key) else { return };
         pending.phase = Phase::Deciding;
         let step = self.service.decide(&pending.incoming, pending.attempt, pending.confirmed);

@@ -19,10 +19,11 @@ use crate::types::error::{Code, Status};
 
 /// Parts of one stream in one turn of the loop, so that a watcher that catches up does not keep others waiting.
 const PARTS_PER_TURN: usize = 64;
-/// Bytes of all streams in one turn, about: when many watches begin at once, their snapshots take turns.
-const BYTES_PER_TURN: usize = 4 << 20;
-/// Streams in one turn that search for long and have found nothing yet.
-const SEARCHES_PER_TURN: usize = 4;
+/// Bytes of all streams in one turn, about.
+const BYTES_PER_TURN: usize = 1 << 20;
+/// Pulls in one turn that find something only by searching a state of some time ago, or nothing yet: each takes up to a third
+/// of a millisecond.
+const SEARCHES_PER_TURN: usize = 16;
 /// How long a receiver may take nothing of a stream that holds on to something.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -128,7 +129,7 @@ impl<W> Streams<W> {
             }
             let mut waits = false;
             for part in 0.. {
-                if part == PARTS_PER_TURN || bytes_left == 0 {
+                if part == PARTS_PER_TURN || bytes_left == 0 || searches_left == 0 {
                     self.ready.insert(stream);
                     break;
                 }
@@ -136,7 +137,11 @@ impl<W> Streams<W> {
                     waits = true;
                     break;
                 }
-                match service.pull(now, &mut streaming.source, streaming.credit as usize) {
+                let pulled = service.pull(now, &mut streaming.source, streaming.credit as usize);
+                if matches!(pulled, Pull::Searching) || service.holds(&streaming.source) {
+                    searches_left = searches_left.saturating_sub(1);
+                }
+                match pulled {
                     Pull::Part(body) => {
                         bytes_left = bytes_left.saturating_sub(body.len());
                         let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
@@ -148,7 +153,6 @@ impl<W> Streams<W> {
                         break;
                     }
                     Pull::Searching => {
-                        searches_left -= 1;
                         self.ready.insert(stream);
                         break;
                     }

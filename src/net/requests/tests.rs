@@ -40,7 +40,8 @@ impl Service for Scripted {
         match text.as_str() {
             "read" if confirmed => Step::Answer("read".into()),
             "read" => Step::Barrier,
-            "local" => Step::Answer("local".into()),
+            "list" if !confirmed => Step::Barrier,
+            "local" | "list" => Step::Answer(text.into()),
             "missing" => Step::RefuseIfConfirmed(Status::new(Code::NotFound, "missing")),
             "bad" => Step::Refuse(Status::new(Code::InvalidArgument, "bad")),
             "transfer" => Step::Raft(Order::Transfer { to: None }),
@@ -59,6 +60,10 @@ impl Service for Scripted {
             "written after a round" => Step::Barrier,
             _ => Step::Propose(change(attempt, 0)),
         }
+    }
+
+    fn takes_long(&self, request: &Incoming, confirmed: bool) -> bool {
+        confirmed && text(request) == "list"
     }
 
     fn ended(&mut self, _: &Incoming, attempt: u32, _: Option<ObjectId>, outcome: &Outcome) -> Step<()> {
@@ -1012,32 +1017,37 @@ fn a_stream_takes_turns_with_others_and_wakes_when_it_asked_to() {
 #[test]
 fn streams_that_search_for_long_take_turns() {
     let mut run = Run::under(1);
-    for number in 1..=6 {
+    for number in 1..=18 {
         run.check(ask(number, Call::Watch, "watch"), "");
     }
-    run.machine.service.searches = 4;
+    run.machine.service.searches = 16;
     run.turn("");
-    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (4, Some(Instant::default())));
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (16, Some(Instant::default())));
     // Those who were not asked come first, and those who searched are asked again.
     run.machine.service.parts = [1, 2, 3].into();
-    run.turn("part s5 of 1; part s5 of 2; part s5 of 3");
-    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (4 + 3 + 6, None));
+    run.turn("part s17 of 1; part s17 of 2; part s17 of 3");
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (16 + 3 + 18, None));
 }
 
 #[test]
 fn streams_that_send_much_take_turns() {
-    let mut run = Run::under(1);
-    for number in 1..=18 {
-        run.check(ask(number, Call::Watch, "watch"), "");
-    }
-    run.machine.service.parts = [INITIAL_CREDIT as usize; 18].into();
-    let parts = |numbers: std::ops::RangeInclusive<u32>| {
-        numbers.map(|number| format!("part s{number} of {INITIAL_CREDIT}")).collect::<Vec<_>>().join("; ")
+    // Enough parts of whatever size, and what is sent in a turn of them.
+    let check = |size: usize, holds: bool, in_a_turn: usize| {
+        let mut run = Run::under(1);
+        for number in 1..=3 {
+            run.check(ask(number, Call::Watch, "watch"), "");
+            run.check(Event::Credit(stream(number), 8 << 20), "");
+        }
+        run.machine.service.holds = holds;
+        run.machine.service.parts = vec![size; 3 * in_a_turn].into();
+        for number in 1..=3 {
+            run.turn(&vec![format!("part s{number} of {size}"); in_a_turn].join("; "));
+            assert_eq!(run.machine.next_deadline(), Some(Instant::default()));
+        }
+        run.turn("");
     };
-    run.turn(&parts(1..=16));
-    assert_eq!(run.machine.next_deadline(), Some(Instant::default()));
-    run.turn(&parts(17..=18));
-    assert_eq!(run.machine.next_deadline(), None);
+    check(200 << 10, false, 6);
+    check(1, true, 16);
 }
 
 #[test]
@@ -1079,6 +1089,26 @@ fn a_stream_that_has_sent_everything_ends_with_an_empty_answer() {
 }
 
 #[test]
+fn of_those_that_take_long_a_few_are_decided_in_a_turn() {
+    let mut run = Run::under(1);
+    for number in 1..=5 {
+        run.check(ask(number, Call::Query, "list"), "");
+    }
+    run.check(ask(6, Call::Query, "read"), "").turn("read t1");
+    // Everybody else is answered at once.
+    run.check(Event::ReadReady { token: 1 }, "answer s6 read");
+    assert_eq!(run.machine.next_deadline(), Some(Instant::default()));
+    run.check(Event::Cancelled(stream(2)), "").check(Event::Cancelled(stream(3)), "");
+    run.turn("answer s1 list; answer s4 list").turn("answer s5 list").idle();
+    // One whose time is over before its turn has come.
+    for number in 11..=13 {
+        run.check(ask(number, Call::Query, "list"), "");
+    }
+    run.turn("read t2").check(Event::ReadReady { token: 2 }, "").at(10_000);
+    run.turn("refuse s11 DeadlineExceeded; refuse s12 DeadlineExceeded; refuse s13 DeadlineExceeded").idle();
+}
+
+#[test]
 fn open_streams_are_counted() {
     let mut run = Run::new(Limits { streams: 1, ..Limits::default() });
     run.check(ask(1, Call::Watch, "watch"), "").check(ask(2, Call::Watch, "watch"), "refuse s2 ResourceExhausted");
@@ -1107,11 +1137,12 @@ fn random_histories_answer_every_request_once() {
                         (Call::Write, "another update"),
                         (Call::Query, "read"),
                         (Call::Query, "local"),
+                        (Call::Query, "list"),
                         (Call::Admin, "transfer"),
                         (Call::Admin, "leave!"),
                         (Call::Join, "join"),
                         (Call::GetRoot, "read"),
-                    ][random.below(10) as usize];
+                    ][random.below(11) as usize];
                     match random.below(4) {
                         0 => passed_on(number, call, text),
                         _ => ask(number, call, text),
