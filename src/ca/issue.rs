@@ -17,16 +17,24 @@ use crate::types::{
 /// What [`issue`] decided.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
-    /// Propose this. When it is committed, [`super::status`] has the certificate of [`subject`], or says what it waits for.
-    Propose {
-        /// Makes the node or renews its certificate, under the request's change id. `term` is left to the caller.
-        change: Change,
-        /// It makes a node of this role, for a token: ask [`super::Gate`] first.
-        newcomer: Option<Role>,
-    },
+    /// Propose this: it makes the node or renews its certificate, under the request's change id. `term` is left to the
+    /// caller. When it is committed, [`super::status`] has the certificate of [`subject`], or says what it waits for.
+    Propose(Change),
     /// The node has what it asks for: [`super::status`] hands it out.
     Have(NodeId),
 }
+
+/// What a request for a certificate comes to, if it is permitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// A node of this role, for a token.
+    Newcomer(Role),
+    /// A new certificate for this node.
+    Renewal(NodeId),
+}
+
+/// Who may have what they wish for now. Asked before anything is signed, which takes longer than everything else.
+pub type Permit<'a> = &'a mut dyn FnMut(Wish) -> Result<(), Status>;
 
 /// The node that a request is for: the caller's own, or the one that its change makes.
 pub fn subject(state: &State, caller: &Caller, request: &IssueRequest) -> NodeId {
@@ -43,13 +51,14 @@ pub fn subject(state: &State, caller: &Caller, request: &IssueRequest) -> NodeId
 /// # Errors
 /// `InvalidArgument` for a bad request or token, `NotFound` for a node that is not there any more, `FailedPrecondition` for a
 /// certificate that expired too long ago or a token that has ended, `Unavailable` until there is a cluster, or while the
-/// certificate that was asked for cannot be signed.
+/// certificate that was asked for cannot be signed; and what `permit` says.
 pub fn issue(
     state: &State,
     caller: &Caller,
     request: &IssueRequest,
     now_ms: u64,
     entropy: &mut dyn Entropy,
+    permit: Permit<'_>,
 ) -> Result<Decision, Status> {
     if request.csr.is_empty() {
         let status = Status::new(Code::InvalidArgument, "a signing request is needed, and this one is empty");
@@ -60,9 +69,9 @@ pub fn issue(
     match caller {
         Caller::Node { node_id, cluster_id, expired, .. } if *cluster_id == cluster.id => {
             let Some(node) = node_of(state, *node_id) else { return Err(removed(*node_id)) };
-            renew(cluster, node, *expired, request, now_ms, entropy)
+            renew(cluster, node, *expired, request, now_ms, entropy, permit)
         }
-        _ => admit(state, cluster, request, now_ms, entropy),
+        _ => admit(state, cluster, request, now_ms, entropy, permit),
     }
 }
 
@@ -73,6 +82,7 @@ fn renew(
     request: &IssueRequest,
     now_ms: u64,
     entropy: &mut dyn Entropy,
+    permit: Permit<'_>,
 ) -> Result<Decision, Status> {
     if node.spec.membership == MembershipState::Pending {
         return Err(awaits_approval(node.id));
@@ -88,6 +98,7 @@ fn renew(
         check_grace(cluster, node, now_ms)?;
     }
     pki::check_request(&request.csr)?;
+    permit(Wish::Renewal(node.id))?;
     let certificate = match sign(cluster, node.id, node.role, &request.csr, now_ms, entropy) {
         Ok(signed) => Certificate { reported_issuer: before.reported_issuer.clone(), ..signed },
         Err(why) if is_repeated && waits => return Err(not_issued(node.id, &why.message)),
@@ -102,7 +113,7 @@ fn renew(
     };
     let node = renewed(node, certificate);
     let operations = vec![Operation::Update(Object::Node(Box::new(node)))];
-    Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: None })
+    Ok(Decision::Propose(change(request, now_ms, operations)))
 }
 
 /// Whether an expired certificate still gets its node a new one. The store knows the end of the newest that was issued, and
@@ -160,6 +171,7 @@ fn admit(
     request: &IssueRequest,
     now_ms: u64,
     entropy: &mut dyn Entropy,
+    permit: Permit<'_>,
 ) -> Result<Decision, Status> {
     let Admission { role, labels, token } = admission(state, cluster, &request.token, now_ms)?;
     if let Some(wanted) = request.role.filter(|wanted| *wanted != role) {
@@ -169,6 +181,7 @@ fn admit(
         return Err(Status::new(Code::InvalidArgument, message).with_hint(hint));
     }
     pki::check_request(&request.csr)?;
+    permit(Wish::Newcomer(role))?;
     let node_id = node_of_change(request.change);
     let waiting = |why: String| Certificate {
         csr: request.csr.clone(),
@@ -190,7 +203,7 @@ fn admit(
     }
     let create = Operation::Create(Object::Node(Box::new(node)));
     let operations = token.map(Operation::UseToken).into_iter().chain([create]).collect();
-    Ok(Decision::Propose { change: change(request, now_ms, operations), newcomer: Some(role) })
+    Ok(Decision::Propose(change(request, now_ms, operations)))
 }
 
 fn change(request: &IssueRequest, now_ms: u64, operations: Vec<Operation>) -> Change {

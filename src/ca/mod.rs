@@ -64,7 +64,7 @@ mod janitor;
 pub mod rotation;
 
 pub use gate::Gate;
-pub use issue::{Decision, in_words, issue, may_come_back, subject};
+pub use issue::{Decision, Permit, Wish, in_words, issue, may_come_back, subject};
 pub use janitor::Janitor;
 
 /// What the first manager begins with.

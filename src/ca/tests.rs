@@ -104,11 +104,23 @@ impl Swarm {
     fn ask_as(&mut self, caller: &Caller, request: &IssueRequest, change: u128, now_ms: u64) -> Result<NodeId, Status> {
         let request = IssueRequest { change: ChangeId(change), ..request.clone() };
         let entropy = &mut SeededEntropy::new(change as u64);
-        match issue(&self.state, caller, &request, now_ms, entropy)? {
-            Decision::Have(node_id) => Ok(node_id),
-            Decision::Propose { change, newcomer } => {
+        let mut wish = None;
+        let permit: Permit<'_> = &mut |asked| {
+            assert_eq!(wish.replace(asked), None, "one permit is enough");
+            Ok(())
+        };
+        match issue(&self.state, caller, &request, now_ms, entropy, permit)? {
+            Decision::Have(node_id) => {
+                assert_eq!(wish, None);
+                Ok(node_id)
+            }
+            Decision::Propose(change) => {
                 let node_id = subject(&self.state, caller, &request);
-                assert_eq!(newcomer.is_some(), node_of(&self.state, node_id).is_none());
+                match wish {
+                    Some(Wish::Newcomer(_)) => assert!(node_of(&self.state, node_id).is_none()),
+                    Some(Wish::Renewal(node)) => assert!(node == node_id && node_of(&self.state, node).is_some()),
+                    None => panic!("it was not asked whether this is permitted"),
+                }
                 match self.apply(&change) {
                     Outcome::Committed(_) => Ok(node_id),
                     Outcome::Refused(refused) => Err(in_words(&refused)),
@@ -289,8 +301,13 @@ fn a_worker_token_makes_a_worker_that_connects_and_may_not_write() {
 fn the_change_creates_an_accepted_node_and_nothing_else() {
     let (swarm, _) = Swarm::founded();
     let request = request(&swarm.tokens().worker);
-    let decision = issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, &mut SeededEntropy::new(3));
-    let Ok(Decision::Propose { change, newcomer: Some(_) }) = decision else { panic!("{decision:?}") };
+    let refused = || Err(Status::new(Code::ResourceExhausted, "not now"));
+    let decision =
+        issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, &mut SeededEntropy::new(3), &mut |_| refused());
+    assert_eq!(decision, Err(refused().unwrap_err()));
+    let decision =
+        issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, &mut SeededEntropy::new(3), &mut |_| Ok(()));
+    let Ok(Decision::Propose(change)) = decision else { panic!("{decision:?}") };
     assert_eq!((change.id, change.after, change.time), (ChangeId(10), Revision(3), Timestamp(NOW_MS)));
     let [Operation::Create(Object::Node(node))] = change.operations.as_slice() else {
         panic!("{change:?}");
@@ -315,8 +332,8 @@ fn a_repeated_request_is_for_the_same_node() {
         first
     );
     let entropy = &mut SeededEntropy::new(99);
-    let again = issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, entropy).unwrap();
-    let Decision::Propose { change, .. } = again else { panic!() };
+    let again = issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, entropy, &mut |_| Ok(())).unwrap();
+    let Decision::Propose(change) = again else { panic!() };
     assert_eq!(swarm.apply(&change), swarm.state.remembered(ChangeId(10)).unwrap());
     assert_eq!(swarm.chain_of(first), chain);
     assert_ne!(swarm.join(&request, 11).unwrap(), first);
@@ -483,8 +500,8 @@ fn a_change_that_raced_with_a_renewal_is_decided_again() {
     let (mut swarm, _) = Swarm::founded();
     let asked = IssueRequest { change: ChangeId(10), ..request("") };
     let asked_by = caller(FIRST, Role::Manager, false);
-    let Ok(Decision::Propose { change, newcomer: None }) =
-        issue(&swarm.state, &asked_by, &asked, NOW_MS, &mut SeededEntropy::new(1))
+    let Ok(Decision::Propose(change)) =
+        issue(&swarm.state, &asked_by, &asked, NOW_MS, &mut SeededEntropy::new(1), &mut |_| Ok(()))
     else {
         panic!()
     };
@@ -577,8 +594,9 @@ fn a_token_with_conditions_gives_labels_and_admits_as_many_as_it_says() {
     // Both ask before either is committed, and a third that will not find a use left.
     let decide = |swarm: &Swarm, change: u128| {
         let asked = IssueRequest { change: ChangeId(change), ..request(&text) };
-        match issue(&swarm.state, &Caller::Anonymous, &asked, NOW_MS, &mut SeededEntropy::new(change as u64)) {
-            Ok(Decision::Propose { change, newcomer: Some(_) }) => change,
+        let entropy = &mut SeededEntropy::new(change as u64);
+        match issue(&swarm.state, &Caller::Anonymous, &asked, NOW_MS, entropy, &mut |_| Ok(())) {
+            Ok(Decision::Propose(change)) => change,
             other => panic!("{other:?}"),
         }
     };
@@ -611,8 +629,9 @@ fn a_token_with_conditions_ends_and_can_be_removed() {
     check_refusal(refusal, Code::FailedPrecondition, "the join token expired at 2026-01-01T00:00:01.000Z");
     // The leader's clock may have gone on between decision and proposal: apply looks again, at the change's own time.
     let asked = IssueRequest { change: ChangeId(12), ..request(&text) };
-    let decided = issue(&swarm.state, &Caller::Anonymous, &asked, NOW_MS, &mut SeededEntropy::new(1)).unwrap();
-    let Decision::Propose { change, .. } = decided else { panic!() };
+    let entropy = &mut SeededEntropy::new(1);
+    let decided = issue(&swarm.state, &Caller::Anonymous, &asked, NOW_MS, entropy, &mut |_| Ok(())).unwrap();
+    let Decision::Propose(change) = decided else { panic!() };
     let late = Change { time: Timestamp(NOW_MS + 1000), ..change };
     assert_eq!(swarm.apply(&late), Outcome::Refused(Refusal::TokenSpent { id: token }));
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::ca::{self, Decision, Gate};
+use crate::ca::{self, Decision, Gate, Wish};
 use crate::control::{self, Control};
 use crate::dispatcher;
 use crate::net::handler::Incoming;
@@ -12,7 +12,7 @@ use crate::net::requests::{Pull, Service, Step};
 use crate::store::{State, Store};
 use crate::sys::entropy::OsEntropy;
 use crate::sys::time::{Instant, monotonic, wall_ms};
-use crate::types::api::{Call, IssueRequest};
+use crate::types::api::{Call, IssueRequest, Query};
 use crate::types::{Caller, Change, Code, NodeId, ObjectId, Outcome, Refusal, Status};
 
 /// Every service of a manager.
@@ -81,21 +81,16 @@ impl Services {
         if let Some(outcome) = state.remembered(id) {
             return issued(state, &incoming.caller, &request, &outcome);
         }
-        match ca::issue(state, &incoming.caller, &request, wall_ms(), &mut OsEntropy) {
-            Ok(Decision::Propose { change, newcomer }) => {
-                let now_ms = monotonic().as_nanos() / 1_000_000;
-                let node_id = ca::subject(state, &incoming.caller, &request);
-                let permitted = match newcomer {
-                    Some(role) => self.gate.admit(state, role, now_ms),
-                    // Built again, it is the same renewal.
-                    None if attempt > 0 => Ok(()),
-                    None => self.gate.write(node_id, now_ms),
-                };
-                match permitted {
-                    Ok(()) => Step::Propose(Change { id, ..change }),
-                    Err(status) => Step::Refuse(status),
-                }
-            }
+        let gate = &mut self.gate;
+        let now_ms = monotonic().as_nanos() / 1_000_000;
+        let permit: ca::Permit<'_> = &mut |wish| match wish {
+            Wish::Newcomer(role) => gate.admit(state, role, now_ms),
+            // Built again, it is the same renewal.
+            Wish::Renewal(_) if attempt > 0 => Ok(()),
+            Wish::Renewal(node_id) => gate.write(node_id, now_ms),
+        };
+        match ca::issue(state, &incoming.caller, &request, wall_ms(), &mut OsEntropy, permit) {
+            Ok(Decision::Propose(change)) => Step::Propose(Change { id, ..change }),
             Ok(Decision::Have(node_id)) => handed_out(state, node_id),
             // A token that was rotated a moment ago may not have reached this store.
             Err(status) if matches!(status.code, Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition) => {
@@ -167,6 +162,10 @@ impl Service for Services {
         }
     }
 
+    fn takes_long(&self, request: &Incoming, confirmed: bool) -> bool {
+        request.call == Call::Query && Query::list_is_stale(&request.body).is_some_and(|stale| stale || confirmed)
+    }
+
     fn holds(&self, stream: &Feed) -> bool {
         match stream {
             Feed::Control(feed) => feed.holds(),
@@ -177,7 +176,8 @@ impl Service for Services {
     fn has_news(&mut self, stream: &mut Feed) -> bool {
         match stream {
             Feed::Control(feed) => self.control.has_news(feed),
-            Feed::Session(_) => true,
+            // It looks twice a second, whatever happens: thousands of them would look at every change.
+            Feed::Session(_) => false,
         }
     }
 

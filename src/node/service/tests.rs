@@ -22,6 +22,19 @@ struct Leader {
     token: String,
 }
 
+fn incoming(caller: Caller, call: Call, body: Bytes) -> Incoming {
+    Incoming {
+        stream: StreamId { connection: ConnectionId(1), stream: 1 },
+        caller,
+        addr: String::new(),
+        // What a follower passes on says who asked it.
+        forwarded: true,
+        call,
+        deadline: Instant::from_nanos(u64::MAX),
+        body,
+    }
+}
+
 impl Leader {
     fn new() -> Self {
         let entropy = &mut SeededEntropy::new(1);
@@ -79,16 +92,7 @@ impl Leader {
         request: &IssueRequest,
         mut meddle: impl FnMut(&Self, u32),
     ) -> Result<(NodeId, String), Status> {
-        let incoming = Incoming {
-            stream: StreamId { connection: ConnectionId(1), stream: 1 },
-            caller,
-            addr: String::new(),
-            // What a follower passes on says who asked it.
-            forwarded: true,
-            call: Call::Issue,
-            deadline: Instant::from_nanos(u64::MAX),
-            body: envelope::encode(request).into(),
-        };
+        let incoming = incoming(caller, Call::Issue, envelope::encode(request).into());
         let mut attempt = 0;
         let mut step = self.services.decide(&incoming, attempt, true);
         loop {
@@ -231,4 +235,33 @@ fn a_flood_of_newcomers_is_held_back_and_renewals_are_not() {
     let status = refused.expect("someone is held back");
     assert_eq!(status.code, Code::ResourceExhausted, "{status:?}");
     leader.ask(node(FIRST, false), &request(5000, ""), |_, _| ()).unwrap();
+}
+
+#[test]
+fn a_list_takes_long_once_it_can_be_answered_and_nothing_else_does() {
+    use crate::types::api::{Filter, QueryKind};
+    let leader = Leader::new();
+    let takes_long = |what: QueryKind, stale: bool, confirmed: bool| {
+        let body = envelope::encode(&Query { stale, what }).into();
+        leader.services.takes_long(&incoming(Caller::Local, Call::Query, body), confirmed)
+    };
+    let everything = [
+        QueryKind::Status,
+        QueryKind::Members,
+        QueryKind::Raft,
+        QueryKind::List(Kind::Config, Filter::default(), None),
+        QueryKind::Inspect(Kind::Config, "a".to_owned()),
+        QueryKind::Token(Role::Worker),
+        QueryKind::Change(ChangeId(1), Revision(1)),
+        QueryKind::RootCa,
+        QueryKind::UnlockKey,
+    ];
+    for what in everything {
+        let is_list = matches!(what, QueryKind::List(..));
+        for (stale, confirmed) in [(false, false), (false, true), (true, false), (true, true)] {
+            let expected = is_list && (stale || confirmed);
+            assert_eq!(takes_long(what.clone(), stale, confirmed), expected, "{what:?} {stale} {confirmed}");
+        }
+    }
+    assert!(!leader.services.takes_long(&incoming(Caller::Local, Call::Query, Bytes::new()), true));
 }

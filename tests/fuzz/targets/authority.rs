@@ -134,8 +134,13 @@ fn issue(input: &[u8]) {
     };
     let Ok(request) = envelope::decode::<IssueRequest>(body, MAX_FRAME_BYTES) else { return };
     let entropy = &mut SeededEntropy::new(9);
-    let (change, newcomer) = match ca::issue(&swarm.state, &caller, &request, NOW_MS, entropy) {
-        Ok(Decision::Propose { change, newcomer }) => (change, newcomer),
+    let mut wish = None;
+    let permit: ca::Permit<'_> = &mut |asked| {
+        wish = Some(asked);
+        Ok(())
+    };
+    let change = match ca::issue(&swarm.state, &caller, &request, NOW_MS, entropy, permit) {
+        Ok(Decision::Propose(change)) => change,
         Ok(Decision::Have(node)) => return assert!(NODES.iter().any(|(known, _)| *known == node), "{node}"),
         Err(status) => {
             assert!(!status.message.is_empty() && !status.hint.is_empty(), "{status:?}");
@@ -145,7 +150,7 @@ fn issue(input: &[u8]) {
     };
     assert_eq!((change.id, change.after, change.time), (request.change, request.after, Timestamp(NOW_MS)));
     let subject = ca::subject(&swarm.state, &caller, &request);
-    let newcomer = newcomer.is_some();
+    let newcomer = matches!(wish.expect("nothing is signed that was not permitted"), ca::Wish::Newcomer(_));
     let role = expected_role(swarm, subject, newcomer, &request);
     // A newcomer gets one node, for one use of its token; everybody else nothing but a new certificate.
     for operation in &change.operations {
