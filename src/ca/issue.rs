@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    awaits_approval, check_description, new_node, node_of, node_of_change, not_issued, renewed, sign, starting,
+    awaits_approval, check_description, new_node, node_of, node_of_change, not_issued, renewed, sign, signer, starting,
 };
 use crate::pki::{self, JoinToken, same_secret};
 use crate::store::State;
@@ -98,6 +98,10 @@ fn renew(
         check_grace(cluster, node, now_ms)?;
     }
     pki::check_request(&request.csr)?;
+    if is_repeated && waits {
+        // Nothing would come of it but the answer that the node has already, however often it asks.
+        signer(cluster).map_err(|why| not_issued(node.id, &why.message))?;
+    }
     permit(Wish::Renewal(node.id))?;
     let certificate = match sign(cluster, node.id, node.role, &request.csr, now_ms, entropy) {
         Ok(signed) => Certificate { reported_issuer: before.reported_issuer.clone(), ..signed },

@@ -15,6 +15,7 @@
 //!    node back in (`skep node approve`): once, and within 24 hours.
 //! 4. Everybody else needs a token, who shows a certificate of another swarm too: one of the two that every swarm has, or
 //!    one that was made with conditions. The role comes from the token that matched, labels too.
+//! 5. Whoever gets so far needs a permit ([`Gate`]), and nothing is signed before: that takes longest.
 //!
 //! What the rest of the program may rely on:
 //!
@@ -41,7 +42,7 @@
 //!
 //! A new root, and how every node gets to it: [`rotation`].
 //!
-//! Everything is a function of the request, the [`State`], time and entropy.
+//! Everything is a function of the request, the [`State`], time, entropy, and what is permitted.
 //!
 //! Not here: which of its nodes the swarm tells to renew, and when a node does so by itself; who may make the calls
 //! (`net::routes`); making tokens (`control`).

@@ -297,13 +297,21 @@ fn a_worker_token_makes_a_worker_that_connects_and_may_not_write() {
     routes::check(Call::CertificateStatus, &caller).unwrap();
 }
 
+/// Entropy of which a certificate would take some.
+struct Unsigned;
+
+impl Entropy for Unsigned {
+    fn fill(&mut self, _: &mut [u8]) {
+        panic!("something is signed");
+    }
+}
+
 #[test]
 fn the_change_creates_an_accepted_node_and_nothing_else() {
     let (swarm, _) = Swarm::founded();
     let request = request(&swarm.tokens().worker);
     let refused = || Err(Status::new(Code::ResourceExhausted, "not now"));
-    let decision =
-        issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, &mut SeededEntropy::new(3), &mut |_| refused());
+    let decision = issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, &mut Unsigned, &mut |_| refused());
     assert_eq!(decision, Err(refused().unwrap_err()));
     let decision =
         issue(&swarm.state, &Caller::Anonymous, &request, NOW_MS, &mut SeededEntropy::new(3), &mut |_| Ok(()));

@@ -23,10 +23,9 @@ const PART_BYTES: usize = 64 << 10;
 /// Nothing is redacted: a backup without its secrets could not be restored.
 pub struct Backup {
     info: Option<Bytes>,
-    encoder: Heavy<SnapshotEncoder>,
+    /// With what counts it among those under way, for as long as the state is there.
+    encoder: Heavy<(SnapshotEncoder, Arc<()>)>,
     pending: Bytes,
-    /// Counts it among those under way.
-    _under_way: Arc<()>,
 }
 
 impl std::fmt::Debug for Backup {
@@ -53,8 +52,8 @@ impl Backup {
         };
         let info = Some(envelope::encode(&info).into());
         let takes_long = state.is_large();
-        let encoder = Heavy::new(SnapshotEncoder::new(state), takes_long);
-        Self { info, encoder, pending: Bytes::new(), _under_way: under_way }
+        let encoder = Heavy::new((SnapshotEncoder::new(state), under_way), takes_long);
+        Self { info, encoder, pending: Bytes::new() }
     }
 
     /// The next part, of at most `room` bytes.
@@ -66,7 +65,7 @@ impl Backup {
             return Pull::Full;
         }
         if self.pending.is_empty() {
-            match self.encoder.next() {
+            match self.encoder.0.next() {
                 Some(Ok(chunk)) => self.pending = chunk.into(),
                 Some(Err(error)) => {
                     let status = Status::new(Code::Internal, format!("the backup was given up: {error}"));

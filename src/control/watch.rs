@@ -13,7 +13,7 @@ use crate::sys::heavy::Heavy;
 use crate::sys::time::Instant;
 use crate::types::api::{Filter, WatchEvent, WatchItem, WatchRequest};
 use crate::types::error::{Code, Status};
-use crate::types::{Kind, Object, ObjectId, Revision};
+use crate::types::{Kind, Object, ObjectId, Revision, Selector};
 
 use super::{filter, query, redact};
 
@@ -25,7 +25,7 @@ const PARTS_A_PAGE: usize = 10;
 /// Changes taken from the ring at once.
 const POLL: usize = 64;
 /// So often in one pull.
-const POLLS: usize = 16;
+const POLLS: usize = 4;
 /// Changes, events of one and values of a filter that are compared while the writer waits, each at most so many.
 const QUICK: usize = 16;
 /// A position is marked at most so often.
@@ -83,8 +83,16 @@ impl Snapshot {
     /// The next objects of the present kind, of so many that are looked at.
     fn look(&mut self, kind: Kind, wanted: &Filter, looks: usize) -> Found {
         let Self { state, search, from, .. } = self;
-        let search = search.get_or_insert_with(|| state.search(kind, &filter::selectors(wanted), *from));
         let mut found = Found { objects: Vec::new(), looked_at: 0, next: None };
+        if search.is_none() {
+            let selectors = filter::selectors(wanted);
+            *search = Some(state.search(kind, &selectors, *from));
+            if !matches!(selectors[..], [Selector::All | Selector::IdPrefix(_)]) && state.count(kind) > looks {
+                // Finding the way takes as long as a few looks for each object on it.
+                return Found { looked_at: looks, next: Some(*from), ..found };
+            }
+        }
+        let search = search.as_ref().expect("it was made if there was none");
         let mut bytes = 0;
         for stored in state.candidates(kind, search, *from) {
             if bytes >= SNAPSHOT_PART_BYTES || found.looked_at >= looks {

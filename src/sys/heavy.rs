@@ -1,7 +1,8 @@
 //! Values that take long to drop.
 //!
 //! The last clone of a state of a million objects has to look at each of them, a tenth of a second and more in which the
-//! thread that held it does nothing else. Threads that others wait for leave that to one that is made for it.
+//! thread that held it does nothing else. Threads that others wait for leave that to one that is made for it. Which clone is
+//! the last nobody knows before: of a large state every one that a stream held goes this way, for about 30 µs.
 
 use std::ops::{Deref, DerefMut};
 

@@ -28,6 +28,10 @@ impl<S: Service> Requests<S> {
                 Phase::Gathered | Phase::Reading(_) => {
                     ("the leader did not confirm the read before the request's time was over", leader)
                 }
+                Phase::Long => (
+                    "other long requests were answered until the request's time was over",
+                    "give it more time: `--timeout 30s`",
+                ),
                 Phase::Queued(_) => (
                     "others were changing the object until the request's time was over",
                     "give it more time: `--timeout 30s`",

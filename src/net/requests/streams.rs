@@ -21,8 +21,8 @@ use crate::types::error::{Code, Status};
 const PARTS_PER_TURN: usize = 64;
 /// Bytes of all streams in one turn, about.
 const BYTES_PER_TURN: usize = 1 << 20;
-/// Pulls in one turn that find something only by searching a state of some time ago, or nothing yet: each takes up to a third
-/// of a millisecond.
+/// Pulls in one turn of streams that are taken from a state of some time ago, each of which takes up to a third of a
+/// millisecond.
 const SEARCHES_PER_TURN: usize = 16;
 /// How long a receiver may take nothing of a stream that holds on to something.
 const STALLED: Duration = Duration::from_secs(60);
@@ -118,18 +118,19 @@ impl<W> Streams<W> {
         let after = self.first.take().map(|first| before.split_off(&first)).unwrap_or_default();
         let (mut bytes_left, mut searches_left) = (BYTES_PER_TURN, SEARCHES_PER_TURN);
         for stream in after.into_iter().chain(before) {
-            if bytes_left == 0 || searches_left == 0 {
+            let Some(streaming) = self.open.get_mut(&stream) else { continue };
+            if bytes_left == 0 || searches_left == 0 && service.holds(&streaming.source) {
                 self.first.get_or_insert(stream);
                 self.ready.insert(stream);
                 continue;
             }
-            let Some(streaming) = self.open.get_mut(&stream) else { continue };
             if let Some(at) = streaming.wake.take() {
                 self.timers.remove(&(at, stream));
             }
             let mut waits = false;
             for part in 0.. {
-                if part == PARTS_PER_TURN || bytes_left == 0 || searches_left == 0 {
+                let searches = service.holds(&streaming.source);
+                if part == PARTS_PER_TURN || bytes_left == 0 || searches_left == 0 && searches {
                     self.ready.insert(stream);
                     break;
                 }
@@ -138,9 +139,7 @@ impl<W> Streams<W> {
                     break;
                 }
                 let pulled = service.pull(now, &mut streaming.source, streaming.credit as usize);
-                if matches!(pulled, Pull::Searching) || service.holds(&streaming.source) {
-                    searches_left = searches_left.saturating_sub(1);
-                }
+                searches_left -= usize::from(searches);
                 match pulled {
                     Pull::Part(body) => {
                         bytes_left = bytes_left.saturating_sub(body.len());

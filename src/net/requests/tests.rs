@@ -1020,12 +1020,15 @@ fn streams_that_search_for_long_take_turns() {
     for number in 1..=18 {
         run.check(ask(number, Call::Watch, "watch"), "");
     }
+    run.machine.service.holds = true;
     run.machine.service.searches = 16;
     run.turn("");
     assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (16, Some(Instant::default())));
     // Those who were not asked come first, and those who searched are asked again.
     run.machine.service.parts = [1, 2, 3].into();
     run.turn("part s17 of 1; part s17 of 2; part s17 of 3");
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (16 + 16, Some(Instant::default())));
+    run.turn("");
     assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (16 + 3 + 18, None));
 }
 
