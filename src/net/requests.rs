@@ -194,7 +194,7 @@ impl<S: Service> Requests<S> {
     /// When to send [`Event::TurnEnded`] at the latest though nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
         if !self.gathered.is_empty() || !self.long.is_empty() {
-            // It came after the end of the turn, with an answer of raft's, say.
+            // It came after the end of the turn, with an answer of raft's, say, or others came before it in this one.
             return Some(Instant::default());
         }
         let timer = self.timers.first().map(|(at, _)| *at);

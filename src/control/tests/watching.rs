@@ -116,6 +116,23 @@ fn a_snapshot_that_is_looked_for_in_many_objects_lets_others_be_served() {
 }
 
 #[test]
+fn a_watch_with_too_many_values_is_refused_whatever_it_watches() {
+    let swarm = Swarm::new();
+    let begin = |values: usize, kinds: &[Kind]| {
+        let names = (0..values).map(|number| number.to_string()).collect();
+        let request = WatchRequest {
+            kinds: kinds.to_vec(),
+            filter: Filter { names, ..Filter::default() },
+            ..WatchRequest::default()
+        };
+        Watch::begin(swarm.control.store(), request).map(|_| ()).map_err(|status| status.code)
+    };
+    for kinds in [&[][..], &[Kind::Resource], &[Kind::Node]] {
+        assert_eq!((begin(1000, kinds), begin(1001, kinds)), (Ok(()), Err(Code::InvalidArgument)), "{kinds:?}");
+    }
+}
+
+#[test]
 fn a_snapshot_by_name_is_found_by_the_index_and_whole() {
     let mut swarm = Swarm::new();
     for first in (1..=3000).step_by(1000) {
