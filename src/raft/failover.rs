@@ -4,6 +4,9 @@
 //! death meets silence. A follower that sees every connection to the leader's process closed and its address refuse a
 //! redial therefore *forgets* the leader (safe: reads never rest on leases), waits its turn, and campaigns with PreVote.
 //! Turns are staggered by rank, because followers that campaign at once duel for a dozen ticks.
+//!
+//! Candidates whose requests cross vote for themselves and refuse each other, and raft-rs has them wait for another
+//! timeout. Whoever is refused a vote in its own term tries again within a turn, whatever made it campaign.
 
 use std::time::Duration;
 
@@ -11,15 +14,17 @@ use crate::codec::digest128;
 use crate::sys::faults::{Fault, planted};
 use crate::sys::time::Instant;
 
-/// A lost duel is tried again so often.
+/// A lost duel is tried again so often before the next timeout.
 const DUELS: u8 = 3;
 
-/// The campaign that follows a leader's death.
+/// The campaigns that do not wait for a timeout: after a leader's death, and after a lost duel.
 #[derive(Debug, Default)]
 pub struct Failover {
     /// Forget a leader once per (term, leader).
     forgotten: Option<(u64, u64)>,
     campaign_at: Option<Instant>,
+    /// See [`turn`], as of the last event.
+    turn: Duration,
     duels_left: u8,
 }
 
@@ -31,8 +36,31 @@ impl Failover {
         }
         self.forgotten = Some((term, leader));
         self.campaign_at = Some(now + turn * rank);
+        self.turn = turn;
         self.duels_left = DUELS;
         true
+    }
+
+    /// An election timeout has passed and we have begun to campaign.
+    pub const fn timed_out(&mut self) {
+        self.campaign_at = None;
+        self.duels_left = DUELS;
+    }
+
+    /// Our request for votes was refused: there is another candidate. Nothing more is to be awaited of this campaign, so
+    /// that the next may begin at any moment of the turn that `jitter` says.
+    pub fn duel_lost(&mut self, now: Instant, turn: Duration, jitter: u64) {
+        if planted(Fault::LostDuelWaits) {
+            return;
+        }
+        let at = now + turn * (jitter % 64) as u32 / 48;
+        self.turn = turn;
+        if let Some(retry) = &mut self.campaign_at {
+            *retry = at.min(*retry);
+        } else if self.duels_left > 0 {
+            self.duels_left -= 1;
+            self.campaign_at = Some(at);
+        }
     }
 
     /// A leader is known again, or our vote is given away: no campaign.
@@ -48,7 +76,8 @@ impl Failover {
         self.campaign_at = None;
         if self.duels_left > 0 {
             self.duels_left -= 1;
-            self.campaign_at = Some(now + Duration::from_millis(20 + jitter() % 41));
+            // Two round trips and two syncs decide most campaigns: two thirds of a turn.
+            self.campaign_at = Some(now + self.turn * (32 + (jitter() % 64) as u32) / 48);
         }
         true
     }
@@ -61,15 +90,14 @@ impl Failover {
 
 /// How long a follower waits before it campaigns after its leader's death, per rank: long enough for the one before it
 /// to win. `rtt_us` and `sync_us` are the slowest known.
+///
+/// It is also how far retries of a lost duel are spread, so that the one that is first has won before the next begins.
 pub fn turn(rtt_us: u64, sync_us: u64) -> Duration {
     Duration::from_millis(30).max(Duration::from_micros(3 * (rtt_us + sync_us))).min(Duration::from_secs(1))
 }
 
 /// An election timeout in ticks, from `ticks` up to twice as many (exclusive), the same for the same arguments.
 pub fn election_timeout(seed: u64, id: u64, term: u64, role: u8, ticks: usize) -> usize {
-    if planted(Fault::SameElectionTimeouts) {
-        return ticks;
-    }
     ticks + (spread(seed, id, term, role) % ticks as u64) as usize
 }
 
@@ -92,6 +120,9 @@ impl Timeout {
 
 /// A number that differs between members and terms and repeats with its arguments.
 pub fn spread(seed: u64, id: u64, term: u64, salt: u8) -> u64 {
+    if planted(Fault::SameElectionTimeouts) {
+        return 0;
+    }
     digest128(&[&seed.to_le_bytes(), &id.to_le_bytes(), &term.to_le_bytes(), &[salt]]) as u64
 }
 
@@ -111,11 +142,32 @@ mod tests {
         assert!(!failover.due(at(29), || 0));
         let mut campaigns = Vec::new();
         for ms in 30..300 {
-            if failover.due(at(ms), || 5) {
+            if failover.due(at(ms), || 8) {
                 campaigns.push(ms);
             }
         }
         assert_eq!(campaigns, [30, 55, 80, 105]);
+    }
+
+    #[test]
+    fn whoever_is_refused_a_vote_tries_again_within_a_turn_and_three_times_until_the_next_timeout() {
+        let turn = Duration::from_millis(30);
+        let mut failover = Failover::default();
+        failover.duel_lost(at(0), turn, 16);
+        assert_eq!(failover.deadline(), None, "nothing began here");
+        for began in [1000, 2000] {
+            failover.timed_out();
+            for duel in 0..3 {
+                let refused = began + 12 * duel;
+                failover.duel_lost(at(refused), turn, 16);
+                failover.duel_lost(at(refused + 1), turn, 32);
+                assert!(!failover.due(at(refused + 9), || 0), "the first refusal counts");
+                assert!(failover.due(at(refused + 10), || 0));
+            }
+            assert_eq!(failover.deadline(), None);
+            failover.duel_lost(at(began + 500), turn, 16);
+            assert_eq!(failover.deadline(), None, "enough until the next timeout");
+        }
     }
 
     #[test]

@@ -91,6 +91,8 @@ faults! {
     SnapshotFailureUntold,
     /// All election timeouts are the same.
     SameElectionTimeouts,
+    /// A candidate that was refused a vote waits for its next timeout.
+    LostDuelWaits,
     /// A leader whose process is gone is waited for as for one that is silent.
     LeaderDeathUnnoticed,
     /// A leader whose disk has stalled leads on.

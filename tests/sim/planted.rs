@@ -45,6 +45,7 @@
 //! | `SnapshotWithoutReceiver` | a new member ignores snapshots that do not name it | liveness | explored | 10 |
 //! | `SnapshotFailureUntold` | a follower whose transfer broke off waits for ever | liveness | story | 10 |
 //! | `SameElectionTimeouts` | candidates meet again and again | liveness | story | 30 |
+//! | `LostDuelWaits` | two candidates of which none wins cost another timeout | liveness | story | 60 |
 //! | `LeaderDeathUnnoticed` | seconds without a leader instead of milliseconds | liveness | story | 1 |
 //! | `StalledLeaderStays` | nothing is written for as long as a disk hangs | liveness | story | 1 |
 //! | `DivergenceUnnoticed` | a replica that is wrong votes and serves | liveness | story | 1 |
@@ -157,6 +158,7 @@ const ROWS: &[Row] = &[
     row(Fault::SnapshotWithoutReceiver, "a new member ignores snapshots that do not name it", &["liveness"], Explored, 10),
     row(Fault::SnapshotFailureUntold, "a follower whose transfer broke off waits for ever", &["liveness"], Story(transfer_breaks_off), 10),
     row(Fault::SameElectionTimeouts, "candidates meet again and again", &["liveness"], Story(duel), 30),
+    row(Fault::LostDuelWaits, "two candidates of which none wins cost another timeout", &["liveness"], Story(lost_duel), 60),
     row(Fault::LeaderDeathUnnoticed, "seconds without a leader instead of milliseconds", &["liveness"], Story(leader_killed), 1),
     row(Fault::StalledLeaderStays, "nothing is written for as long as a disk hangs", &["liveness"], Story(leader_stalled), 1),
     row(Fault::DivergenceUnnoticed, "a replica that is wrong votes and serves", &["liveness"], Story(replica_corrupted), 1),
@@ -414,6 +416,16 @@ fn duel(seed: u64) {
     world.run_for(ms(1000));
     world.lose_power(leader);
     world.wait_for_leader(ms(20_000));
+}
+
+/// Two candidates whose requests cross, while the leader is silent.
+fn lost_duel(seed: u64) {
+    let mut world = World::cluster(seed, 3);
+    world.net.latency_us = (20_000, 40_000);
+    world.run_for(ms(1000));
+    let leader = world.wait_for_leader(ms(1000));
+    world.pause(leader, true);
+    world.wait_for_leader(ms(2500));
 }
 
 /// A machine loses its power in the middle of write after write.

@@ -40,6 +40,7 @@ impl Machine {
         if known.is_some() {
             self.peers.entry(from).or_default().heard = Some(now);
         }
+        self.note_refusal(now, &message);
         match message.msg_type {
             _ if is_vote && self.replicated.members.is_empty() && !planted(Fault::EmptyLogVotes) => {
                 // Only a voter is asked, and only a member that had its log becomes one.
@@ -63,6 +64,16 @@ impl Machine {
             _ => {}
         }
         self.step_raft(message);
+    }
+
+    /// A vote refused in the term for which we ask: who refuses has given it to another, most likely to itself.
+    fn note_refusal(&mut self, now: Instant, message: &Message) {
+        let raft = &self.node.raft;
+        let refused = message.msg_type == MessageType::MsgRequestVoteResponse && message.reject;
+        if refused && raft.state == StateRole::Candidate && message.term == raft.term {
+            let jitter = failover::spread(self.seed, self.raft_id.0, now.as_nanos(), 3);
+            self.failover.duel_lost(now, self.turn(), jitter);
+        }
     }
 
     /// Entries are not known to be durable yet. raft-rs panics when it wins an election then.

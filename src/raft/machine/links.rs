@@ -14,6 +14,7 @@ impl Machine {
         }
         if !was_candidate && self.is_candidate() {
             self.elections += 1;
+            self.failover.timed_out();
             let term = Term(self.node.raft.term + u64::from(self.node.raft.state == StateRole::PreCandidate));
             self.effects.happened.push(Happened::Campaigned { term, cause: Cause::Timeout });
         }
@@ -102,14 +103,18 @@ impl Machine {
         let refused = refused && !planted(Fault::LeaderDeathUnnoticed);
         if refused && raft.state == StateRole::Follower && raft.leader_id == id.0 && raft.promotable() {
             let term = raft.term;
-            let rtt = self.peers.values().map(|peer| peer.rtt_us).max().unwrap_or(0);
-            let sync = self.peers.values().map(|peer| peer.sync_us).max().unwrap_or(0).max(self.own_sync_us);
-            let rank = self.rank_without(id);
-            if self.failover.leader_died(now, term, id.0, rank, failover::turn(rtt, sync)) {
+            if self.failover.leader_died(now, term, id.0, self.rank_without(id), self.turn()) {
                 // `become_follower` would also zero the election clock; only the lease has to go.
                 self.node.raft.leader_id = 0;
             }
         }
+    }
+
+    /// See [`failover::turn`].
+    pub(super) fn turn(&self) -> Duration {
+        let rtt = self.peers.values().map(|peer| peer.rtt_us).max().unwrap_or(0);
+        let sync = self.peers.values().map(|peer| peer.sync_us).max().unwrap_or(0).max(self.own_sync_us);
+        failover::turn(rtt, sync)
     }
 
     pub(super) fn on_measured(&mut self, node: NodeId, rtt_us: u64, sync_us: u64, mark: (Index, u128)) {
