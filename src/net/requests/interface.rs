@@ -302,8 +302,10 @@ pub struct Limits {
     pub queued_bytes: usize,
     /// Requests under way in all.
     pub requests: usize,
-    /// Open streams.
+    /// Open streams but for nodes' sessions.
     pub streams: usize,
+    /// Nodes' sessions.
+    pub sessions: usize,
 }
 
 impl Default for Limits {
@@ -315,6 +317,7 @@ impl Default for Limits {
             queued_bytes: 64 << 20,
             requests: 32_768,
             streams: 1024,
+            sessions: 16_384,
         }
     }
 }

@@ -102,11 +102,18 @@ impl<S: Service> Requests<S> {
             Step::Raft(order) => self.order(now, key, order, effects),
             Step::Stream(source) => {
                 let stream = pending.incoming.stream;
-                if self.streams.len() >= self.limits.streams {
-                    return self.refuse(key, overloaded("streams are open"), effects);
+                // A node's session lasts as long as the node: whoever watches, lists or backs up has places of its own.
+                let is_session = pending.incoming.call == Call::Session;
+                let (open, limit, what) = if is_session {
+                    (self.streams.sessions(), self.limits.sessions, "nodes have their session here")
+                } else {
+                    (self.streams.len() - self.streams.sessions(), self.limits.streams, "streams are open")
+                };
+                if open >= limit {
+                    return self.refuse(key, overloaded(what), effects);
                 }
                 self.remove(key);
-                self.streams.begin(stream, source);
+                self.streams.begin(stream, source, is_session);
             }
             Step::Elsewhere => {
                 if let Some(pending) = self.remove(key) {

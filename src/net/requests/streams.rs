@@ -19,6 +19,9 @@ use crate::types::error::{Code, Status};
 
 /// Parts of one stream in one turn of the loop, so that a watcher that catches up does not keep others waiting.
 const PARTS_PER_TURN: usize = 64;
+/// Pulls in one turn, of a microsecond or two each: thousands of sessions whose time comes at once are asked one after the
+/// other.
+const PULLS_PER_TURN: usize = 1024;
 /// Bytes of all streams in one turn, about.
 const BYTES_PER_TURN: usize = 1 << 20;
 /// Pulls in one turn of streams that are taken from a state of some time ago, each of which takes up to a third of a
@@ -30,6 +33,8 @@ const STALLED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Streams<W> {
     open: BTreeMap<StreamId, Streaming<W>>,
+    /// How many of those are nodes' sessions.
+    sessions: usize,
     /// Worth a pull: there is credit, something new, or its time has come.
     ready: BTreeSet<StreamId>,
     /// The one that had to wait for the next turn, which begins with it.
@@ -42,6 +47,7 @@ pub(super) struct Streams<W> {
 #[derive(Debug)]
 struct Streaming<W> {
     source: W,
+    is_session: bool,
     /// Bytes that the receiver takes now.
     credit: u32,
     wake: Option<Instant>,
@@ -51,7 +57,14 @@ struct Streaming<W> {
 
 impl<W> Default for Streams<W> {
     fn default() -> Self {
-        Self { open: BTreeMap::new(), ready: BTreeSet::new(), first: None, moved: false, timers: BTreeSet::new() }
+        Self {
+            open: BTreeMap::new(),
+            sessions: 0,
+            ready: BTreeSet::new(),
+            first: None,
+            moved: false,
+            timers: BTreeSet::new(),
+        }
     }
 }
 
@@ -64,18 +77,30 @@ impl<W> Streams<W> {
         self.open.contains_key(&stream)
     }
 
-    pub fn begin(&mut self, stream: StreamId, source: W) {
-        self.open.insert(stream, Streaming { source, credit: INITIAL_CREDIT, wake: None, stalled: None });
+    /// How many nodes have their session here.
+    pub const fn sessions(&self) -> usize {
+        self.sessions
+    }
+
+    pub fn begin(&mut self, stream: StreamId, source: W, is_session: bool) {
+        let streaming = Streaming { source, is_session, credit: INITIAL_CREDIT, wake: None, stalled: None };
+        self.open.insert(stream, streaming);
+        self.sessions += usize::from(is_session);
         self.ready.insert(stream);
     }
 
     pub fn cancel(&mut self, stream: StreamId) {
         self.ready.remove(&stream);
-        if let Some(streaming) = self.open.remove(&stream)
-            && let Some(at) = streaming.wake
-        {
+        if let Some(at) = self.close(stream) {
             self.timers.remove(&(at, stream));
         }
+    }
+
+    /// Forgets it, and gives the time for which it waited.
+    fn close(&mut self, stream: StreamId) -> Option<Instant> {
+        let streaming = self.open.remove(&stream)?;
+        self.sessions -= usize::from(streaming.is_session);
+        streaming.wake
     }
 
     pub fn credit(&mut self, stream: StreamId, available: u32) {
@@ -116,10 +141,11 @@ impl<W> Streams<W> {
         }
         let mut before = std::mem::take(&mut self.ready);
         let after = self.first.take().map(|first| before.split_off(&first)).unwrap_or_default();
-        let (mut bytes_left, mut searches_left) = (BYTES_PER_TURN, SEARCHES_PER_TURN);
+        let (mut bytes_left, mut searches_left, mut pulls_left) = (BYTES_PER_TURN, SEARCHES_PER_TURN, PULLS_PER_TURN);
         for stream in after.into_iter().chain(before) {
             let Some(streaming) = self.open.get_mut(&stream) else { continue };
-            if bytes_left == 0 || searches_left == 0 && service.holds(&streaming.source) {
+            let is_over = bytes_left == 0 || pulls_left == 0;
+            if is_over || searches_left == 0 && service.holds(&streaming.source) {
                 self.first.get_or_insert(stream);
                 self.ready.insert(stream);
                 continue;
@@ -130,7 +156,8 @@ impl<W> Streams<W> {
             let mut waits = false;
             for part in 0.. {
                 let searches = service.holds(&streaming.source);
-                if part == PARTS_PER_TURN || bytes_left == 0 || searches_left == 0 && searches {
+                let is_over = part == PARTS_PER_TURN || bytes_left == 0 || pulls_left == 0;
+                if is_over || searches_left == 0 && searches {
                     self.ready.insert(stream);
                     break;
                 }
@@ -140,6 +167,7 @@ impl<W> Streams<W> {
                 }
                 let pulled = service.pull(now, &mut streaming.source, streaming.credit as usize);
                 searches_left -= usize::from(searches);
+                pulls_left -= 1;
                 match pulled {
                     Pull::Part(body) => {
                         bytes_left = bytes_left.saturating_sub(body.len());
@@ -162,12 +190,12 @@ impl<W> Streams<W> {
                     }
                     Pull::Done => {
                         effects.push(Effect::Answer { stream, body: Bytes::new(), end: true });
-                        self.open.remove(&stream);
+                        self.close(stream);
                         break;
                     }
                     Pull::End(status) => {
                         effects.push(Effect::Refuse { stream, status });
-                        self.open.remove(&stream);
+                        self.close(stream);
                         break;
                     }
                 }
@@ -191,7 +219,7 @@ impl<W> Streams<W> {
             );
             let status = Status::new(Code::DeadlineExceeded, why).with_hint("read faster, or write to a file first");
             effects.push(Effect::Refuse { stream, status });
-            self.open.remove(&stream);
+            self.close(stream);
         } else {
             streaming.wake = Some(until);
             self.timers.insert((until, stream));

@@ -1113,9 +1113,28 @@ fn of_those_that_take_long_a_few_are_decided_in_a_turn() {
 
 #[test]
 fn open_streams_are_counted() {
-    let mut run = Run::new(Limits { streams: 1, ..Limits::default() });
+    let mut run = Run::new(Limits { streams: 1, sessions: 2, ..Limits::default() });
     run.check(ask(1, Call::Watch, "watch"), "").check(ask(2, Call::Watch, "watch"), "refuse s2 ResourceExhausted");
     run.check(Event::Cancelled(stream(1)), "").check(ask(3, Call::Watch, "watch"), "");
+    // Sessions have places of their own, and leave them however they end.
+    run.check(ask(4, Call::Session, "watch"), "").check(ask(5, Call::Session, "watch"), "");
+    run.check(ask(6, Call::Session, "watch"), "refuse s6 ResourceExhausted").check(Event::Cancelled(stream(4)), "");
+    run.machine.service.ends = true;
+    run.turn("refuse s3 OutOfRange; refuse s5 OutOfRange");
+    run.check(ask(7, Call::Session, "watch"), "").check(ask(8, Call::Session, "watch"), "");
+    run.check(ask(9, Call::Session, "watch"), "refuse s9 ResourceExhausted");
+}
+
+#[test]
+fn streams_whose_time_comes_at_once_take_turns() {
+    let mut run = Run::new(Limits::default());
+    for number in 1..=1500 {
+        run.check(ask(number, Call::Session, "watch"), "");
+    }
+    run.turn("");
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (1024, Some(Instant::default())));
+    run.turn("");
+    assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (1500, None));
 }
 
 /// Whatever happens in whatever order, every request is answered exactly once and nothing is left behind.
