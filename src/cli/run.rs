@@ -18,6 +18,7 @@ use super::notify::Notify;
 use super::session::data_dir;
 use super::{logger, output::clean, unlock};
 use crate::sys::files::{self, RealDisk};
+use crate::sys::limits::allow_open_files;
 use crate::sys::metrics::Gauge;
 use crate::sys::queue::{Received, Receiver, Sender, bounded};
 use crate::sys::thread;
@@ -32,6 +33,8 @@ pub fn run(
 ) -> Ended {
     let options = options(common, args)?;
     logger::install(args.log.into());
+    let allowed = allow_open_files(OPEN_FILES);
+    log::debug!("{allowed} files and connections may be open at a time");
     let (events, inbox) = bounded(8, Gauge::default());
     let signals = Signals::install(&events)?;
     let notify = Notify::from_environment(|name| std::env::var_os(name));
@@ -51,6 +54,9 @@ pub fn run(
     signals.running();
     serve(&daemon, &dir, &notify, events, &inbox)
 }
+
+/// Connections, mostly: what the sessions of all workers that a manager takes need, and watchers besides.
+const OPEN_FILES: u64 = 65_536;
 
 /// What the main thread waits for.
 #[derive(Debug)]

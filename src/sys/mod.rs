@@ -14,6 +14,7 @@ pub mod entropy;
 pub mod faults;
 pub mod files;
 pub mod heavy;
+pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod queue;

@@ -14,6 +14,7 @@ use crate::codec::frame::{FrameKind, Header, INITIAL_CREDIT};
 use crate::codec::request::Ping;
 use crate::codec::{envelope, request};
 use crate::sys::entropy::{Entropy as _, OsEntropy, SeededEntropy};
+use crate::sys::limits::allow_open_files;
 use crate::sys::time::{Instant, monotonic, wall_ms};
 use crate::types::api::{Answer, Call, Filter, Hello, Query, QueryKind, WatchItem, WatchRequest, Write, WriteRequest};
 use crate::types::limits::MAX_FRAME_BYTES;
@@ -87,7 +88,8 @@ impl<'a> Driver<'a> {
     fn connect(plan: &'a Plan) -> Result<Self, Failure> {
         let watchers = plan.watchers();
         let all = if plan.work == Work::Watch { watchers + plan.writers } else { plan.clients };
-        allow_descriptors(all);
+        // Too few show as errors when connecting.
+        allow_open_files(all as u64 + 64);
         let poll = Poll::new().map_err(|error| Failure::internal(format!("cannot poll sockets: {error}")))?;
         let mut clients = Vec::with_capacity(all);
         for number in 0..all {
@@ -99,7 +101,7 @@ impl<'a> Driver<'a> {
                         format!("client {number} cannot connect to {}: {error}", plan.sockets[socket].display()),
                     ))
                     .with_hint(
-                        "is the manager running? see `skep status`; many clients need many descriptors: `ulimit -n`",
+                        "is the manager running? see `skep status`; many clients need many descriptors: `ulimit -Hn`",
                     )
                 })?;
             let watches = plan.work == Work::Watch && number < watchers;
@@ -521,17 +523,6 @@ fn stalled(timeout: Duration) -> Failure {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Raises the limit of open descriptors as far as the system lets us; too few show as errors when connecting.
-fn allow_descriptors(clients: usize) {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    let wanted = clients as u64 + 64;
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(limit.maximum.map_or(wanted, |maximum| wanted.min(maximum)));
-        let _ = setrlimit(Resource::Nofile, limit);
-    }
 }
 
 /// Bytes read at once.
