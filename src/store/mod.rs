@@ -42,6 +42,7 @@
 //! compilers and replicas may be built by several; what is forgotten, and when, depends on nothing but the sequence of
 //! changes.
 
+mod ahead;
 mod anew;
 mod by_age;
 mod change;

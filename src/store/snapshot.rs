@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::ahead::ahead;
 use super::membership::Membership;
 use super::ring::{self, Horizons, Limits, Record, Ring};
 use super::state::{State, Stored};
@@ -167,7 +168,7 @@ impl SnapshotEncoder {
     /// Writes objects until a chunk is full.
     fn objects(&mut self, kind: Kind, from: ObjectId) -> Result<Next, SnapshotError> {
         let state = self.state.clone();
-        for stored in state.table(kind).since(from) {
+        for stored in ahead(state.table(kind).since(from)) {
             let id = stored.object.id();
             if self.buffer.len() >= SNAPSHOT_CHUNK_BYTES {
                 return Ok(Next::Objects(kind, id));
@@ -222,7 +223,11 @@ impl Iterator for SnapshotEncoder {
         if self.buffer.is_empty() {
             return None;
         }
-        let rest = self.buffer.split_off(self.buffer.len().min(SNAPSHOT_CHUNK_BYTES));
+        let end = self.buffer.len().min(SNAPSHOT_CHUNK_BYTES);
+        // The next chunk's room at once: most objects are small, and to grow into it would copy it twice.
+        let mut rest = Vec::with_capacity(SNAPSHOT_CHUNK_BYTES + SNAPSHOT_CHUNK_BYTES / 16);
+        rest.extend_from_slice(&self.buffer[end..]);
+        self.buffer.truncate(end);
         Some(Ok(std::mem::replace(&mut self.buffer, rest)))
     }
 }

@@ -40,6 +40,10 @@ pub trait File: Send + Sync + std::fmt::Debug {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
     /// Makes what was written durable. After an error the file's unsynced contents are unknown: the caller stops.
     fn sync_data(&self) -> io::Result<()>;
+    /// Has the disk begin with what was written here, without waiting for it; the page cache may drop it then. A hint.
+    fn write_back(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file has no bytes.
@@ -120,6 +124,11 @@ impl File for RealFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn write_back(&self, offset: u64, len: u64) {
+        // The kernel begins to write dirty pages that it is told nobody needs.
+        let _ = rustix::fs::fadvise(&self.0, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -9,6 +9,20 @@
 //! A snapshot counts from the moment it has its name: before that it is a temporary file, which a transfer that broke off
 //! can take up again after a restart. What was written before then keeps its key, and a new salt begins, because a chunk
 //! that was cut off in the middle must not be sealed again under the same number.
+//!
+//! # What writing one costs others
+//!
+//! With a million resources of 256 bytes and 16 clients on three managers, on two cores and one disk, the 99th percentile
+//! in ms while one of the managers writes its snapshot, and while all three do (by hand; left to themselves they take turns):
+//!
+//! | | none | one | three |
+//! |---|---|---|---|
+//! | 4 MiB given to the disk at each sync | 1.5 to 1.8 | 2.7 to 3.1 | 3.9 to 7.4 |
+//! | each chunk as it is written (`posix_fadvise`), and objects fetched side by side (`store`, ahead) | 1.7 to 2.0 | 2.0 to 2.5 | 2.9 to 5.1 |
+//!
+//! The log's sync took 2.2 ms at its 99th percentile where 0.55 stood, because it waited behind those 4 MiB; the snapshot's
+//! thread took 1.39 s of processor and takes 0.96. A sync every 256 KiB gave the disk's part too, at the price of as many
+//! commits of a file system's journal. Another scheduling class for that thread, or a lower priority, gave nothing.
 
 mod reader;
 mod writer;

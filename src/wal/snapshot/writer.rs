@@ -186,8 +186,10 @@ impl SnapshotWriter {
         self.buffer[..HEAD].copy_from_slice(&head.encode());
         let write = || self.file.write_at(self.stream.at, &self.buffer);
         with_reserve(self.disk.as_ref(), &self.dir, write).doing("write", &self.temporary())?;
+        // The log's syncs wait behind what the disk is given in one go: little by little, and not all of it at a sync or
+        // even at the end.
+        self.file.write_back(self.stream.at, self.buffer.len() as u64);
         self.stream.passed(head);
-        // All at once at the end would hold up the log's syncs for as long as that takes.
         self.unsynced += self.buffer.len();
         if self.unsynced >= SYNC_BYTES {
             self.unsynced = 0;
