@@ -6,7 +6,7 @@
 //! Turns are staggered by rank, because followers that campaign at once duel for a dozen ticks.
 //!
 //! Candidates whose requests cross vote for themselves and refuse each other, and raft-rs has them wait for another
-//! timeout. Whoever is refused a vote in its own term tries again within a turn, whatever made it campaign.
+//! timeout. Whoever is refused a vote and has not won about a turn later tries again, a few times before its next timeout.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::codec::digest128;
 use crate::sys::faults::{Fault, planted};
 use crate::sys::time::Instant;
 
-/// A lost duel is tried again so often before the next timeout.
+/// Campaigns that may follow one after the leader's death or a timeout, before the next timeout.
 const DUELS: u8 = 3;
 
 /// The campaigns that do not wait for a timeout: after a leader's death, and after a lost duel.
@@ -26,6 +26,8 @@ pub struct Failover {
     /// See [`turn`], as of the last event.
     turn: Duration,
     duels_left: u8,
+    /// They follow a death, and not a timeout.
+    after_death: bool,
 }
 
 impl Failover {
@@ -38,6 +40,7 @@ impl Failover {
         self.campaign_at = Some(now + turn * rank);
         self.turn = turn;
         self.duels_left = DUELS;
+        self.after_death = true;
         true
     }
 
@@ -45,15 +48,22 @@ impl Failover {
     pub const fn timed_out(&mut self) {
         self.campaign_at = None;
         self.duels_left = DUELS;
+        self.after_death = false;
     }
 
-    /// Our request for votes was refused: there is another candidate. Nothing more is to be awaited of this campaign, so
-    /// that the next may begin at any moment of the turn that `jitter` says.
+    /// Whether the campaigns that become due follow a leader's death.
+    pub const fn is_after_death(&self) -> bool {
+        self.after_death
+    }
+
+    /// Our request for votes was refused, most likely by another candidate. Other answers are still on their way, and so is
+    /// the first word of a leader that was just elected: for another round trip and another sync, a third of a turn, they
+    /// are waited for, and then for what `jitter` says.
     pub fn duel_lost(&mut self, now: Instant, turn: Duration, jitter: u64) {
         if planted(Fault::LostDuelWaits) {
             return;
         }
-        let at = now + turn * (jitter % 64) as u32 / 48;
+        let at = now + turn * (16 + (jitter % 48) as u32) / 48;
         self.turn = turn;
         if let Some(retry) = &mut self.campaign_at {
             *retry = at.min(*retry);
@@ -68,7 +78,8 @@ impl Failover {
         self.campaign_at = None;
     }
 
-    /// Whether to campaign now. `jitter` spreads the retries of a lost duel; asked only when there will be one.
+    /// Whether to campaign now. That campaign may come to nothing without a refusal too, so another one is due after it, if
+    /// there may be one: `jitter`, asked only then, spreads those of several candidates.
     pub fn due(&mut self, now: Instant, jitter: impl FnOnce() -> u64) -> bool {
         if self.campaign_at.is_none_or(|at| at > now) {
             return false;
@@ -91,7 +102,8 @@ impl Failover {
 /// How long a follower waits before it campaigns after its leader's death, per rank: long enough for the one before it
 /// to win. `rtt_us` and `sync_us` are the slowest known.
 ///
-/// It is also how far retries of a lost duel are spread, so that the one that is first has won before the next begins.
+/// It is also about how far retries of a lost duel are spread, so that the one that is first has mostly won before the next
+/// begins.
 pub fn turn(rtt_us: u64, sync_us: u64) -> Duration {
     Duration::from_millis(30).max(Duration::from_micros(3 * (rtt_us + sync_us))).min(Duration::from_secs(1))
 }
@@ -153,19 +165,19 @@ mod tests {
     fn whoever_is_refused_a_vote_tries_again_within_a_turn_and_three_times_until_the_next_timeout() {
         let turn = Duration::from_millis(30);
         let mut failover = Failover::default();
-        failover.duel_lost(at(0), turn, 16);
+        failover.duel_lost(at(0), turn, 0);
         assert_eq!(failover.deadline(), None, "nothing began here");
         for began in [1000, 2000] {
             failover.timed_out();
             for duel in 0..3 {
                 let refused = began + 12 * duel;
-                failover.duel_lost(at(refused), turn, 16);
-                failover.duel_lost(at(refused + 1), turn, 32);
+                failover.duel_lost(at(refused), turn, 0);
+                failover.duel_lost(at(refused + 1), turn, 16);
                 assert!(!failover.due(at(refused + 9), || 0), "the first refusal counts");
                 assert!(failover.due(at(refused + 10), || 0));
             }
             assert_eq!(failover.deadline(), None);
-            failover.duel_lost(at(began + 500), turn, 16);
+            failover.duel_lost(at(began + 500), turn, 0);
             assert_eq!(failover.deadline(), None, "enough until the next timeout");
         }
     }

@@ -17,6 +17,8 @@ pub enum Cause {
     Timeout,
     /// It saw the leader's process gone.
     LeaderGone,
+    /// It was refused a vote, or heard nothing, after a timeout, and tries again.
+    Refused,
     /// It is the only voter.
     Alone,
 }
@@ -146,6 +148,7 @@ impl fmt::Display for Happened {
                 let why = match cause {
                     Cause::Timeout => "no leader was heard of for an election timeout",
                     Cause::LeaderGone => "the leader's process is gone",
+                    Cause::Refused => "the campaign before came to nothing",
                     Cause::Alone => "it is the only voter",
                 };
                 write!(f, "asked for votes in term {term}: {why}")

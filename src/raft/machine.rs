@@ -419,7 +419,7 @@ impl Machine {
         let (seed, id) = (self.seed, self.raft_id.0);
         let jitter = || failover::spread(seed, id, now.as_nanos(), 2);
         if self.failover.due(now, jitter) && self.node.raft.leader_id == 0 {
-            self.campaign(Cause::LeaderGone);
+            self.campaign(if self.failover.is_after_death() { Cause::LeaderGone } else { Cause::Refused });
         }
         self.propose_collected();
         self.propose_membership();

@@ -225,7 +225,9 @@ impl Iterator for SnapshotEncoder {
         }
         let end = self.buffer.len().min(SNAPSHOT_CHUNK_BYTES);
         // The next chunk's room at once: most objects are small, and to grow into it would copy it twice.
-        let mut rest = Vec::with_capacity(SNAPSHOT_CHUNK_BYTES + SNAPSHOT_CHUNK_BYTES / 16);
+        let room =
+            if matches!(self.next, Next::Nothing) { 0 } else { SNAPSHOT_CHUNK_BYTES + SNAPSHOT_CHUNK_BYTES / 16 };
+        let mut rest = Vec::with_capacity(room);
         rest.extend_from_slice(&self.buffer[end..]);
         self.buffer.truncate(end);
         Some(Ok(std::mem::replace(&mut self.buffer, rest)))

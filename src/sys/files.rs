@@ -40,7 +40,8 @@ pub trait File: Send + Sync + std::fmt::Debug {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
     /// Makes what was written durable. After an error the file's unsynced contents are unknown: the caller stops.
     fn sync_data(&self) -> io::Result<()>;
-    /// Has the disk begin with what was written here, without waiting for it; the page cache may drop it then. A hint.
+    /// Has the disk begin with what was written here, without waiting until it is done; the page cache may drop it then. A
+    /// hint, best given for whole pages.
     fn write_back(&self, offset: u64, len: u64) {
         let _ = (offset, len);
     }

@@ -544,7 +544,7 @@ fn open_files(facts: &Facts) -> Vec<Found> {
     let Some((open, limit)) = facts.process.and_then(|process| process.files) else { return Vec::new() };
     let said = format!("{open} of {limit} allowed");
     match limit < 1024 || open * 5 > limit * 4 {
-        true => warn(said, "raise LimitNOFILE in the unit, or `ulimit -Hn`, and restart"),
+        true => warn(said, "raise LimitNOFILE in the unit, or `ulimit -n`, and restart"),
         false => ok(said),
     }
 }

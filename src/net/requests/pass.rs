@@ -4,6 +4,9 @@
 
 use super::*;
 
+/// One is enough; those whose connections broke without a word last until that is noticed.
+const SESSIONS_PER_NODE: usize = 8;
+
 impl<S: Service> Requests<S> {
     pub(super) fn on_request(&mut self, now: Instant, incoming: Incoming, effects: &mut Vec<Effect>) {
         let stream = incoming.stream;
@@ -104,16 +107,26 @@ impl<S: Service> Requests<S> {
                 let stream = pending.incoming.stream;
                 // A node's session lasts as long as the node: whoever watches, lists or backs up has places of its own.
                 let is_session = pending.incoming.call == Call::Session;
-                let (open, limit, what) = if is_session {
-                    (self.streams.sessions(), self.limits.sessions, "nodes have their session here")
-                } else {
-                    (self.streams.len() - self.streams.sessions(), self.limits.streams, "streams are open")
+                let session_of = pending.incoming.caller.node_id().filter(|_| is_session);
+                let sessions = self.streams.sessions();
+                let refusal = match session_of {
+                    Some(node) if self.streams.sessions_of(node) >= SESSIONS_PER_NODE => {
+                        Some(overloaded("sessions of this node are open"))
+                    }
+                    Some(_) if sessions >= self.limits.sessions => {
+                        let status = overloaded("nodes have their session here");
+                        Some(status.with_hint("another manager may have room, see `skep members`"))
+                    }
+                    None if self.streams.len() - sessions >= self.limits.streams => {
+                        Some(overloaded("streams are open"))
+                    }
+                    _ => None,
                 };
-                if open >= limit {
-                    return self.refuse(key, overloaded(what), effects);
+                if let Some(status) = refusal {
+                    return self.refuse(key, status, effects);
                 }
                 self.remove(key);
-                self.streams.begin(stream, source, is_session);
+                self.streams.begin(stream, source, session_of);
             }
             Step::Elsewhere => {
                 if let Some(pending) = self.remove(key) {

@@ -15,6 +15,7 @@ use super::{Effect, Pull, Service};
 use crate::codec::frame::INITIAL_CREDIT;
 use crate::net::handler::StreamId;
 use crate::sys::time::Instant;
+use crate::types::NodeId;
 use crate::types::error::{Code, Status};
 
 /// Parts of one stream in one turn of the loop, so that a watcher that catches up does not keep others waiting.
@@ -33,8 +34,10 @@ const STALLED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Streams<W> {
     open: BTreeMap<StreamId, Streaming<W>>,
-    /// How many of those are nodes' sessions.
-    sessions: usize,
+    /// Nodes' sessions, which wait for their time and for nothing else: they are not looked at when the store moves.
+    sessions: BTreeMap<StreamId, Streaming<W>>,
+    /// How many each node has.
+    by_node: BTreeMap<NodeId, usize>,
     /// Worth a pull: there is credit, something new, or its time has come.
     ready: BTreeSet<StreamId>,
     /// The one that had to wait for the next turn, which begins with it.
@@ -47,7 +50,7 @@ pub(super) struct Streams<W> {
 #[derive(Debug)]
 struct Streaming<W> {
     source: W,
-    is_session: bool,
+    session_of: Option<NodeId>,
     /// Bytes that the receiver takes now.
     credit: u32,
     wake: Option<Instant>,
@@ -59,7 +62,8 @@ impl<W> Default for Streams<W> {
     fn default() -> Self {
         Self {
             open: BTreeMap::new(),
-            sessions: 0,
+            sessions: BTreeMap::new(),
+            by_node: BTreeMap::new(),
             ready: BTreeSet::new(),
             first: None,
             moved: false,
@@ -70,23 +74,37 @@ impl<W> Default for Streams<W> {
 
 impl<W> Streams<W> {
     pub fn len(&self) -> usize {
-        self.open.len()
+        self.open.len() + self.sessions.len()
     }
 
     pub fn contains(&self, stream: StreamId) -> bool {
-        self.open.contains_key(&stream)
+        self.open.contains_key(&stream) || self.sessions.contains_key(&stream)
     }
 
-    /// How many nodes have their session here.
-    pub const fn sessions(&self) -> usize {
-        self.sessions
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
     }
 
-    pub fn begin(&mut self, stream: StreamId, source: W, is_session: bool) {
-        let streaming = Streaming { source, is_session, credit: INITIAL_CREDIT, wake: None, stalled: None };
-        self.open.insert(stream, streaming);
-        self.sessions += usize::from(is_session);
+    /// How many of them a node has.
+    pub fn sessions_of(&self, node: NodeId) -> usize {
+        self.by_node.get(&node).copied().unwrap_or(0)
+    }
+
+    /// `session_of`: whose session it is, if it is one.
+    pub fn begin(&mut self, stream: StreamId, source: W, session_of: Option<NodeId>) {
+        let streaming = Streaming { source, session_of, credit: INITIAL_CREDIT, wake: None, stalled: None };
+        if let Some(node) = session_of {
+            *self.by_node.entry(node).or_default() += 1;
+            self.sessions.insert(stream, streaming);
+        } else {
+            self.open.insert(stream, streaming);
+        }
         self.ready.insert(stream);
+    }
+
+    fn get_mut(&mut self, stream: StreamId) -> Option<&mut Streaming<W>> {
+        self.open.get_mut(&stream).or_else(|| self.sessions.get_mut(&stream))
     }
 
     pub fn cancel(&mut self, stream: StreamId) {
@@ -98,13 +116,20 @@ impl<W> Streams<W> {
 
     /// Forgets it, and gives the time for which it waited.
     fn close(&mut self, stream: StreamId) -> Option<Instant> {
-        let streaming = self.open.remove(&stream)?;
-        self.sessions -= usize::from(streaming.is_session);
+        let streaming = self.open.remove(&stream).or_else(|| self.sessions.remove(&stream))?;
+        if let Some(node) = streaming.session_of
+            && let Some(count) = self.by_node.get_mut(&node)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.by_node.remove(&node);
+            }
+        }
         streaming.wake
     }
 
     pub fn credit(&mut self, stream: StreamId, available: u32) {
-        if let Some(streaming) = self.open.get_mut(&stream) {
+        if let Some(streaming) = self.get_mut(stream) {
             streaming.credit = available;
             streaming.stalled = None;
             self.ready.insert(stream);
@@ -142,11 +167,17 @@ impl<W> Streams<W> {
         let mut before = std::mem::take(&mut self.ready);
         let after = self.first.take().map(|first| before.split_off(&first)).unwrap_or_default();
         let (mut bytes_left, mut searches_left, mut pulls_left) = (BYTES_PER_TURN, SEARCHES_PER_TURN, PULLS_PER_TURN);
+        let mut all_wait = false;
         for stream in after.into_iter().chain(before) {
-            let Some(streaming) = self.open.get_mut(&stream) else { continue };
+            let streaming = self.open.get_mut(&stream).or_else(|| self.sessions.get_mut(&stream));
+            let Some(streaming) = streaming else { continue };
             let is_over = bytes_left == 0 || pulls_left == 0;
             if is_over || searches_left == 0 && service.holds(&streaming.source) {
-                self.first.get_or_insert(stream);
+                // Where the turn ended for everybody comes before where it did for those who search: they come again as
+                // soon as the round has come to them.
+                if is_over && !std::mem::replace(&mut all_wait, is_over) || self.first.is_none() {
+                    self.first = Some(stream);
+                }
                 self.ready.insert(stream);
                 continue;
             }
@@ -208,7 +239,7 @@ impl<W> Streams<W> {
 
     /// The receiver must take something before the stream goes on.
     fn wait<S: Service<Stream = W>>(&mut self, now: Instant, stream: StreamId, service: &S, effects: &mut Vec<Effect>) {
-        let Some(streaming) = self.open.get_mut(&stream).filter(|streaming| service.holds(&streaming.source)) else {
+        let Some(streaming) = self.get_mut(stream).filter(|streaming| service.holds(&streaming.source)) else {
             return;
         };
         let until = *streaming.stalled.get_or_insert(now) + STALLED;

@@ -12,7 +12,7 @@ use crate::net::handler::ConnectionId;
 use crate::sys::metrics::Metrics;
 use crate::types::Outcome;
 use crate::types::api::Write;
-use crate::types::{Caller, ChangeId, Kind, ObjectId, Refusal, Revision, Timestamp};
+use crate::types::{Caller, ChangeId, ClusterId, Kind, ObjectId, Refusal, Revision, Role, Timestamp};
 
 /// A service whose requests say themselves what they want.
 #[derive(Debug, Default)]
@@ -150,7 +150,14 @@ fn ask(number: u32, call: Call, text: &str) -> Event {
     Event::Request(Incoming { stream: stream(number), caller, addr, forwarded: false, call, deadline, body })
 }
 
-/// The same, passed on by another manager.
+/// A node asks for its session.
+fn session(number: u32, node: u128) -> Event {
+    let Event::Request(incoming) = ask(number, Call::Session, "watch") else { unreachable!() };
+    let (node_id, role, cluster_id) = (NodeId(node), Role::Worker, ClusterId(1));
+    Event::Request(Incoming { caller: Caller::Node { node_id, role, cluster_id, expired: false }, ..incoming })
+}
+
+/// As [`ask`], passed on by another manager.
 fn passed_on(number: u32, call: Call, text: &str) -> Event {
     let Event::Request(incoming) = ask(number, call, text) else { unreachable!() };
     Event::Request(Incoming { forwarded: true, ..incoming })
@@ -710,7 +717,7 @@ fn strangers_that_wait_take_no_place_of_a_member() {
     let expired = |number| {
         let Event::Request(incoming) = ask(number, Call::Issue, "x") else { unreachable!() };
         let (node_id, cluster_id) = (NodeId(5), crate::types::ClusterId(1));
-        let caller = Caller::Node { node_id, role: crate::types::Role::Worker, cluster_id, expired: true };
+        let caller = Caller::Node { node_id, role: Role::Worker, cluster_id, expired: true };
         Event::Request(Incoming { caller, ..incoming })
     };
     run.check(ask(1, Call::GetRoot, ""), "")
@@ -1117,24 +1124,37 @@ fn open_streams_are_counted() {
     run.check(ask(1, Call::Watch, "watch"), "").check(ask(2, Call::Watch, "watch"), "refuse s2 ResourceExhausted");
     run.check(Event::Cancelled(stream(1)), "").check(ask(3, Call::Watch, "watch"), "");
     // Sessions have places of their own, and leave them however they end.
-    run.check(ask(4, Call::Session, "watch"), "").check(ask(5, Call::Session, "watch"), "");
-    run.check(ask(6, Call::Session, "watch"), "refuse s6 ResourceExhausted").check(Event::Cancelled(stream(4)), "");
+    run.check(session(4, 1), "").check(session(5, 2), "");
+    run.check(session(6, 3), "refuse s6 ResourceExhausted").check(Event::Cancelled(stream(4)), "");
     run.machine.service.ends = true;
     run.turn("refuse s3 OutOfRange; refuse s5 OutOfRange");
-    run.check(ask(7, Call::Session, "watch"), "").check(ask(8, Call::Session, "watch"), "");
-    run.check(ask(9, Call::Session, "watch"), "refuse s9 ResourceExhausted");
+    run.check(session(7, 1), "").check(session(8, 2), "").check(session(9, 3), "refuse s9 ResourceExhausted");
+}
+
+#[test]
+fn a_node_has_few_sessions() {
+    let mut run = Run::new(Limits::default());
+    for number in 1..=8 {
+        run.check(session(number, 1), "");
+    }
+    run.check(session(9, 1), "refuse s9 ResourceExhausted").check(session(10, 2), "");
+    run.check(Event::Cancelled(stream(3)), "").check(session(11, 1), "");
+    assert_eq!(run.machine.load().streams, 9);
 }
 
 #[test]
 fn streams_whose_time_comes_at_once_take_turns() {
     let mut run = Run::new(Limits::default());
     for number in 1..=1500 {
-        run.check(ask(number, Call::Session, "watch"), "");
+        run.check(session(number, number.into()), "");
     }
     run.turn("");
     assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (1024, Some(Instant::default())));
     run.turn("");
     assert_eq!((run.machine.service.pulls, run.machine.next_deadline()), (1500, None));
+    // What is new is not for them.
+    run.check(Event::StoreMoved, "").turn("");
+    assert_eq!(run.machine.service.pulls, 1500);
 }
 
 /// Whatever happens in whatever order, every request is answered exactly once and nothing is left behind.

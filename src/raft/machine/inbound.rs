@@ -66,7 +66,8 @@ impl Machine {
         self.step_raft(message);
     }
 
-    /// A vote refused in the term for which we ask: who refuses has given it to another, most likely to itself.
+    /// A vote refused in the term for which we ask: who refuses has given it to another, most likely to itself, or knows a
+    /// longer log, whose owner will campaign too.
     fn note_refusal(&mut self, now: Instant, message: &Message) {
         let raft = &self.node.raft;
         let refused = message.msg_type == MessageType::MsgRequestVoteResponse && message.reject;

@@ -8,11 +8,11 @@ impl Machine {
         if self.is_sole_voter() && !self.is_leader() && !self.in_flight.is_empty() {
             return;
         }
-        let was_candidate = self.is_candidate();
         if !self.is_installing() {
             self.node.tick();
         }
-        if !was_candidate && self.is_candidate() {
+        // A tick counts one up, unless it was the timeout's: of a candidate too, which stays one.
+        if self.is_candidate() && self.node.raft.election_elapsed == 0 {
             self.elections += 1;
             self.failover.timed_out();
             let term = Term(self.node.raft.term + u64::from(self.node.raft.state == StateRole::PreCandidate));
@@ -110,10 +110,11 @@ impl Machine {
         }
     }
 
-    /// See [`failover::turn`].
+    /// See [`failover::turn`]. Of those whose votes may come: what a dead leader's disk was like does not matter.
     pub(super) fn turn(&self) -> Duration {
-        let rtt = self.peers.values().map(|peer| peer.rtt_us).max().unwrap_or(0);
-        let sync = self.peers.values().map(|peer| peer.sync_us).max().unwrap_or(0).max(self.own_sync_us);
+        let others = || self.voters().filter_map(|member| self.peers.get(&member.node_id)).filter(|peer| peer.up);
+        let rtt = others().map(|peer| peer.rtt_us).max().unwrap_or(0);
+        let sync = others().map(|peer| peer.sync_us).max().unwrap_or(0).max(self.own_sync_us);
         failover::turn(rtt, sync)
     }
 

@@ -35,6 +35,8 @@ pub struct SnapshotWriter {
 
 /// So much is synced at a time.
 const SYNC_BYTES: usize = 4 << 20;
+/// And so much, a multiple of any page, is given to the disk.
+const WRITE_BACK_BYTES: u64 = 512 << 10;
 
 impl SnapshotWriter {
     /// Begins the snapshot of `position` in `dir`. An unfinished one of the same position is thrown away.
@@ -188,8 +190,12 @@ impl SnapshotWriter {
         with_reserve(self.disk.as_ref(), &self.dir, write).doing("write", &self.temporary())?;
         // The log's syncs wait behind what the disk is given in one go: little by little, and not all of it at a sync or
         // even at the end.
-        self.file.write_back(self.stream.at, self.buffer.len() as u64);
+        let begun = self.stream.at / WRITE_BACK_BYTES * WRITE_BACK_BYTES;
         self.stream.passed(head);
+        let whole = self.stream.at / WRITE_BACK_BYTES * WRITE_BACK_BYTES - begun;
+        if whole > 0 {
+            self.file.write_back(begun, whole);
+        }
         self.unsynced += self.buffer.len();
         if self.unsynced >= SYNC_BYTES {
             self.unsynced = 0;
