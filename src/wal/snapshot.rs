@@ -18,7 +18,7 @@
 //! | | none | one | three |
 //! |---|---|---|---|
 //! | 4 MiB given to the disk at each sync | 1.5 to 1.8 | 2.7 to 3.1 | 3.9 to 7.4 |
-//! | as it is written (`posix_fadvise`), and objects fetched side by side (`store`, ahead) | 1.7 to 2.0 | 2.0 to 2.5 | 2.9 to 5.1 |
+//! | as it is written (`posix_fadvise`), and objects fetched side by side (`store`, ahead) | 1.7 to 2.1 | 2.0 to 2.9 | 2.9 to 5.1 |
 //!
 //! The log's sync took 2.2 ms at its 99th percentile where 0.55 stood, because it waited behind those 4 MiB; the snapshot's
 //! thread took 1.39 s of processor and takes 0.96. A sync every 256 KiB gave the disk's part too, at the price of as many
