@@ -101,7 +101,7 @@ impl<'a> Driver<'a> {
                         format!("client {number} cannot connect to {}: {error}", plan.sockets[socket].display()),
                     ))
                     .with_hint(
-                        "is the manager running? see `skep status`; many clients need many descriptors: `ulimit -Hn`",
+                        "is the manager running? see `skep status`; many clients need many descriptors: `ulimit -n`",
                     )
                 })?;
             let watches = plan.work == Work::Watch && number < watchers;
