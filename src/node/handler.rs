@@ -39,7 +39,9 @@ use crate::types::{
     Caller, ClusterId, Code, Index, Lineage, Member, NodeId, Position, RaftId, Revision, Role, Standing, Status,
 };
 
+mod completions;
 mod diagnose;
+mod links;
 mod members;
 mod requests;
 mod snapshots;
@@ -310,49 +312,6 @@ impl NodeHandler {
         }
     }
 
-    /// A manager of a later history turned this one away.
-    fn outlived(&mut self, now: Instant, peer: Option<NodeId>, by: &str, why: String) {
-        let leaderless = Duration::from_millis(self.raft.report().leaderless_ms);
-        match self.outlived.told(now, peer, &why, leaderless) {
-            Reaction::Stop => {
-                log::error!("{by} turned this node away: {why}");
-                self.stop.stop(Stopped::Outlived(why));
-            }
-            Reaction::Log => log::error!(
-                "{by} turned this node away: {why}; this node goes on. Is that swarm the one you want? Then stop this \
-                 manager, move its data directory away and start it with --join HOST:PORT and a token of that swarm; \
-                 otherwise stop the managers of that one"
-            ),
-            Reaction::GoOn => {}
-        }
-    }
-
-    /// Written by the locksmith's thread, because a file is synced; several orders at once are one.
-    fn rotate_data_key(&self, request: &Incoming, out: &mut Outbox) {
-        if let Some(member) = &self.member {
-            let _ = member.locksmith.try_send(locksmith::Order::RotateDataKey);
-            out.answer(request.stream, control::encode(&Answer::Done));
-        }
-    }
-
-    /// A request of this node itself goes the way of every other.
-    fn ask(&mut self, now: Instant, ask: Ask, out: &mut Outbox) {
-        let Ask { call, body, deadline, expired, reply } = ask;
-        if self.member.is_none() {
-            let status = Status::new(Code::Unavailable, "this manager is joining a swarm");
-            // Whoever asked may have given up.
-            let _ = reply.try_send(Err(status));
-            return;
-        }
-        let number = self.own_token();
-        let stream = StreamId { connection: INSIDE, stream: number as u32 };
-        let Identity { node_id, cluster_id, .. } = self.identity;
-        let caller = Caller::Node { node_id, role: Role::Manager, cluster_id, expired };
-        self.asking.insert(stream, reply);
-        let addr = self.identity.advertise.clone();
-        self.drive(now, Event::Request(Incoming { stream, caller, addr, forwarded: false, call, deadline, body }), out);
-    }
-
     fn own_token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
@@ -380,82 +339,15 @@ impl Handler for NodeHandler {
     }
 
     fn greeted(&mut self, caller: &Caller, hello: &Hello) -> Result<(), Status> {
-        let Some(member) = &self.member else { return Ok(()) };
-        let verdict = member.store.view(|state| self.greetings.judge(caller, hello, state, member.lineage));
-        match verdict {
-            Verdict::Welcome => {}
-            Verdict::WelcomeNew(peers) => {
-                // A queue that is full of snapshots to write drops it: what is not remembered is judged by the floors.
-                let _ = member.jobs.try_send(Job::Remember(peers));
-            }
-            Verdict::Refused(status) => return Err(status),
-        }
-        let known = self.peers.iter().find(|peer| peer.node_id == hello.node_id);
-        if known.is_some_and(|peer| peer.addr != hello.advertise) && !hello.advertise.is_empty() {
-            self.hints.insert(hello.node_id, hello.advertise.clone());
-        }
-        Ok(())
+        self.peer_greeted(caller, hello)
     }
 
     fn turned_away(&mut self, peer: Option<NodeId>, status: &Status, _out: &mut Outbox) {
-        if self.member.is_none() {
-            return;
-        }
-        let by = peer.map_or_else(|| "a manager".to_owned(), |peer| format!("manager {peer}"));
-        match Greetings::meaning(status) {
-            Some(Stopped::Outlived(why)) => self.outlived(monotonic(), peer, &by, why),
-            Some(stopped) => {
-                log::error!("{by} turned this node away: {status}");
-                self.stop.stop(stopped);
-            }
-            None => {
-                let now = monotonic();
-                let told = format!("{by} turned this node away: {status}{}", in_brackets(&status.hint));
-                let known = self.refusals.insert(peer, (now, told.clone()));
-                // It is dialled again and again.
-                if known.is_none_or(|(at, before)| before != told || now.since(at) > REFUSAL_LASTS) {
-                    log::warn!("{told}");
-                }
-            }
-        }
+        self.peer_refused_us(peer, status);
     }
 
-    fn request(&mut self, now: Instant, mut request: Incoming, out: &mut Outbox) {
-        if request.call == Call::Diagnose {
-            let answer = Answer::Diagnosis(Box::new(self.diagnose(now)));
-            out.answer(request.stream, control::encode(&answer));
-            return;
-        }
-        if self.member.is_none() {
-            match self.joiner().answer(&request) {
-                Ok(body) => out.answer(request.stream, body),
-                Err(status) => out.refuse(request.stream, status),
-            }
-            return;
-        }
-        self.refresh(now);
-        self.look_at_certificate(now, out);
-        if request.call == Call::Issue && request.caller == Caller::Local && !request.forwarded {
-            // Whoever may use this socket may act for this node: it asks for a new certificate. The leader must hear for whom.
-            let (node_id, cluster_id) = (self.identity.node_id, self.identity.cluster_id);
-            request.caller = Caller::Node { node_id, role: Role::Manager, cluster_id, expired: false };
-        }
-        match request.call {
-            Call::Watch => self.watched.store(true, Relaxed),
-            Call::Admin => {
-                let admin: Result<Admin, _> = crate::codec::envelope::decode(&request.body, request.body.len());
-                if matches!(admin, Ok(Admin::Leave { .. })) && request.caller == Caller::Local {
-                    self.stop.ask_to_leave(true);
-                    self.leaving.insert(request.stream);
-                }
-                if matches!(admin, Ok(Admin::RotateDataKey)) && request.caller == Caller::Local && !request.forwarded {
-                    self.rotate_data_key(&request, out);
-                    return;
-                }
-            }
-            _ => {}
-        }
-        self.drive(now, Event::Request(request), out);
+    fn request(&mut self, now: Instant, request: Incoming, out: &mut Outbox) {
+        self.take_request(now, request, out);
     }
 
     fn cancelled(&mut self, stream: StreamId, out: &mut Outbox) {
@@ -516,57 +408,15 @@ impl Handler for NodeHandler {
     }
 
     fn connected(&mut self, peer: NodeId, out: &mut Outbox) {
-        let addr = self.peers.iter().find(|member| member.node_id == peer).map(|member| member.addr.clone());
-        let link = self.links.entry(peer).or_insert_with(|| LinkReport {
-            node_id: peer,
-            addr: String::new(),
-            alive: false,
-            rtt_us: 0,
-            clock_offset_ms: 0,
-            sync_us: 0,
-            disk_low: false,
-        });
-        link.alive = true;
-        self.refusals.remove(&Some(peer));
-        self.addresses.found(peer);
-        link.addr = addr.unwrap_or_default();
-        self.raft.link(raft::Event::Link { node: peer, up: true, refused: false });
-        self.announce(monotonic(), out);
+        self.peer_connected(peer, out);
     }
 
     fn disconnected(&mut self, peer: NodeId, refused: bool, out: &mut Outbox) {
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.alive = false;
-            link.rtt_us = 0;
-        }
-        if self.peers.iter().any(|member| member.node_id == peer) {
-            self.addresses.lost(monotonic(), peer);
-        }
-        // A hint that leads nowhere must not hide the address that the members' list has.
-        if self.hints.remove(&peer).is_some() {
-            self.dial_peers(out);
-        }
-        self.raft.link(raft::Event::Link { node: peer, up: false, refused });
-        self.announce(monotonic(), out);
+        self.peer_disconnected(peer, refused, out);
     }
 
     fn measured(&mut self, peer: NodeId, rtt_us: u64, clock_offset_ms: i64, ping: Ping) {
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.rtt_us = rtt_us;
-            link.clock_offset_ms = clock_offset_ms;
-            link.sync_us = ping.sync_us;
-            link.disk_low = ping.disk_low;
-        }
-        let mark = (Index(ping.mark_index), ping.mark_sum);
-        self.raft.link(raft::Event::Measured { node: peer, rtt_us, sync_us: ping.sync_us, mark });
-        if self.low_disks.contains(&peer) != ping.disk_low {
-            if ping.disk_low {
-                self.low_disks.insert(peer)
-            } else {
-                self.low_disks.remove(&peer)
-            };
-            self.raft.link(raft::Event::PeerDisk { node: peer, low: ping.disk_low });
-        }
+        self.peer_measured(peer, rtt_us, clock_offset_ms, ping);
     }
 
     fn ping(&mut self) -> Ping {
@@ -582,69 +432,7 @@ impl Handler for NodeHandler {
 
     fn completed(&mut self, now: Instant, completions: Vec<Completion>, out: &mut Outbox) {
         for completion in completions {
-            match completion {
-                Completion::Active(active) => {
-                    self.activate(*active);
-                    self.announce(now, out);
-                }
-                Completion::Replies(replies) => self.raft_replies(now, replies, out),
-                Completion::Outcomes(outcomes) => {
-                    for (token, outcome) in outcomes {
-                        let result = ProposalResult::Applied(outcome);
-                        self.drive(now, Event::Outcome { token, result }, out);
-                    }
-                    if self.watched.load(Relaxed) {
-                        self.drive(now, Event::StoreMoved, out);
-                    }
-                }
-                Completion::Moved => self.drive(now, Event::StoreMoved, out),
-                Completion::Leadership(leadership) => {
-                    log_leadership(&self.leadership, &leadership, self.identity.node_id);
-                    self.leadership = leadership;
-                    self.announce(now, out);
-                }
-                Completion::Peers(members) => {
-                    self.set_peers(now, members, out);
-                    self.announce(now, out);
-                }
-                Completion::Departed(nodes) => out.commands.push(Command::Judge(nodes)),
-                Completion::Fetch(fetch) => self.begin_fetch(fetch, out),
-                Completion::Served { stream, body, end } => {
-                    if end || !self.serving.contains_key(&stream) {
-                        self.serving.remove(&stream);
-                        self.answered.remove(&stream);
-                    } else {
-                        *self.answered.entry(stream).or_default() += body.len() as u64;
-                    }
-                    out.commands.push(Command::Answer { stream, body, end });
-                }
-                Completion::NotServed { stream, status } => {
-                    self.serving.remove(&stream);
-                    out.refuse(stream, status);
-                }
-                Completion::Taken(position, bytes) => {
-                    if let Some(fetching) = self.fetching.as_ref().filter(|f| f.fetch.mark.position == position) {
-                        out.commands.push(Command::Grant { token: fetching.token, bytes });
-                    }
-                }
-                Completion::FetchEnded(position) => {
-                    if let Some(fetching) = self.fetching.take_if(|f| f.fetch.mark.position == position) {
-                        out.commands.push(Command::Abandon { token: fetching.token });
-                    }
-                }
-                Completion::Hint(node, addr) => {
-                    self.hints.insert(node, addr);
-                    self.dial_peers(out);
-                }
-                Completion::TurnedAway(status) => self.turned_away(None, &status, out),
-                Completion::Ask(ask) => self.ask(now, ask, out),
-                Completion::Shutdown => {
-                    if self.stop.has_departed() {
-                        self.answer_leaving(now, out);
-                    }
-                    out.commands.push(Command::Shutdown);
-                }
-            }
+            self.complete(now, completion, out);
         }
     }
 

@@ -6,6 +6,71 @@ use super::*;
 const EFFECTS_KEPT: usize = 16;
 
 impl NodeHandler {
+    /// A request from a socket, this node's own or another's.
+    pub(super) fn take_request(&mut self, now: Instant, mut request: Incoming, out: &mut Outbox) {
+        if request.call == Call::Diagnose {
+            let answer = Answer::Diagnosis(Box::new(self.diagnose(now)));
+            out.answer(request.stream, control::encode(&answer));
+            return;
+        }
+        if self.member.is_none() {
+            match self.joiner().answer(&request) {
+                Ok(body) => out.answer(request.stream, body),
+                Err(status) => out.refuse(request.stream, status),
+            }
+            return;
+        }
+        self.refresh(now);
+        self.look_at_certificate(now, out);
+        if request.call == Call::Issue && request.caller == Caller::Local && !request.forwarded {
+            // Whoever may use this socket may act for this node: it asks for a new certificate. The leader must hear for whom.
+            let (node_id, cluster_id) = (self.identity.node_id, self.identity.cluster_id);
+            request.caller = Caller::Node { node_id, role: Role::Manager, cluster_id, expired: false };
+        }
+        match request.call {
+            Call::Watch => self.watched.store(true, Relaxed),
+            Call::Admin => {
+                let admin: Result<Admin, _> = crate::codec::envelope::decode(&request.body, request.body.len());
+                if matches!(admin, Ok(Admin::Leave { .. })) && request.caller == Caller::Local {
+                    self.stop.ask_to_leave(true);
+                    self.leaving.insert(request.stream);
+                }
+                if matches!(admin, Ok(Admin::RotateDataKey)) && request.caller == Caller::Local && !request.forwarded {
+                    self.rotate_data_key(&request, out);
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.drive(now, Event::Request(request), out);
+    }
+
+    /// Written by the locksmith's thread, because a file is synced; several orders at once are one.
+    fn rotate_data_key(&self, request: &Incoming, out: &mut Outbox) {
+        if let Some(member) = &self.member {
+            let _ = member.locksmith.try_send(locksmith::Order::RotateDataKey);
+            out.answer(request.stream, control::encode(&Answer::Done));
+        }
+    }
+
+    /// A request of this node itself goes the way of every other.
+    pub(super) fn ask(&mut self, now: Instant, ask: Ask, out: &mut Outbox) {
+        let Ask { call, body, deadline, expired, reply } = ask;
+        if self.member.is_none() {
+            let status = Status::new(Code::Unavailable, "this manager is joining a swarm");
+            // Whoever asked may have given up.
+            let _ = reply.try_send(Err(status));
+            return;
+        }
+        let number = self.own_token();
+        let stream = StreamId { connection: INSIDE, stream: number as u32 };
+        let Identity { node_id, cluster_id, .. } = self.identity;
+        let caller = Caller::Node { node_id, role: Role::Manager, cluster_id, expired };
+        self.asking.insert(stream, reply);
+        let addr = self.identity.advertise.clone();
+        self.drive(now, Event::Request(Incoming { stream, caller, addr, forwarded: false, call, deadline, body }), out);
+    }
+
     /// Runs the requests machine and carries out what it asks, until it asks nothing more.
     pub(super) fn drive(&mut self, now: Instant, event: Event, out: &mut Outbox) {
         self.backlog.push_back(event);
