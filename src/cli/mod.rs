@@ -16,6 +16,8 @@
 //! A passphrase or an unlock key is never an argument: it is read from a file, a descriptor, a credential of the service
 //! manager, or a terminal that does not show it.
 //!
+//! A log that the disk cannot deliver (SIGBUS) ends any command with the file, the offset and exit code 5.
+//!
 //! The logger, the signal handlers and the service manager's notifications are set up here and nowhere else: a program
 //! that embeds a node has its own.
 //!
@@ -68,6 +70,10 @@ use session::Session;
 
 /// The binary: reads the process's arguments, does what they say, and gives the exit code.
 pub fn main() -> ExitCode {
+    // Every command that reads a log reads it through a map: `run`, and those that look at a damaged one.
+    if let Err(error) = crate::wal::report_media_errors() {
+        eprintln!("skep: cannot tell a failing disk from other faults: {error}");
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,

@@ -157,7 +157,7 @@ impl DataDir {
             ),
             _ => StartError::new(StartFailure::Internal, what(), error, "choose another directory with --data-dir"),
         };
-        disk.create_dir(path).map_err(fail)?;
+        create(disk.as_ref(), path).map_err(fail)?;
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -419,6 +419,22 @@ pub(super) fn phase(path: &Path) -> Option<Phase> {
 /// Whether an empty directory may hold a file of this name.
 pub(super) fn is_harmless(name: &str) -> bool {
     HARMLESS.contains(&name)
+}
+
+/// Creates a directory and what is missing above it, each with its name durable: what is acknowledged lies below them.
+fn create(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    disk.create_dir(path)?;
+    for path in missing {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match disk.sync_dir(parent) {
+            // One may make a directory where one may not read.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
