@@ -349,6 +349,8 @@ impl Mover {
     }
 
     fn begin(&mut self, mark: SnapshotMark) {
+        // Whoever ordered this knows that it replaces what is under way. Its file goes first: it may have the same name.
+        self.taking = None;
         let Snapshots { disk, dir, keys, lineage } = &self.snapshots;
         let position = mark.position;
         let writer = SnapshotWriter::create(disk.clone(), dir, keys, *lineage, position, &mark.configuration);

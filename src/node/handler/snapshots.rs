@@ -43,11 +43,17 @@ impl NodeHandler {
     }
 
     pub(super) fn begin_fetch(&mut self, fetch: FetchSnapshot, out: &mut Outbox) {
-        log::info!("fetching a snapshot at log index {} from node {}", fetch.mark.position.index, fetch.from);
-        if let Some(old) = self.fetching.take() {
+        if let Some(old) = &mut self.fetching {
             out.commands.push(Command::Abandon { token: old.token });
-            self.transfer(Transfer::Abort);
+            if (old.fetch.from, old.fetch.mark.position) == (fetch.from, fetch.mark.position) {
+                // The leader lost sight of this fetch and offers the same again: what was received is kept.
+                old.attempts = 0;
+                self.call_for_snapshot(out);
+                return;
+            }
         }
+        self.fetching = None;
+        log::info!("fetching a snapshot at log index {} from node {}", fetch.mark.position.index, fetch.from);
         let Some(member) = &self.member else { return };
         if member.transfer.try_send(Transfer::Begin(fetch.mark.clone())).is_err() {
             self.raft.link(raft::Event::SnapshotNotFetched { position: fetch.mark.position });
@@ -64,7 +70,7 @@ impl NodeHandler {
         fetching.attempts += 1;
         fetching.retry_at = None;
         if fetching.received > 0 {
-            log::info!("the connection broke: going on with the snapshot after byte {}", fetching.received);
+            log::info!("going on with the snapshot after byte {}", fetching.received);
         }
         let request = SnapshotRequest { position: fetching.fetch.mark.position, offset: fetching.received };
         out.commands.push(Command::Call {

@@ -6,14 +6,17 @@ use super::*;
 use crate::pki::testing;
 use crate::raft::run::{Inbox, queues};
 use crate::store::State;
-use crate::sys::queue::bounded;
+use crate::sys::queue::{Receiver, bounded};
 use crate::types::MemberRole;
+use crate::types::api::SnapshotRequest;
+use crate::types::log::Configuration;
 
 /// Node 1 of the members 1, 2 and 3.
 struct Node {
     handler: NodeHandler,
     raft: Inbox,
     begun: Instant,
+    transfers: Receiver<Transfer>,
     /// Keeps the queues to the workers open.
     _workers: Box<dyn std::any::Any>,
 }
@@ -65,7 +68,8 @@ impl Node {
             handler,
             raft: inbox,
             begun: monotonic(),
-            _workers: Box::new((transfers, job_inbox, locksmith_inbox)),
+            transfers,
+            _workers: Box::new((job_inbox, locksmith_inbox)),
         };
         let members = (1..=3).map(|id| Member {
             raft_id: RaftId(id),
@@ -214,4 +218,53 @@ fn why_a_manager_turns_this_one_away_is_in_its_status_until_they_are_connected()
     assert!(matches!(&told[..], [told] if told.contains("does not know the root (hint: join again)")), "{told:?}");
     node.act(|handler, out, _| handler.connected(NodeId(3), out));
     assert_eq!(notices(&node), before);
+}
+
+#[test]
+fn a_snapshot_that_is_offered_again_is_fetched_on_and_another_one_from_its_beginning() {
+    let mut node = Node::new();
+    let mut offer = |from: u64, index: u64| {
+        let mark = crate::raft::storage::SnapshotMark {
+            position: Position { term: crate::types::Term(2), index: Index(index) },
+            configuration: Configuration::default(),
+            bytes: 0,
+        };
+        let fetch = FetchSnapshot { from: NodeId(from.into()), mark };
+        let commands =
+            node.act(|handler, out, now| handler.completed(now, vec![Completion::Fetch(fetch.clone())], out));
+        let abandoned = commands.iter().find_map(|command| match command {
+            Command::Abandon { token } => Some(*token),
+            _ => None,
+        });
+        let (token, asked) = commands
+            .iter()
+            .find_map(|command| match command {
+                Command::Call { token, call: Call::Snapshot, body, .. } => {
+                    Some((*token, crate::codec::envelope::decode::<SnapshotRequest>(body, 100).unwrap()))
+                }
+                _ => None,
+            })
+            .expect("it is called for");
+        let reply = Reply::Answer { body: vec![7; 100].into(), end: false };
+        node.act(|handler, out, now| handler.replied(now, token, reply, out));
+        let mut told = Vec::new();
+        while let Some(transfer) = node.transfers.try_recv() {
+            told.push(match transfer {
+                Transfer::Begin(_) => "begin",
+                Transfer::Part(_) => "part",
+                Transfer::Abort => "abort",
+                _ => "else",
+            });
+        }
+        (abandoned, token, asked.offset, told)
+    };
+    let (none, first, offset, told) = offer(2, 50);
+    assert_eq!((none, offset, told), (None, 0, vec!["begin", "part"]));
+    let (abandoned, second, offset, told) = offer(2, 50);
+    assert_eq!((abandoned, offset, told), (Some(first), 100, vec!["part"]));
+    let (abandoned, third, offset, told) = offer(2, 60);
+    assert_eq!((abandoned, offset, told), (Some(second), 0, vec!["begin", "part"]));
+    // Another leader's may be written in another way.
+    let (abandoned, _, offset, told) = offer(3, 60);
+    assert_eq!((abandoned, offset, told), (Some(third), 0, vec!["begin", "part"]));
 }
