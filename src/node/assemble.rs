@@ -164,7 +164,7 @@ impl<'a> Starter<'a> {
         log::info!("replayed the log up to index {} in {:?}", recovery.applied, monotonic().since(begin));
         let pulse = wal.pulse();
         let reader = wal.reader();
-        let Recovery { applier, applied, log, hard_state, log_bytes } = recovery;
+        let Recovery { applier, applied, log, hard_state, log_bytes, log_ends } = recovery;
         let store = applier.store().clone();
         let scrubbed = store.clone();
         let kept = store.clone();
@@ -243,6 +243,7 @@ impl<'a> Starter<'a> {
                 applied,
                 replicated: store.view(raft_run::replicated),
                 log_bytes,
+                log_ends,
                 hard_state,
                 persist_number: 0,
             },

@@ -115,6 +115,8 @@ pub struct Options {
     pub replicated: Replicated,
     /// Log bytes after the last snapshot.
     pub log_bytes: u64,
+    /// Entries, in order, and how much log there is up to each.
+    pub log_ends: Vec<(Index, u64)>,
     /// The hard state on disk.
     pub hard_state: wal::HardState,
     /// The last persist number used; the next is one more.
@@ -316,8 +318,8 @@ impl Machine {
             handed_over_at: None,
             stopping: false,
             log_bytes: options.log_bytes,
-            sizes: VecDeque::new(),
-            total_bytes: 0,
+            total_bytes: options.log_ends.last().map_or(0, |(_, bytes)| *bytes),
+            sizes: options.log_ends.into(),
             creating_snapshot: false,
             snapshot_pause: None,
             offered: None,
@@ -339,6 +341,9 @@ impl Machine {
         };
         machine.effects.peers = Some(machine.replicated.members.clone());
         machine.set_election_timeout();
+        // A process that ended right after its snapshot has let go of nothing.
+        let snapshot = machine.node.store().snapshot_mark().position;
+        machine.compact(snapshot);
         if machine.is_sole_voter() {
             machine.campaign(Cause::Alone);
         }
@@ -653,8 +658,43 @@ fn snapshot_position(message: &Message) -> Position {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::types::object::RaftSettings;
+
+    /// The first of so many voters, its log empty after a snapshot at index 1.
+    pub(super) fn machine(now: Instant, voters: u64) -> Machine {
+        let base = Position { term: Term(1), index: Index(1) };
+        let members = (1..=voters).map(|id| Member {
+            raft_id: RaftId(id),
+            node_id: NodeId(id.into()),
+            addr: format!("10.0.0.{id}:4242"),
+            role: MemberRole::Voter,
+        });
+        let configuration = Configuration { voters: (1..=voters).map(RaftId).collect(), learners: Vec::new() };
+        let mark = SnapshotMark { position: base, configuration: configuration.clone(), bytes: 10 };
+        let mut hard_state = raft::eraftpb::HardState::default();
+        (hard_state.term, hard_state.commit) = (1, 1);
+        let log = LogView::new(base, Vec::new(), base, Vec::new(), mark, &configuration, hard_state);
+        let settings = RaftSettings::for_profile(Profile::Lan);
+        let options = Options {
+            raft_id: RaftId(1),
+            node_id: NodeId(1),
+            lineage: Lineage(1),
+            profile: Profile::Lan,
+            seed: 1,
+            nonce: 1,
+            log,
+            applied: Index(1),
+            replicated: Replicated { members: members.collect(), next_raft_id: RaftId(voters + 1), settings },
+            log_bytes: 0,
+            log_ends: Vec::new(),
+            hard_state: wal::HardState { term: Term(1), vote: RaftId(0), commit: Index(1) },
+            persist_number: 0,
+        };
+        Machine::new(now, options).unwrap()
+    }
 
     fn append(index: u64, log_term: u64, entries: &[(u64, u64)]) -> Message {
         let mut message = Message::default();

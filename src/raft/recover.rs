@@ -54,8 +54,10 @@ pub struct Recovery {
     pub log: LogView,
     /// Term, vote and commit index on disk.
     pub hard_state: wal::HardState,
-    /// Bytes of log after the newest snapshot.
+    /// Bytes of disk that the log after the newest snapshot takes.
     pub log_bytes: u64,
+    /// How much log stands before which entry, see [`LogReader::segment_ends`].
+    pub log_ends: Vec<(Index, u64)>,
 }
 
 /// Why a manager cannot go on from its disk.
@@ -204,7 +206,8 @@ pub fn recover(
     (stored.term, stored.vote, stored.commit) = (hard_state.term.0, hard_state.vote.0, hard_state.commit.0);
     let configuration = applier.store().view(State::configuration);
     let log = LogView::new(base, runs(recovered), recovered.last, tail, mark, &configuration, stored);
-    Ok(Recovery { applier, applied, log, hard_state, log_bytes: recovered.bytes_since_snapshot })
+    let (log_bytes, log_ends) = (recovered.bytes_since_snapshot, reader.segment_ends());
+    Ok(Recovery { applier, applied, log, hard_state, log_bytes, log_ends })
 }
 
 /// Applies the entries of the log from `next` to `last`.

@@ -32,8 +32,8 @@ use crate::sys::thread::{self, Thread};
 use crate::sys::time::{Instant, monotonic};
 use crate::types::api::RaftEvent;
 use crate::types::log::StateHash;
-use crate::types::{Member, NodeId, Outcome, Position};
-use crate::wal::{self, LogReader};
+use crate::types::{Index, Member, NodeId, Outcome, Position};
+use crate::wal::{self, LogReader, ReadError};
 
 /// What leaves the raft, wal and apply threads for the rest of the node. No call may block.
 pub trait Outlet: Send + Sync + 'static {
@@ -307,6 +307,12 @@ pub fn spawn(
             let fetch: super::Fetch = fetch;
             let entries = reader.read(fetch.low, fetch.high, fetch.max_bytes).unwrap_or_else(|error| {
                 log::warn!("cannot read log entries from {} for a follower: {error}", fetch.low);
+                if matches!(error, ReadError::Damaged { .. } | ReadError::Io { .. }) {
+                    // The state that they led to is whole: a snapshot of it takes their place, here and at the follower,
+                    // which would ask for them for ever.
+                    log::error!("writing a snapshot to replace the log before entry {}: look at this disk", fetch.high);
+                    back.internal(Input::Event(Event::Retire { upto: Index(fetch.high.0 - 1) }));
+                }
                 Vec::new()
             });
             back.internal(Input::Event(Event::Fetched { fetch, entries }));

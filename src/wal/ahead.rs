@@ -10,7 +10,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::error::{Doing, WalError};
@@ -62,7 +62,7 @@ struct Worker {
 #[derive(Debug)]
 enum Job {
     Make,
-    RemoveBelow(u64),
+    RemoveOld,
 }
 
 #[derive(Clone, Debug)]
@@ -72,12 +72,14 @@ struct Maker {
     bytes: u64,
     /// Nobody waits for the segment that is being made any more.
     stop: Arc<AtomicBool>,
+    /// Segments before this one are to be removed; zero for none.
+    old: Arc<AtomicU64>,
 }
 
 impl Ahead {
     /// Takes over the spare segment that an earlier run left, or removes what is left of one.
     pub(super) fn new(disk: Arc<dyn Disk>, dir: &Path, bytes: u64, threaded: bool) -> Result<Self, WalError> {
-        let maker = Maker { disk, dir: dir.to_owned(), bytes, stop: Arc::default() };
+        let maker = Maker { disk, dir: dir.to_owned(), bytes, stop: Arc::default(), old: Arc::default() };
         let left = maker.left_over().doing("look at", &maker.spare())?;
         let worker = if threaded { Some(Worker::start(maker.clone()).doing("start a thread for", dir)?) } else { None };
         Ok(Self { maker, left, worker, when_full: WhenFull(None) })
@@ -127,9 +129,10 @@ impl Ahead {
     /// Removes all segments before this one, some time soon. That they are gone is not durable: those that come back
     /// are removed by the next call.
     pub(super) fn remove_below(&self, sequence: u64) {
-        let sent = self.worker.as_ref().is_some_and(|worker| worker.send(Job::RemoveBelow(sequence)).is_ok());
+        self.maker.old.fetch_max(sequence, Relaxed);
+        let sent = self.worker.as_ref().is_some_and(|worker| worker.send(Job::RemoveOld).is_ok());
         if !sent {
-            self.maker.remove_below(sequence);
+            self.maker.remove_old();
         }
     }
 }
@@ -159,7 +162,7 @@ impl Worker {
                         // Full only if a segment was ordered twice, and then one is enough.
                         let _ = outbox.try_send(maker.make());
                     }
-                    Job::RemoveBelow(sequence) => maker.remove_below(sequence),
+                    Job::RemoveOld => maker.remove_old(),
                 }
             }
         })?;
@@ -191,10 +194,14 @@ impl Maker {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        if file.len()? == self.bytes && self.is_zero(file.as_ref())? {
+        let is_whole = || Ok(file.len()? == self.bytes && self.is_zero(file.as_ref())?);
+        if is_whole().unwrap_or_else(|error: io::Error| {
+            log::warn!("making another spare segment, this one cannot be read: {error}");
+            false
+        }) {
             return Ok(Some(file));
         }
-        // Of another size, or given a header and not used.
+        // Of another size, or given a header and not used, or on a part of the disk that fails. It holds nothing.
         self.remove_if_there(&self.spare())?;
         Ok(None)
     }
@@ -240,6 +247,9 @@ impl Maker {
             // Often, so that a sync of the log, which goes on meanwhile, waits behind a little of this and not behind all.
             if offset.is_multiple_of(SYNC_BYTES) || offset == self.bytes {
                 file.sync_data()?;
+                // Nor do the old ones wait until this one is made: a process that is killed soon, again and again, would
+                // leave one more each time.
+                self.remove_old();
             }
         }
         Ok(())
@@ -252,7 +262,11 @@ impl Maker {
         }
     }
 
-    fn remove_below(&self, sequence: u64) {
+    fn remove_old(&self) {
+        let sequence = self.old.swap(0, Relaxed);
+        if sequence == 0 {
+            return;
+        }
         let names = match self.disk.list(&self.dir) {
             Ok(names) => names,
             Err(error) => return log::warn!("old log segments stay: cannot list {}: {error}", self.dir.display()),

@@ -131,13 +131,28 @@ impl Catalog {
         }
     }
 
-    /// Bytes of log after the newest snapshot.
+    /// Bytes of disk that the log after the newest snapshot takes. Of a segment that is not the newest all of it counts: a
+    /// manager that restarts again and again leaves most of each empty.
     pub(super) fn bytes_since_snapshot(&self) -> u64 {
         let index = self.snapshot.index.0 + 1;
         let Some(at) = self.segment_of(index).filter(|_| index <= self.last.index.0) else { return 0 };
-        let later: u64 = self.segments.iter().skip(at + 1).map(|listed| listed.end - SECTOR).sum();
-        let listed = &self.segments[at];
-        listed.end - listed.offset(listed.mark_of(index)) + later
+        let newest = self.segments.len() - 1;
+        let end = |at: usize| if at == newest { self.segments[at].end } else { self.segments[at].segment.header.bytes };
+        let later: u64 = (at + 1..=newest).map(|at| end(at) - SECTOR).sum();
+        end(at) - self.segments[at].offset(self.segments[at].mark_of(index)) + later
+    }
+
+    /// Where each segment with entries ends, but the newest: its last entry, and the bytes of disk that the log takes up to
+    /// there.
+    pub(super) fn ends(&self) -> Vec<(Index, u64)> {
+        let mut bytes = 0;
+        let closed = self.segments.len().saturating_sub(1);
+        let ends = self.segments.iter().enumerate().take(closed).filter_map(|(at, listed)| {
+            bytes += listed.segment.header.bytes;
+            let next = self.segments.iter().skip(at + 1).find_map(Listed::first).unwrap_or(self.last.index.next());
+            listed.first().map(|_| (Index(next.0 - 1), bytes))
+        });
+        ends.collect()
     }
 
     /// Drops the segments whose entries all come before `keep_from`; returns the sequence of the first one kept.
@@ -263,9 +278,14 @@ impl LogReader {
         self.lock().snapshot
     }
 
-    /// Bytes of log after the newest snapshot: how much a restart would replay.
+    /// Bytes of disk that the log after the newest snapshot takes.
     pub fn bytes_since_snapshot(&self) -> u64 {
         self.lock().bytes_since_snapshot()
+    }
+
+    /// Where the segments end but the newest: the last entry of each, and the bytes of disk that the log takes up to there.
+    pub fn segment_ends(&self) -> Vec<(Index, u64)> {
+        self.lock().ends()
     }
 }
 

@@ -91,6 +91,7 @@ pub use self::reserve::{Reserve, abandon_reserve, is_full, with_reserve};
 use self::segment::Segment;
 pub use self::snapshot::{
     SnapshotFile, SnapshotMeta, SnapshotReader, SnapshotWriter, list_snapshots, remove_snapshots_before,
+    remove_unfinished_snapshots,
 };
 use crate::pki::Keyring;
 use crate::pki::seal::DataKey;
@@ -164,7 +165,7 @@ pub struct Recovered {
     pub last: Position,
     /// The position before `first`, and then the first entry of every term that differs from the one before.
     pub terms: Vec<Position>,
-    /// Bytes of log after the snapshot.
+    /// Bytes of disk that the log after the snapshot takes.
     pub bytes_since_snapshot: u64,
     /// What a crash had left unfinished.
     pub cut: Option<Cut>,
@@ -245,13 +246,13 @@ impl Wal {
         } else {
             None
         };
-        let recovered = Recovered {
+        let mut recovered = Recovered {
             hard_state: state.hard_state,
             snapshot,
             first: found.catalog.first(),
             last: state.last,
             terms: std::mem::take(&mut found.terms),
-            bytes_since_snapshot: found.catalog.bytes_since_snapshot(),
+            bytes_since_snapshot: 0,
             cut: found.cut.take(),
         };
         // A segment without batches is replaced, or a manager that restarts in a loop would fill the disk with them.
@@ -265,6 +266,8 @@ impl Wal {
         let segment = begin.segment(disk.as_ref(), dir, &key, &options, &mut entropy, &mut ahead)?;
         let newest = Newest::create(disk.as_ref(), dir, sequence)?;
         found.catalog.push(segment.clone());
+        // With those that are not the newest any more.
+        recovered.bytes_since_snapshot = found.catalog.bytes_since_snapshot();
         ahead.order();
         let wal = Self {
             disk,
@@ -468,7 +471,9 @@ impl Wal {
             payload_crc: 0,
         };
         self.previous = self.segment.seal(&mut header, &mut self.buffer);
-        self.segment.file.write_at(self.offset, &self.buffer).doing("write", &self.segment.path)?;
+        // The place is there already, but on a file system that copies what is written over.
+        let write = || self.segment.file.write_at(self.offset, &self.buffer);
+        with_reserve(self.disk.as_ref(), &self.dir, write).doing("write", &self.segment.path)?;
         if !planted(Fault::WriteNotSynced) {
             self.segment.file.sync_data().doing("sync", &self.segment.path)?;
         }

@@ -130,7 +130,7 @@ impl State {
         }
         if is_last {
             self.is_empty = newest.is_none();
-            settle(&segment, newest)?;
+            settle(disk, dir, &segment, newest)?;
         }
         segment.release();
         Ok(())
@@ -248,11 +248,11 @@ enum Step {
 /// Makes durable what was read, before anyone believes it: the process that wrote it may have died before its sync
 /// returned, or because it failed. After a failed sync the page cache shows what the disk does not have, and a further
 /// sync writes nothing, so the last batch is written again first. Those before it were synced.
-fn settle(segment: &Segment, newest: Option<(u64, u64)>) -> Result<(), WalError> {
+fn settle(disk: &dyn Disk, dir: &Path, segment: &Segment, newest: Option<(u64, u64)>) -> Result<(), WalError> {
     if let Some((offset, bytes)) = newest {
         let mut batch = vec![0; usize::try_from(bytes).map_err(io::Error::other).doing("read", &segment.path)?];
         segment.copy(offset, &mut batch)?;
-        segment.file.write_at(offset, &batch).doing("write", &segment.path)?;
+        with_reserve(disk, dir, || segment.file.write_at(offset, &batch)).doing("write", &segment.path)?;
     }
     segment.file.sync_data().doing("sync", &segment.path)
 }

@@ -380,6 +380,17 @@ pub fn remove_snapshots_before(disk: &dyn Disk, dir: &Path, index: Index) -> Res
     Ok(())
 }
 
+/// Removes the snapshots that an earlier run of the process did not finish. For a start, before any is begun.
+pub fn remove_unfinished_snapshots(disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
+    for file in disk.list(dir).doing("list", dir)? {
+        if matches!(index_of(&file), Some((_, false))) {
+            let path = dir.join(&file);
+            disk.remove(&path).doing("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
 /// The index of the snapshot whose file has this name, and whether it is finished.
 pub(super) fn index_of(file: &str) -> Option<(Index, bool)> {
     let rest = file.strip_prefix("snap-")?;

@@ -110,3 +110,29 @@ fn the_socket_can_belong_to_a_group() {
     let said = manager.log_since(before);
     assert!(said.contains("there is no group no-such-group-here") && said.contains("hint: "), "{said}");
 }
+
+/// Names in a manager's log directory that begin and end so.
+fn files(manager: &Manager, begin: &str, end: &str) -> Vec<String> {
+    let names = std::fs::read_dir(manager.dir.join("raft")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(begin) && name.ends_with(end)).collect()
+}
+
+#[test]
+fn a_manager_that_starts_again_and_again_keeps_few_segments_and_no_unfinished_snapshots() {
+    let mut swarm = Swarm::of(1);
+    let manager = &mut swarm.managers[0];
+    // Half of what is usual: a snapshot is due after three segments.
+    manager.skep(&["cluster", "update", "--snapshot-bytes", "32MiB", "--keep-bytes", "64KiB"]).ok();
+    for start in 0..9 {
+        manager.create_config(&format!("c{start}"), b"x");
+        manager.kill();
+        // As a kill in the middle of a snapshot leaves it.
+        std::fs::write(manager.dir.join(format!("raft/snap-{:012}.part", 900 + start)), b"half").unwrap();
+        manager.start();
+        assert!(files(manager, "snap-", ".part").iter().all(|name| !name.starts_with("snap-0000000009")));
+        // Those three, what is kept before the snapshot, and the newest.
+        eventually("old segments go", || (files(manager, "wal-", "").len() <= 5).then_some(()));
+    }
+    assert_eq!(manager.json(&["config", "ls"]).as_array().unwrap().len(), 9);
+}

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::swarm::{Ended, Swarm, skep, skep_with_input};
+use super::swarm::{Ended, Swarm, eventually, skep, skep_with_input};
 
 /// The files of a log whose names begin so, in order.
 fn files(dir: &Path, prefix: &str) -> Vec<PathBuf> {
@@ -136,4 +136,45 @@ fn a_snapshot_is_checked_and_counted_with_its_key_only() {
         flip(&copy, at);
     }
     inspect(&dir.join("node.json"), &["--data-dir", &data_dir]).refused(5, &["node.json is damaged"]);
+}
+
+#[test]
+fn a_manager_tells_a_disk_that_fails_under_its_map_from_other_faults() {
+    let swarm = Swarm::of(1);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", swarm.managers[0].pid().as_raw_nonzero())).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
+    // What the handler says and does is tested where it is (`wal::map`); a test cannot make a disk fail.
+    assert_ne!(caught & 1 << (rustix::process::Signal::BUS.as_raw() - 1), 0, "SIGBUS has no handler");
+}
+
+#[test]
+fn a_follower_that_lags_gets_a_snapshot_where_the_leaders_log_has_rotted() {
+    let mut swarm = Swarm::of(3);
+    let leader = swarm.leader();
+    let late = swarm.followers()[0];
+    swarm.managers[late].kill();
+    // More than the leader keeps in memory for whoever lags.
+    let data: Vec<u8> = (0..900 << 10).map(|at: u32| (at * 7 + at / 251) as u8).collect();
+    for number in 0..24 {
+        swarm.managers[leader].create_config(&format!("c{number}"), &data);
+    }
+    // All of what was written in the first segment after the join, but for its beginning: wherever the late one's next
+    // entry is, what it needs is not whole.
+    let segment = files(&swarm.managers[leader].dir, "wal-").remove(0);
+    let file = std::fs::File::options().write(true).open(&segment).unwrap();
+    for mib in 1..15 {
+        std::os::unix::fs::FileExt::write_all_at(&file, b"rotten", (mib << 20) + 77_777).unwrap();
+    }
+    let before = swarm.managers[leader].log_length();
+    swarm.managers[late].start();
+    swarm.converge();
+    let said = swarm.managers[leader].log_since(before);
+    assert!(said.contains("is damaged at byte") && said.contains("writing a snapshot to replace the log"), "{said}");
+    assert_eq!(swarm.leader(), leader);
+    // Nothing of the damage is left, and the log can be opened again.
+    eventually("the damaged segment has gone", || (!segment.exists()).then_some(()));
+    swarm.managers[leader].stop();
+    swarm.managers[leader].start();
+    swarm.converge();
 }

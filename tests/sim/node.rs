@@ -256,6 +256,7 @@ impl Node {
                 applied: recovery.applied,
                 replicated: replicated.clone(),
                 log_bytes: recovery.log_bytes,
+                log_ends: recovery.log_ends,
                 hard_state: recovery.hard_state,
                 persist_number: 0,
             },

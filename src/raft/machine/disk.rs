@@ -81,7 +81,7 @@ fn only_removes(command: &[u8]) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::types::object::{Config, RaftSettings};
+    use crate::types::object::Config;
     use crate::types::{Change, ChangeId, Expect, Kind, ObjectId, Revision, Timestamp};
 
     /// The only voter of a group, its log empty after a snapshot at index 1.
@@ -92,35 +92,8 @@ mod tests {
 
     impl Alone {
         fn new() -> Self {
-            let base = Position { term: Term(1), index: Index(1) };
-            let member = Member {
-                raft_id: RaftId(1),
-                node_id: NodeId(1),
-                addr: "10.0.0.1:4242".to_owned(),
-                role: MemberRole::Voter,
-            };
-            let configuration = Configuration { voters: vec![RaftId(1)], learners: Vec::new() };
-            let mark = SnapshotMark { position: base, configuration: configuration.clone(), bytes: 10 };
-            let mut hard_state = raft::eraftpb::HardState::default();
-            (hard_state.term, hard_state.commit) = (1, 1);
-            let log = LogView::new(base, Vec::new(), base, Vec::new(), mark, &configuration, hard_state);
-            let settings = RaftSettings::for_profile(Profile::Lan);
-            let options = Options {
-                raft_id: RaftId(1),
-                node_id: NodeId(1),
-                lineage: Lineage(1),
-                profile: Profile::Lan,
-                seed: 1,
-                nonce: 1,
-                log,
-                applied: Index(1),
-                replicated: Replicated { members: vec![member], next_raft_id: RaftId(2), settings },
-                log_bytes: 0,
-                hard_state: wal::HardState { term: Term(1), vote: RaftId(0), commit: Index(1) },
-                persist_number: 0,
-            };
             let now = Instant::from_nanos(1_000_000_000);
-            let mut alone = Self { machine: Machine::new(now, options).unwrap(), now };
+            let mut alone = Self { machine: crate::raft::machine::tests::machine(now, 1), now };
             alone.settle();
             assert!(alone.machine.leadership().serving);
             alone

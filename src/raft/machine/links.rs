@@ -131,3 +131,60 @@ impl Machine {
         self.compare_hashes();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::machine::tests::machine;
+
+    #[test]
+    fn a_candidate_tries_a_lost_duel_again_after_every_timeout_not_only_the_first() {
+        let mut now = Instant::from_nanos(1_000_000_000);
+        let mut machine = self::machine(now, 3);
+        let mut causes = Vec::new();
+        let mut stayed_candidate = 0;
+        // One of the others would vote for this member and then has voted for itself; the third is silent. So nothing is
+        // decided, and the member stays a candidate until its next timeout.
+        while causes.len() < 12 {
+            now = now + machine.tick_interval();
+            let was_candidate = machine.node.raft.state == StateRole::Candidate;
+            machine.step(now, Event::Tick);
+            loop {
+                let effects = machine.finish(now);
+                for happened in &effects.happened {
+                    if let Happened::Campaigned { cause, .. } = happened {
+                        stayed_candidate += u32::from(was_candidate && *cause == Cause::Timeout);
+                        causes.push(*cause);
+                    }
+                }
+                let after_sync = effects.persist.iter().flat_map(|(_, released)| released);
+                let answers: Vec<_> =
+                    effects.messages.iter().chain(after_sync).filter_map(|out| answer(&out.message)).collect();
+                let is_idle = effects.persist.is_empty() && answers.is_empty();
+                for (persist, _) in effects.persist {
+                    machine.step(now, Event::Persisted { number: persist.number });
+                }
+                for message in answers {
+                    machine.step(now, Event::Peer { from: NodeId(2), message });
+                }
+                if is_idle {
+                    break;
+                }
+            }
+        }
+        let round = [Cause::Timeout, Cause::Refused, Cause::Refused, Cause::Refused];
+        assert_eq!(causes, round.repeat(3));
+        assert_eq!(stayed_candidate, 2, "the timeouts after the first were a candidate's");
+    }
+
+    /// What the second member says to a request for its vote.
+    fn answer(request: &Message) -> Option<Message> {
+        let (msg_type, reject) = match request.msg_type {
+            MessageType::MsgRequestPreVote => (MessageType::MsgRequestPreVoteResponse, false),
+            MessageType::MsgRequestVote => (MessageType::MsgRequestVoteResponse, true),
+            _ => return None,
+        };
+        let (from, to, term) = (2, request.from, request.term);
+        (request.to == from).then(|| Message { msg_type, from, to, term, reject, ..Message::default() })
+    }
+}

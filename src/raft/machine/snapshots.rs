@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Log and snapshot that are to go from the disk, because they are sealed with a key that is to go.
+/// Log and snapshot that are to go from the disk, because they are sealed with a key that is to go or
+/// cannot be read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retiring {
     /// The last entry.
@@ -73,7 +74,9 @@ impl Machine {
             return;
         }
         self.retire();
-        if self.log_bytes > due {
+        // What is not committed may be long, and a snapshot of what there is one of already lets nothing of it go.
+        let is_newer = self.node.store().snapshot_mark().position.index < self.applied;
+        if self.log_bytes > due && is_newer {
             self.create_snapshot();
         } else if self.would_make_room(now) {
             self.low_disk_snapshot = Some(now);
@@ -81,7 +84,7 @@ impl Machine {
             self.create_snapshot();
         } else if let Some((index, _)) = wanted
             && index <= self.applied.0
-            && self.node.store().snapshot_mark().position.index < self.applied
+            && is_newer
         {
             self.create_snapshot();
         }

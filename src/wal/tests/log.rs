@@ -178,9 +178,10 @@ fn bytes_since_the_snapshot_are_those_of_the_entries_after_it() {
         pair.write(vec![Persist { snapshot: Some(created), ..persist(vec![], None) }]);
         pair.wal().reader().bytes_since_snapshot()
     };
-    assert_eq!(pair.wal().reader().bytes_since_snapshot(), 20 * 1024);
-    // A batch of one entry is two sectors here, one with a snapshot's mark is one.
-    assert_eq!(check(&mut pair, 8), 12 * 1024 + 512);
+    // A batch of one entry is two sectors here, one with a snapshot's mark is one, and a segment's head too: six segments have
+    // three entries and a sector that is left, and the seventh two entries.
+    assert_eq!(pair.wal().reader().bytes_since_snapshot(), 6 * (3 * 1024 + 512) + 2 * 1024);
+    assert_eq!(check(&mut pair, 8), 1024 + 512 + 3 * (3 * 1024 + 512) + 2 * 1024 + 512);
     assert_eq!(check(&mut pair, 19), 1024 + 2 * 512);
     assert_eq!(check(&mut pair, 20), 0);
 }
@@ -227,6 +228,26 @@ fn a_manager_that_restarts_in_a_loop_does_not_fill_its_disk() {
         pair.reopen();
     }
     assert_eq!(pair.segments().len(), 2);
+}
+
+#[test]
+fn a_segment_of_every_start_counts_whole_so_that_a_snapshot_becomes_due() {
+    let mut pair = Pair::new(4096);
+    pair.append(1, 1..2, 10);
+    for starts in 1..20 {
+        pair.reopen();
+        // Of each segment but the newest all that stands after its head.
+        assert_eq!(pair.wal().reader().bytes_since_snapshot(), starts * (4096 - 512));
+        let ends: Vec<_> = (1..=starts).map(|segment| (Index(segment), segment * 4096)).collect();
+        assert_eq!(pair.wal().reader().segment_ends(), ends);
+        pair.append(1, starts + 1..starts + 2, 10);
+        assert_eq!(pair.segments().len() as u64, starts + 1);
+    }
+    let created = SnapshotMark::Created(position(1, 20));
+    pair.write(vec![Persist { snapshot: Some(created), ..persist(vec![], None) }]);
+    assert_eq!(pair.wal().reader().bytes_since_snapshot(), 0);
+    pair.compact(21);
+    assert_eq!(pair.segments().len(), 1);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::wal::{SnapshotMeta, SnapshotReader, list_snapshots, remove_snapshots_before};
+use crate::wal::{SnapshotMeta, SnapshotReader, list_snapshots, remove_snapshots_before, remove_unfinished_snapshots};
 
 const AT: Position = Position { term: Term(3), index: Index(70) };
 
@@ -160,4 +160,18 @@ fn old_snapshots_are_listed_in_order_and_removed() {
     assert_eq!(list_snapshots(&disk, dir()).unwrap(), [Index(70), Index(900)]);
     remove_snapshots_before(&disk, dir(), Index(71)).unwrap();
     assert_eq!(disk.paths(), [dir().join("snap-000000000900")]);
+}
+
+#[test]
+fn what_an_earlier_run_did_not_finish_goes_and_nothing_else() {
+    let disk = TestDisk::new();
+    snapshot(&disk, position(1, 5));
+    for index in [5, 70, 900] {
+        let shared = Arc::new(disk.clone());
+        SnapshotWriter::create(shared, dir(), key(), LINEAGE, position(3, index), &members()).unwrap().suspend();
+    }
+    let others = disk.paths().len() - 3;
+    remove_unfinished_snapshots(&disk, dir()).unwrap();
+    assert_eq!(disk.paths().len(), others);
+    assert_eq!(list_snapshots(&disk, dir()).unwrap(), [Index(5)]);
 }

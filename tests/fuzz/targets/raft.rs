@@ -245,6 +245,7 @@ impl Harness {
             applied: applied.index,
             replicated: replicated(&applier),
             log_bytes: 0,
+            log_ends: Vec::new(),
             hard_state,
             persist_number: 0,
         };
