@@ -423,14 +423,17 @@ pub(super) fn is_harmless(name: &str) -> bool {
 
 /// Creates a directory and what is missing above it, each with its name durable: what is acknowledged lies below them.
 fn create(disk: &dyn Disk, path: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> =
-        path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    // That of the last one always: whoever made it may have been killed before it was.
+    let is_new = |at: &&Path| *at == path || !at.as_os_str().is_empty() && !at.exists();
+    let new: Vec<&Path> = path.ancestors().take_while(is_new).collect();
     disk.create_dir(path)?;
-    for path in missing {
+    for path in new {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         match disk.sync_dir(parent) {
-            // One may make a directory where one may not read.
-            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            // One may make a directory where one may not read, and some file systems sync none.
+            Err(error) if !matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
+                return Err(error);
+            }
             _ => {}
         }
     }

@@ -115,7 +115,7 @@ pub struct Options {
     pub replicated: Replicated,
     /// Log bytes after the last snapshot.
     pub log_bytes: u64,
-    /// Entries, in order, and how much log there is up to each.
+    /// Some entries, in order, and the bytes of log on the disk up to each, with it.
     pub log_ends: Vec<(Index, u64)>,
     /// The hard state on disk.
     pub hard_state: wal::HardState,
@@ -407,6 +407,7 @@ impl Machine {
             Event::Measured { node, rtt_us, sync_us, mark } => self.on_measured(node, rtt_us, sync_us, mark),
             Event::PeerDisk { node, low } => self.peers.entry(node).or_default().disk_low = low,
             Event::Retire { upto } => self.on_retire(upto),
+            Event::Unreadable { upto } => self.on_unreadable(upto),
             Event::DiskSpace(space) => self.on_disk_space(space),
             Event::OwnSync { sync_us } => self.own_sync_us = sync_us,
             Event::Rotten { what } => self.fence_due = Some(Stop::Rotten(what)),

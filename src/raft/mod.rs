@@ -21,7 +21,8 @@
 //! and are begun again when lost (`reads`), membership changes one at a time with automatic promotion and a quorum guard
 //! (`orders`), failover within milliseconds when the leader's process is gone (`failover`), hand-over when the
 //! disk stalls or fills up, snapshots by size with a descriptor in the message and the bytes fetched apart, compaction that
-//! spares followers that lag unless the log's key is to go or it cannot be read ([`Event::Retire`]), and a comparison of state hashes in which a majority fences a replica that diverged (`fence` in
+//! spares followers that lag unless the log's key is to go ([`Event::Retire`]) or it cannot be read
+//! ([`Event::Unreadable`]), and a comparison of state hashes in which a majority fences a replica that diverged (`fence` in
 //! the machine; a leader hands over first). What happened lately is kept in a small ring ([`journal`]).
 //!
 //! # What a write costs
@@ -260,10 +261,15 @@ pub enum Event {
         /// Whether it is.
         low: bool,
     },
-    /// What is on disk up to this entry is sealed with a key that is to go, or cannot be read: write a snapshot that replaces
-    /// all of it, and let go of the log, whoever lags.
+    /// What is on disk up to this entry is sealed with a key that is to go: write a snapshot that replaces all of it, and let
+    /// go of the log, whoever lags.
     Retire {
         /// The last entry.
+        upto: Index,
+    },
+    /// A follower needs entries up to this one, and the log cannot deliver them: a snapshot is to take their place.
+    Unreadable {
+        /// The last of those that were asked for.
         upto: Index,
     },
     /// How much room there is on our own disk.

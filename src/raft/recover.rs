@@ -56,7 +56,7 @@ pub struct Recovery {
     pub hard_state: wal::HardState,
     /// Bytes of disk that the log after the newest snapshot takes.
     pub log_bytes: u64,
-    /// How much log stands before which entry, see [`LogReader::segment_ends`].
+    /// How much log there is up to which entry, see [`LogReader::segment_ends`].
     pub log_ends: Vec<(Index, u64)>,
 }
 

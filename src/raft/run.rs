@@ -303,15 +303,17 @@ pub fn spawn(
     let back = handle.clone();
     let reader = workers.reader.clone();
     thread::spawn("logread", move || {
+        let mut told = Index(0);
         while let Some(fetch) = fetches_in.recv() {
             let fetch: super::Fetch = fetch;
             let entries = reader.read(fetch.low, fetch.high, fetch.max_bytes).unwrap_or_else(|error| {
-                log::warn!("cannot read log entries from {} for a follower: {error}", fetch.low);
+                // Whoever needs them asks again with every heartbeat.
+                if fetch.high > told {
+                    told = fetch.high;
+                    log::warn!("cannot read log entries from {} for a follower: {error}", fetch.low);
+                }
                 if matches!(error, ReadError::Damaged { .. } | ReadError::Io { .. }) {
-                    // The state that they led to is whole: a snapshot of it takes their place, here and at the follower,
-                    // which would ask for them for ever.
-                    log::error!("writing a snapshot to replace the log before entry {}: look at this disk", fetch.high);
-                    back.internal(Input::Event(Event::Retire { upto: Index(fetch.high.0 - 1) }));
+                    back.internal(Input::Event(Event::Unreadable { upto: Index(fetch.high.0 - 1) }));
                 }
                 Vec::new()
             });

@@ -273,7 +273,8 @@ impl Maker {
         };
         for old in segment::sequences(&names).into_iter().take_while(|old| *old < sequence) {
             let path = self.dir.join(segment::name(old));
-            if let Err(error) = self.disk.remove(&path) {
+            // Another thread may have been asked as well.
+            if let Err(error) = self.remove_if_there(&path) {
                 // Those after it stay too: the log must not have a hole.
                 return log::warn!("old log segments stay: cannot remove {}: {error}", path.display());
             }

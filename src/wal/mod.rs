@@ -47,7 +47,8 @@
 //! - Nothing is sealed twice under one salt and number: every open starts a new segment, whose salt is new.
 //! - After a failed write or sync the log takes nothing more. The process ends, and the next open writes the last batch
 //!   again before it believes it.
-//! - Segments are removed oldest first, and only when a snapshot recorded in the log covers them.
+//! - Segments are removed oldest first, and only when a snapshot recorded in the log covers them. A start that wrote
+//!   anything leaves one more, which counts whole for the next snapshot, so that restarts alone bound their number.
 
 mod ahead;
 mod catalog;

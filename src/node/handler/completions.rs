@@ -52,6 +52,8 @@ impl NodeHandler {
             Completion::FetchEnded(position) => {
                 if let Some(fetching) = self.fetching.take_if(|f| f.fetch.mark.position == position) {
                     out.commands.push(Command::Abandon { token: fetching.token });
+                    // It may be the end of one before, of the same place: then that of this one must not stay half done.
+                    self.transfer(Transfer::Abort);
                 }
             }
             Completion::Hint(node, addr) => {

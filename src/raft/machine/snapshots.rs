@@ -25,6 +25,18 @@ impl Machine {
         }
     }
 
+    /// A follower needs the log up to this entry, and it cannot be read. The state that it led to is whole: a snapshot takes its
+    /// place. Whoever needs it asks with every heartbeat, so once it is known that is enough.
+    pub(super) fn on_unreadable(&mut self, upto: Index) {
+        let is_known = self.retiring.is_some_and(|retiring| upto <= retiring.upto);
+        if upto >= self.node.store().first() && !is_known {
+            log::error!(
+                "writing a snapshot to replace the log up to entry {upto}, which cannot be read: look at this disk"
+            );
+            self.on_retire(upto);
+        }
+    }
+
     /// Whether a snapshot that was just written is the one that lets everything before it retire.
     fn retires_log(&mut self, position: Position) -> bool {
         let Some(retiring) = self.retiring.as_mut().filter(|retiring| !retiring.written) else { return false };
