@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use skep::types::Kind;
+
 use super::swarm::{Ended, Swarm, eventually, skep, skep_with_input};
 
 /// The files of a log whose names begin so, in order.
@@ -138,30 +140,39 @@ fn a_snapshot_is_checked_and_counted_with_its_key_only() {
     inspect(&dir.join("node.json"), &["--data-dir", &data_dir]).refused(5, &["node.json is damaged"]);
 }
 
-#[test]
-fn a_manager_tells_a_disk_that_fails_under_its_map_from_other_faults() {
-    let swarm = Swarm::of(1);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", swarm.managers[0].pid().as_raw_nonzero())).unwrap();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-    let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
-    // What the handler says and does is tested where it is (`wal::map`); a test cannot make a disk fail.
-    assert_ne!(caught & 1 << (rustix::process::Signal::BUS.as_raw() - 1), 0, "SIGBUS has no handler");
-}
-
-#[test]
-fn a_follower_that_lags_gets_a_snapshot_where_the_leaders_log_has_rotted() {
+/// Three managers of which one, the second number, is down and lacks more than the leader, the first, keeps in memory; and
+/// the leader's segment that has what it lacks.
+fn with_one_that_lags() -> (Swarm, usize, usize, PathBuf) {
     let mut swarm = Swarm::of(3);
     let leader = swarm.leader();
     let late = swarm.followers()[0];
     swarm.managers[late].kill();
-    // More than the leader keeps in memory for whoever lags.
     let data: Vec<u8> = (0..900 << 10).map(|at: u32| (at * 7 + at / 251) as u8).collect();
     for number in 0..24 {
         swarm.managers[leader].create_config(&format!("c{number}"), &data);
     }
-    // All of what was written in the first segment after the join, but for its beginning: wherever the late one's next
-    // entry is, what it needs is not whole.
     let segment = files(&swarm.managers[leader].dir, "wal-").remove(0);
+    (swarm, leader, late, segment)
+}
+
+#[test]
+fn a_disk_that_fails_under_the_log_is_named_and_the_others_go_on() {
+    let (mut swarm, leader, late, segment) = with_one_that_lags();
+    let before = swarm.managers[leader].log_length();
+    // The pages are gone from under the map, as when the disk cannot deliver them: the next read of them is a SIGBUS.
+    std::fs::File::options().write(true).open(segment).unwrap().set_len(0).unwrap();
+    swarm.managers[late].start();
+    assert_eq!(swarm.managers[leader].ended(), Some(5));
+    let said = swarm.managers[leader].log_since(before);
+    assert!(said.contains("skep: cannot read raft/wal-00000001 at byte ") && said.contains("hint: "), "{said}");
+    assert_eq!(swarm.converge().iter().filter(|object| object.kind() == Kind::Config).count(), 24);
+}
+
+#[test]
+fn a_follower_that_lags_gets_a_snapshot_where_the_leaders_log_has_rotted() {
+    let (mut swarm, leader, late, segment) = with_one_that_lags();
+    // All of what was written in it after the join, but for its beginning: wherever the late one's next entry is, what it
+    // needs is not whole.
     let file = std::fs::File::options().write(true).open(&segment).unwrap();
     for mib in 1..15 {
         std::os::unix::fs::FileExt::write_all_at(&file, b"rotten", (mib << 20) + 77_777).unwrap();
